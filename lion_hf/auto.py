@@ -1,0 +1,48 @@
+"""LION's entries in the Auto classes of transformers."""
+
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BertTokenizer, BitImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+
+from .modeling import modeling_lion
+from .modeling.configuration_lion import LionConfig
+
+# Auto class -> LION class, by name: `register` and the `auto_map` of checkpoints are both made from it.
+AUTO_MODELS = {
+    "AutoModel": "LionModel",
+    "AutoModelForMaskedLM": "LionForMaskedLM",
+    "AutoModelForSequenceClassification": "LionForSequenceClassification",
+    "AutoModelForTokenClassification": "LionForTokenClassification",
+    "AutoModelForQuestionAnswering": "LionForQuestionAnswering",
+    "AutoModelForMultipleChoice": "LionForMultipleChoice",
+    "AutoModelForImageClassification": "LionForImageClassification",
+    "AutoModelForMaskedImageModeling": "LionForMaskedImageModeling",
+}
+
+
+def register() -> None:
+    """Registers configuration, models, tokenizer and image processor. Calling it again changes nothing."""
+    AutoConfig.register(LionConfig.model_type, LionConfig, exist_ok=True)
+    for auto_name, name in AUTO_MODELS.items():
+        getattr(transformers, auto_name).register(LionConfig, getattr(modeling_lion, name), exist_ok=True)
+    AutoTokenizer.register(LionConfig, tokenizer_class=BertTokenizer, exist_ok=True)
+    AutoImageProcessor.register(LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)
+
+
+def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> BitImageProcessor:
+    """The evaluation transform of the DeiT recipe (arXiv 2012.12877): bicubic, centre crop, ImageNet mean and deviation.
+
+    Args:
+        image_size: side of the crop in pixels, or its (height, width).
+        crop: side of the crop over the side that the image is resized to.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    square = height == width
+    size = {"shortest_edge": round(height / crop)} if square else {"height": round(height / crop), "width": round(width / crop)}
+    return BitImageProcessor(
+        size=size,
+        crop_size={"height": height, "width": width},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    )

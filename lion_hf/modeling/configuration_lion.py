@@ -1,0 +1,186 @@
+"""LionConfig: one configuration for text and images."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .lion_ops import ATTENTION_FORMS
+from .lion_scan import PATCH_ORDERS
+
+MODALITIES = ("text", "image")
+MASK_TYPES = ("lit", "decay", "selective")
+FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu")
+CLASSIFIER_POOLINGS = ("cls", "mean")
+
+# Legal values of the fields that name a choice. They are checked on assignment too: `config.attention_form = "chnk"` raises.
+CHOICES = {
+    "modality": MODALITIES,
+    "mask_type": MASK_TYPES,
+    "attention_form": ATTENTION_FORMS,
+    "feature_map": (None, *FEATURE_MAP_NAMES),
+    "patch_order": PATCH_ORDERS,
+    "classifier_pooling": (None, *CLASSIFIER_POOLINGS),
+}
+
+# What a field left at None becomes.
+TEXT_DEFAULTS = {
+    "feature_map": "identity",
+    "normalize_attention": False,
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "drop_path_rate": 0.0,
+    "classifier_pooling": "cls",
+}
+IMAGE_DEFAULTS = {
+    "normalize_attention": True,
+    "layer_norm_eps": 1e-6,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "drop_path_rate": 0.1,
+    "classifier_pooling": "mean",
+}
+
+
+@strict
+class LionConfig(PreTrainedConfig):
+    """Configuration of a LION encoder (arXiv 2502.16249) for text (BERT-like, post-norm) or images (ViT-like, pre-norm).
+
+    Fields left at None take the choice of the model family that modality and mask type name, and are saved resolved.
+
+    Args:
+        modality: "text" or "image".
+        mask_type: the family: "lit" (no decay), "decay" (LION-D, one learned decay a head) or "selective" (LION-S, one a
+            head and token, computed from the layer's input).
+        attention_form: "attention", "recurrent", "chunk", or "auto", which picks the faster of attention and chunk in every
+            call. All give the same numbers; it may be changed on a loaded model at any time.
+        chunk_size: tokens a chunk in the chunk form; None lets the operation choose.
+        hidden_size: width of the encoder.
+        num_hidden_layers: number of layers.
+        num_attention_heads: heads a layer; must divide `hidden_size`.
+        intermediate_size: width of the MLPs.
+        hidden_act: activation of the MLPs, a name in `transformers.activations.ACT2FN`.
+        hidden_dropout_prob: dropout after embeddings, attention and MLP. None: 0.1 for text, 0 for images.
+        attention_probs_dropout_prob: dropout of the masked scores. Training with it needs the attention form, which "auto"
+            then picks; set 0 to train in the chunk or recurrent form. None: 0.1 for text, 0 for images.
+        drop_path_rate: stochastic depth of the last layer, rising linearly from 0. None: 0 for text, 0.1 for images.
+        layer_norm_eps: None: 1e-12 for text, 1e-6 for images.
+        initializer_range: standard deviation of the initial weights.
+        qkv_bias: whether the query, key and value projections have biases.
+        feature_map: applied to queries and keys: "identity", "elu_plus_one", or "normalized_silu" (silu(x) + 0.5, then of
+            unit length). None: identity for text; for images elu_plus_one (lit) or normalized_silu (decay, selective).
+        normalize_attention: divide by the row sum of the masked scores. None: False for text, True for images.
+        attention_norm: LayerNorm (eps 1e-5) over the concatenated heads before the output projection. None: True for lit
+            text, else False.
+        use_position_embeddings: learned absolute positions. None: False for text with decays, else True.
+        classifier_pooling: "cls" (class token or first token) or "mean" (class token included). None: cls for text, mean for
+            images. On text the pooled vector then passes a dense layer with tanh.
+        classifier_dropout: dropout before text classifiers. None: `hidden_dropout_prob`.
+        vocab_size: words of a text model.
+        max_position_embeddings: longest text with position embeddings; without them there is no limit.
+        type_vocab_size: token types of a text model.
+        pad_token_id: id of the padding token.
+        tie_word_embeddings: whether the masked-LM decoder shares the word embeddings.
+        image_size: height and width of training images in pixels, one integer or a pair. Other sizes work at run time.
+        patch_size: height and width of a patch in pixels.
+        num_channels: channels of an image.
+        patch_order: "raster", or "snake" for two S-curves with gates of their own (no effect on lit).
+
+    Example:
+        >>> from lion_hf import LionConfig, LionModel
+        >>> config = LionConfig(modality="image", mask_type="decay", patch_order="snake")
+        >>> model = LionModel(config)
+    """
+
+    model_type = "lion"
+
+    modality: str = "text"
+    mask_type: str = "selective"
+    attention_form: str = "auto"
+    chunk_size: int | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int | None = None
+    attention_probs_dropout_prob: float | int | None = None
+    drop_path_rate: float | int | None = None
+    layer_norm_eps: float | None = None
+    initializer_range: float = 0.02
+    qkv_bias: bool = True
+    feature_map: str | None = None
+    normalize_attention: bool | None = None
+    attention_norm: bool | None = None
+    use_position_embeddings: bool | None = None
+    classifier_pooling: str | None = None
+    classifier_dropout: float | int | None = None
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    pad_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    image_size: int | list[int] | tuple[int, ...] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    patch_order: str = "raster"
+
+    def __setattr__(self, name, value):
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"{name}={value!r}: expected one of {CHOICES[name]}")
+        if name == "chunk_size" and value is not None and value < 1:
+            raise ValueError(f"chunk_size={value!r}: expected None or an integer of at least 1")
+        super().__setattr__(name, value)
+
+    def __post_init__(self, **kwargs):
+        text, lit = self.modality == "text", self.mask_type == "lit"
+        defaults = {
+            "feature_map": "elu_plus_one" if lit else "normalized_silu",
+            "attention_norm": text and lit,
+            "use_position_embeddings": not text or lit,
+            **(TEXT_DEFAULTS if text else IMAGE_DEFAULTS),
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers={self.num_hidden_layers}: expected an integer of at least 0")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}:"
+                " every head needs the same whole number of dimensions"
+            )
+        if self.modality == "text" and self.patch_order != "raster":
+            raise ValueError(f"patch_order={self.patch_order!r} with modality='text': expected 'raster'")
+        if self.modality == "image":
+            if isinstance(self.image_size, list) and len(self.image_size) != 2:
+                raise ValueError(f"image_size={self.image_size}: expected one integer or a pair (height, width)")
+            height, width = self.image_height_width
+            if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
+                raise ValueError(f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}")
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Height and width of training images in pixels."""
+        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+
+    @property
+    def num_patch_orders(self) -> int:
+        """Sets of gates a layer has: two for snake order, else one."""
+        return 2 if self.patch_order == "snake" else 1
+
+
+__all__ = ["LionConfig"]

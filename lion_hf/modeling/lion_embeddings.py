@@ -1,0 +1,100 @@
+"""From token ids or pixels to the first hidden states."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration_lion import LionConfig
+
+
+def default_positions(shape: tuple[int, int], attention_mask, seq_idx, device) -> torch.Tensor:
+    """Positions of the tokens within their documents, not counting padding, (B or 1, L)."""
+    batch, length = shape
+    if attention_mask is None and seq_idx is None:
+        return torch.arange(length, device=device)[None]
+    tokens = (
+        torch.ones(batch, length, dtype=torch.long, device=device) if attention_mask is None else (attention_mask != 0).long()
+    )
+    before = tokens.cumsum(-1) - tokens
+    if seq_idx is not None:
+        starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+        before = before - torch.where(starts, before, 0).cummax(-1).values
+    return before
+
+
+class LionTextEmbeddings(nn.Module):
+    """Word, token-type and (optionally) position embeddings of BERT."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.position_embeddings = None
+        if config.use_position_embeddings:
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx) -> torch.Tensor:
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        shape = embeddings.shape[:2]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(1, shape[1], dtype=torch.long, device=embeddings.device)
+        embeddings = embeddings + self.token_type_embeddings(token_type_ids)
+        if self.position_embeddings is not None:
+            if position_ids is None:
+                longest = self.position_embeddings.num_embeddings
+                if seq_idx is None and shape[1] > longest:
+                    raise ValueError(f"a text of {shape[1]} tokens: expected at most max_position_embeddings={longest}")
+                position_ids = default_positions(shape, attention_mask, seq_idx, embeddings.device)
+            embeddings = embeddings + self.position_embeddings(position_ids)
+        return self.dropout(self.norm(embeddings))
+
+
+class LionImageEmbeddings(nn.Module):
+    """Class token, patches and (optionally) position embeddings of ViT, for any height and width that the patch divides."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__()
+        self.patch_size, self.num_channels = config.patch_size, config.num_channels
+        self.grid = tuple(side // config.patch_size for side in config.image_height_width)  # rows, columns in training
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = None
+        if config.use_position_embeddings:
+            self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
+        self.patch_embeddings = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of a batch of images, (B, channels, height, width)."""
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(f"pixel_values {tuple(pixel_values.shape)}: expected (batch, {self.num_channels}, height, width)")
+        height, width = pixel_values.shape[2:]
+        if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image of {height} x {width} pixels: expected multiples of patch_size={self.patch_size}")
+        return height // self.patch_size, width // self.patch_size
+
+    def positions(self, rows: int, columns: int) -> torch.Tensor:
+        """Position embeddings for a grid, (1, 1 + rows * columns, hidden): bicubic between those of training."""
+        if (rows, columns) == self.grid:
+            return self.position_embeddings
+        patches = self.position_embeddings[:, 1:].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False).flatten(2).mT
+        return torch.cat([self.position_embeddings[:, :1], patches.to(self.position_embeddings.dtype)], dim=1)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor:
+        rows, columns = self.patch_grid(pixel_values)
+        embeddings = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype)).flatten(2).mT
+        if bool_masked_pos is not None:
+            if bool_masked_pos.shape != embeddings.shape[:2]:
+                expected = tuple(embeddings.shape[:2])
+                raise ValueError(f"bool_masked_pos {tuple(bool_masked_pos.shape)}: expected (batch, patches) = {expected}")
+            embeddings = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(embeddings.dtype), embeddings)
+        cls_tokens = self.cls_token.expand(len(embeddings), -1, -1).to(embeddings.dtype)
+        embeddings = torch.cat([cls_tokens, embeddings], dim=1)
+        if self.position_embeddings is not None:
+            embeddings = embeddings + self.positions(rows, columns)
+        return self.dropout(embeddings)

@@ -1,0 +1,113 @@
+"""The definition of LION in plain torch: the attention and the recurrent form. Every faster path is tested against it.
+
+For one head, with scores s_ij = query_i . key_j and decays on the edges between neighbouring tokens,
+
+    y_i = sum_j M_ij s_ij value_j        M_ij = exp(forward[j] + ... + forward[i-1])    j < i
+                                         M_ii = 1
+                                         M_ij = exp(backward[i] + ... + backward[j-1])  j > i
+
+`forward[t]` is the log-decay on the edge t -> t+1 and `backward[t]` the one on the edge t+1 -> t (arXiv 2502.16249,
+section 3). Both are (..., L); their last entry belongs to no edge and is not read. `None` stands for no decay.
+"""
+
+import torch
+
+# exp() of this is 0 even in float64: a cut edge (log-decay -inf) becomes it, so that differences of prefix sums stay finite.
+LOG_ZERO = -800.0
+
+
+def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
+    """Exclusive prefix sums over the last dimension, (..., L) -> (..., L + 1), in float64 where the device has it.
+
+    Differences of prefix sums cancel. In float32 a thousand tokens with gates of 0.5 would leave an error of 1e-4.
+    """
+    dtype = torch.float32 if log_decay.device.type == "mps" else torch.float64
+    sums = log_decay.to(dtype).clamp(min=LOG_ZERO).cumsum(-1)
+    return torch.nn.functional.pad(sums, (1, 0))
+
+
+def decay_mask(forward: torch.Tensor, backward: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask M of the definition.
+
+    Args:
+        forward: log-decays left to right, (..., L).
+        backward: log-decays right to left, (..., L).
+        dtype: type of the result.
+
+    Returns:
+        M, (..., L, L), with ones on the diagonal and entries in [0, 1].
+    """
+    length = forward.shape[-1]
+    ahead, behind = prefix_sums(forward)[..., :length], prefix_sums(backward)[..., :length]
+    from_left = ahead.unsqueeze(-1) - ahead.unsqueeze(-2)  # (..., i, j): <= 0 where j <= i
+    from_right = behind.unsqueeze(-2) - behind.unsqueeze(-1)  # (..., i, j): <= 0 where j >= i
+    lower = torch.ones(length, length, dtype=torch.bool, device=forward.device).tril()
+    return torch.where(lower, from_left, from_right).to(dtype).exp()
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor, masks: list[torch.Tensor | None]) -> torch.Tensor:
+    """Scores times the mean of the masks, before any normalisation.
+
+    Args:
+        query: (B, H, L, D), already scaled.
+        key: (B, H, L, D).
+        masks: one mask (..., L, L) for each reading order, in the order of the tokens; None stands for ones.
+
+    Returns:
+        Weights, (B, H, L, L), so that the output is `weights @ value`.
+    """
+    scores = query @ key.transpose(-1, -2)
+    if all(mask is None for mask in masks):
+        return scores
+    mean = sum(masks) if len(masks) == 1 else sum(masks) / len(masks)
+    return scores * mean
+
+
+def recurrent(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forward: torch.Tensor | None,
+    backward: torch.Tensor | None,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """The recurrent form: two scans in one loop over the tokens, each with one (D, Dv) state a head.
+
+    At step t the left-to-right scan reads token t and the right-to-left scan token L-1-t. The first counts the diagonal,
+    the second does not. Without gradients nothing but the two states and the output is kept; autograd keeps every state.
+
+    Args:
+        query: (B, H, L, D), already scaled.
+        key: (B, H, L, D).
+        value: (B, H, L, Dv).
+        forward: log-decays left to right, broadcastable to (B, H, L), or None for no decay.
+        backward: log-decays right to left, likewise.
+        chunk_size: not used; part of the signature that all forms share.
+
+    Returns:
+        (B, H, L, Dv).
+    """
+    batch, heads, length, head_dim = query.shape
+    state_left = query.new_zeros(batch, heads, head_dim, value.shape[-1])
+    state_right = torch.zeros_like(state_left)
+    output = torch.zeros_like(value) if not torch.is_grad_enabled() else None
+    left_parts, right_parts = [], []
+    for step in range(length):
+        mirror = length - 1 - step
+        if step and forward is not None:
+            state_left = state_left * forward[..., step - 1, None, None].exp()
+        state_left = state_left + key[:, :, step, :, None] * value[:, :, step, None, :]
+        if step and backward is not None:
+            state_right = state_right * backward[..., mirror, None, None].exp()
+        left = (query[:, :, step, None, :] @ state_left).squeeze(-2)
+        right = (query[:, :, mirror, None, :] @ state_right).squeeze(-2)
+        state_right = state_right + key[:, :, mirror, :, None] * value[:, :, mirror, None, :]
+        if output is not None:
+            output[:, :, step] += left
+            output[:, :, mirror] += right
+        else:
+            left_parts.append(left)
+            right_parts.append(right)
+    if output is not None:
+        return output
+    return torch.stack(left_parts, dim=2) + torch.stack(right_parts[::-1], dim=2)

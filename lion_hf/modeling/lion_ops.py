@@ -1,0 +1,228 @@
+"""`lion_attention`, the operation: checks, the table of forms, and the choice of a form."""
+
+import contextlib
+
+import torch
+from torch.nn import functional as F
+
+from .lion_chunkwise import chunkwise
+from .lion_naive import attention_weights, decay_mask, recurrent
+
+Direction = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # order, forward, backward
+
+
+def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Autocast switched off on the tensor's device: gates, prefix sums and states are never rounded to half precision."""
+    device_type = tensor.device.type
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def lion_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    seq_idx: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    scale: float | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    form: str = "auto",
+    chunk_size: int | None = None,
+    need_weights: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Bidirectional linear attention with decay, in any of its equal forms.
+
+    `y_i = sum_j M_ij (q_i . k_j) v_j`, divided by `sum_j M_ij (q_i . k_j) + eps` if `normalize`, where `M_ij` is the product
+    of the gates from the source j (its own included) to the target i (its own excluded), and `M_ii = 1`
+    (arXiv 2502.16249, section 3). The layout is that of `torch.nn.functional.scaled_dot_product_attention`.
+
+    Args:
+        query: (B, H, L, D), any strides, after the feature map.
+        key: (B, H, L, D).
+        value: (B, H, L, Dv).
+        log_decay: logarithms of the tokens' gates, at most 0 (`-inf` is a gate of 0). One of
+            - None: no decay, LION-lit;
+            - (B or 1, H or 1, L or 1): one gate a token, LION-D and LION-S;
+            - with `order`: (K, B or 1, H or 1, L or 1), gates of the K orders, tokens numbered as in `query`;
+            - a pair (forward, backward), each (B or 1, H or 1, L): log-decays of the edges t -> t+1 and t+1 -> t at index t.
+        attention_mask: (B, L), nonzero for tokens and zero for padding. A masked token is transparent: the others get what
+            they would get if it were removed.
+        seq_idx: (B or 1, L), integers that change where a new document begins. No document sees another.
+        order: (K, L), K permutations; the mask is the mean of the masks along each. See `snake_orders`.
+        scale: factor of the scores; D ** -0.5 if None.
+        normalize: divide by the sum of the masked scores.
+        eps: added to that sum.
+        dropout_p: probability of dropping a masked score. Needs the attention form.
+        form: "auto", "attention", "recurrent" or "chunk".
+        chunk_size: tokens a chunk in the chunk form; chosen if None.
+        need_weights: also return the mixing matrix, by the attention form.
+
+    Returns:
+        (B, H, L, Dv) in the type of `value`; with `need_weights` a pair of it and the weights, (B, H, L, L).
+
+    Raises:
+        ValueError: for an unknown form, a shape that does not fit, a chunk size below 1, or dropout in a form that keeps
+            no scores.
+    """
+    _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p)
+    length, head_dim = query.shape[-2:]
+    if form == "auto":
+        form = choose_form(length, head_dim, decays=log_decay is not None, scores=need_weights or dropout_p > 0)
+    scale = head_dim**-0.5 if scale is None else scale
+    mask = None if attention_mask is None else attention_mask != 0
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+
+    with full_precision(value):
+        queries, keys, values = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
+        if mask is not None:
+            keys, values = (x.masked_fill(~mask[:, None, :, None], 0) for x in (keys, values))
+        directions = _directions(log_decay, mask, seq_idx, order, length)
+        weights = None
+        if need_weights or form == "attention":
+            weights = _weights(queries, keys, directions, normalize, eps)
+        if form == "attention":
+            output = F.dropout(weights, dropout_p) @ values
+        else:
+            output = _scan(FORMS[form], queries, keys, values, directions, normalize, eps, chunk_size or CHUNK_SIZE)
+        output = output.to(value.dtype)
+    return (output, weights.to(value.dtype)) if need_weights else output
+
+
+# The forms that carry states, all with the signature of `recurrent`. The attention form is the third: it multiplies by the
+# weights themselves, which it can drop out and return.
+FORMS = {"attention": None, "recurrent": recurrent, "chunk": chunkwise}
+ATTENTION_FORMS = ("auto", *FORMS)
+
+CHUNK_SIZE = 64
+# Up to this length one L x L product is faster than chunks (2 CPU cores, 12 heads of 64, fp32: 0.7 times the time of the
+# chunk form at 128 tokens, 2.4 times at 197).
+LONGEST_ATTENTION = 128
+
+
+def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = False) -> str:
+    """The form that "auto" stands for.
+
+    Args:
+        length: tokens a row.
+        head_dim: size of a head.
+        decays: whether there are gates. Without, the chunk form is two products over the whole row.
+        scores: whether the scores themselves are needed, for attention maps or dropout.
+
+    Returns:
+        "attention" or "chunk".
+    """
+    if scores:
+        return "attention"
+    return "attention" if length <= (LONGEST_ATTENTION if decays else head_dim) else "chunk"
+
+
+def _weights(query, key, directions: list[Direction], normalize: bool, eps: float) -> torch.Tensor:
+    """The mixing matrix of the attention form, (B, H, L, L), with every order's mask brought back to the tokens' order."""
+    masks = []
+    for order, forward, backward in directions:
+        mask = None if forward is None else decay_mask(forward, backward, query.dtype)
+        if mask is not None and order is not None:
+            inverse = order.argsort()
+            mask = mask[..., inverse[:, None], inverse[None, :]]
+        masks.append(mask)
+    weights = attention_weights(query, key, masks)
+    return weights / (weights.sum(-1, keepdim=True) + eps) if normalize else weights
+
+
+def _scan(function, query, key, value, directions: list[Direction], normalize, eps, chunk_size) -> torch.Tensor:
+    """A form with states. The divisor is one more column of the values; orders are permuted, run and added up."""
+    if normalize:
+        value = F.pad(value, (0, 1), value=1.0)  # a masked key is 0, so a masked token adds nothing to the divisor
+    total = None
+    for order, forward, backward in directions:
+        inputs = (query, key, value) if order is None else (x.index_select(2, order) for x in (query, key, value))
+        output = function(*inputs, forward, backward, chunk_size)
+        if order is not None:
+            output = output.index_select(2, order.argsort())
+        total = output if total is None else total + output
+    if len(directions) > 1:
+        total = total / len(directions)
+    return total[..., :-1] / (total[..., -1:] + eps) if normalize else total
+
+
+def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]:
+    """For each order its permutation and the log-decays of its edges, (B or 1, H or 1, L) each."""
+    if log_decay is None and seq_idx is None:
+        return [(None, None, None)]  # without decays every order gives the same
+    if isinstance(log_decay, tuple):
+        forward, backward = log_decay
+        return [(None, *_cut(forward, backward, mask, seq_idx))]
+    if log_decay is None:
+        log_decay, order = torch.zeros(1, 1, length, device=seq_idx.device), None
+    log_decay = log_decay.expand(*log_decay.shape[:-1], length)
+    if mask is not None:
+        log_decay = log_decay.masked_fill(~mask[:, None, :], 0)
+    directions = []
+    for k in range(1 if order is None else len(order)):
+        gates, step_mask, step_idx = log_decay, mask, seq_idx
+        if order is not None:
+            gates, step_mask, step_idx = (
+                None if x is None else x.index_select(-1, order[k]) for x in (log_decay[k], mask, seq_idx)
+            )
+        backward = F.pad(gates[..., 1:], (0, 1))
+        directions.append((None if order is None else order[k], *_cut(gates, backward, step_mask, step_idx)))
+    return directions
+
+
+def _cut(forward, backward, mask, seq_idx) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cuts both edges wherever two tokens of different documents meet; padding belongs to the token before it."""
+    if seq_idx is None:
+        return forward, backward
+    length = seq_idx.shape[-1]
+    if mask is not None:
+        last_token = torch.where(mask, torch.arange(length, device=mask.device), 0).cummax(-1).values
+        seq_idx = seq_idx.expand(mask.shape[0], -1).gather(-1, last_token)
+    boundary = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))[:, None, :]  # (B, 1, L)
+    return forward.masked_fill(boundary, float("-inf")), backward.masked_fill(boundary, float("-inf"))
+
+
+def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p) -> None:
+    if form not in ATTENTION_FORMS:
+        raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}: expected None or an integer of at least 1")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p={dropout_p}: expected a probability in [0, 1)")
+    if dropout_p > 0 and form not in ("auto", "attention"):
+        raise ValueError(
+            f"dropout_p={dropout_p} with form={form!r}: only 'attention' (which 'auto' then picks) keeps scores to drop;"
+            " set dropout_p (attention_probs_dropout_prob in the config) to 0 to use this form in training"
+        )
+    if query.dim() != 4 or key.shape != query.shape:
+        raise ValueError(
+            f"query {tuple(query.shape)} and key {tuple(key.shape)}: expected the same shape (batch, heads, length, head_dim)"
+        )
+    if value.dim() != 4 or value.shape[:3] != query.shape[:3]:
+        raise ValueError(f"value {tuple(value.shape)}: expected {(*query.shape[:3], 'any head_dim')}")
+    if not all(x.is_floating_point() for x in (query, key, value)):
+        raise ValueError(f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype}: expected floating-point tensors")
+    batch, heads, length, _ = query.shape
+    if attention_mask is not None and attention_mask.shape != (batch, length):
+        raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {(batch, length)}")
+    if seq_idx is not None and (seq_idx.dim() != 2 or seq_idx.shape[0] not in (1, batch) or seq_idx.shape[1] != length):
+        raise ValueError(f"seq_idx {tuple(seq_idx.shape)}: expected (batch or 1, length) = {(batch, length)}")
+    if order is not None and (order.dim() != 2 or order.shape[1] != length):
+        raise ValueError(f"order {tuple(order.shape)}: expected (number of orders, length) = (K, {length})")
+    if order is not None and isinstance(log_decay, tuple):
+        raise ValueError("order with a pair of edge decays: give the tokens' gates instead, (K, batch, heads, length)")
+    pair = isinstance(log_decay, tuple)
+    if pair and len(log_decay) != 2:
+        raise ValueError(f"log_decay is a tuple of {len(log_decay)}: expected the pair (forward, backward)")
+    legal = (() if order is None else ({len(order)},)) + ({1, batch}, {1, heads}, {length} if pair else {1, length})
+    for gates in log_decay if pair else (log_decay,):
+        if gates is not None and (gates.dim() != len(legal) or any(n not in s for n, s in zip(gates.shape, legal))):
+            raise ValueError(
+                f"log_decay {tuple(gates.shape)}: expected {'(orders, ' if order is not None else '('}batch or 1, heads or 1,"
+                f" length{'' if pair else ' or 1'}) with batch, heads, length = {(batch, heads, length)}"
+            )

