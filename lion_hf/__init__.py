@@ -19,3 +19,12 @@ from .modeling.modeling_lion import (
 __version__ = "0.1.0"
 
 register()
+
+
+def __getattr__(name: str):
+    """Imports LionTrainer on first use: Trainer and datasets cost seconds that loading a model need not pay."""
+    if name == "LionTrainer":
+        from .trainer import LionTrainer
+
+        return LionTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

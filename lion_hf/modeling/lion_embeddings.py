@@ -54,12 +54,12 @@ class LionTextEmbeddings(nn.Module):
 class LionImageEmbeddings(nn.Module):
     """Class token, patches and (optionally) position embeddings of ViT, for any height and width that the patch divides."""
 
-    def __init__(self, config: LionConfig):
+    def __init__(self, config: LionConfig, use_mask_token: bool = False):
         super().__init__()
         self.patch_size, self.num_channels = config.patch_size, config.num_channels
         self.grid = tuple(side // config.patch_size for side in config.image_height_width)  # rows, columns in training
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.position_embeddings = None
         if config.use_position_embeddings:
             self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
@@ -89,6 +89,8 @@ class LionImageEmbeddings(nn.Module):
         rows, columns = self.patch_grid(pixel_values)
         embeddings = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype)).flatten(2).mT
         if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("bool_masked_pos in a model without mask token: build it with use_mask_token=True")
             if bool_masked_pos.shape != embeddings.shape[:2]:
                 expected = tuple(embeddings.shape[:2])
                 raise ValueError(f"bool_masked_pos {tuple(bool_masked_pos.shape)}: expected (batch, patches) = {expected}")

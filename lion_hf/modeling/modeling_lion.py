@@ -197,7 +197,8 @@ class LionPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, LionImageEmbeddings):
             init.trunc_normal_(module.cls_token, std=std)
-            init.zeros_(module.mask_token)
+            if module.mask_token is not None:
+                init.zeros_(module.mask_token)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=std)
         elif isinstance(module, LionAttention) and module.gate is not None:
@@ -214,14 +215,20 @@ class LionPreTrainedModel(PreTrainedModel):
 
 
 class LionModel(LionPreTrainedModel):
-    """The encoder: text or patch embeddings, layers, for images a last norm, and a pooler."""
+    """The encoder: text or patch embeddings, layers, for images a last norm, and a pooler.
+
+    Args:
+        config: sizes and family.
+        add_pooling_layer: whether to compute `pooler_output`.
+        use_mask_token: whether an image model has the token that replaces masked patches.
+    """
 
     modalities = ("text", "image")
 
-    def __init__(self, config: LionConfig, add_pooling_layer: bool = True):
+    def __init__(self, config: LionConfig, add_pooling_layer: bool = True, use_mask_token: bool = False):
         super().__init__(config)
         text, depth = config.modality == "text", config.num_hidden_layers
-        self.embeddings = LionTextEmbeddings(config) if text else LionImageEmbeddings(config)
+        self.embeddings = LionTextEmbeddings(config) if text else LionImageEmbeddings(config, use_mask_token)
         rates = [config.drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
         self.layers = nn.ModuleList([LionLayer(config, rate) for rate in rates])
         self.norm = None if text else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -514,7 +521,7 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
 
     def __init__(self, config: LionConfig):
         super().__init__(config)
-        self.lion = LionModel(config, add_pooling_layer=False)
+        self.lion = LionModel(config, add_pooling_layer=False, use_mask_token=True)
         self.decoder = nn.Linear(config.hidden_size, config.patch_size**2 * config.num_channels)
         self.post_init()
 
