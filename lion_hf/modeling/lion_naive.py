@@ -87,27 +87,28 @@ def recurrent(
     Returns:
         (B, H, L, Dv).
     """
-    batch, heads, length, head_dim = query.shape
-    state_left = query.new_zeros(batch, heads, head_dim, value.shape[-1])
+    steps = range(query.shape[2])
+    queries, keys, values = (x.unbind(2) for x in (query, key, value))  # L times (B, H, D or Dv)
+    if forward is not None:
+        decays_left, decays_right = (x.exp()[..., None, None].unbind(2) for x in (forward, backward))
+    state_left = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
     state_right = torch.zeros_like(state_left)
-    output = torch.zeros_like(value) if not torch.is_grad_enabled() else None
-    left_parts, right_parts = [], []
-    for step in range(length):
-        mirror = length - 1 - step
+    parts_left, parts_right = [], []
+    output = None if torch.is_grad_enabled() else torch.zeros_like(value)
+    for step, mirror in zip(steps, reversed(steps)):
         if step and forward is not None:
-            state_left = state_left * forward[..., step - 1, None, None].exp()
-        state_left = state_left + key[:, :, step, :, None] * value[:, :, step, None, :]
-        if step and backward is not None:
-            state_right = state_right * backward[..., mirror, None, None].exp()
-        left = (query[:, :, step, None, :] @ state_left).squeeze(-2)
-        right = (query[:, :, mirror, None, :] @ state_right).squeeze(-2)
-        state_right = state_right + key[:, :, mirror, :, None] * value[:, :, mirror, None, :]
-        if output is not None:
+            state_left = state_left * decays_left[step - 1]
+            state_right = state_right * decays_right[mirror]
+        state_left = state_left + keys[step][..., :, None] * values[step][..., None, :]
+        left = (queries[step][..., None, :] @ state_left).squeeze(-2)
+        right = (queries[mirror][..., None, :] @ state_right).squeeze(-2)
+        state_right = state_right + keys[mirror][..., :, None] * values[mirror][..., None, :]
+        if output is None:
+            parts_left.append(left)
+            parts_right.append(right)
+        else:
             output[:, :, step] += left
             output[:, :, mirror] += right
-        else:
-            left_parts.append(left)
-            right_parts.append(right)
-    if output is not None:
-        return output
-    return torch.stack(left_parts, dim=2) + torch.stack(right_parts[::-1], dim=2)
+    if output is None:
+        output = torch.stack(parts_left, dim=2) + torch.stack(parts_right[::-1], dim=2)
+    return output

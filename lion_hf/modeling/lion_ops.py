@@ -54,7 +54,8 @@ def lion_attention(
         attention_mask: (B, L), nonzero for tokens and zero for padding. A masked token is transparent: the others get what
             they would get if it were removed.
         seq_idx: (B or 1, L), integers that change where a new document begins. No document sees another.
-        order: (K, L), K permutations; the mask is the mean of the masks along each. See `snake_orders`.
+        order: (K, L), K permutations; the mask is the mean of the masks along each. See `snake_orders`. An order must keep
+            every document of `seq_idx` in one piece.
         scale: factor of the scores; D ** -0.5 if None.
         normalize: divide by the sum of the masked scores.
         eps: added to that sum.
@@ -82,6 +83,7 @@ def lion_attention(
         queries, keys, values = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
         if mask is not None:
             keys, values = (x.masked_fill(~mask[:, None, :, None], 0) for x in (keys, values))
+        log_decay = _map(lambda x: x.to(dtype), log_decay)
         directions = _directions(log_decay, mask, seq_idx, order, length)
         weights = None
         if need_weights or form == "attention":
@@ -155,36 +157,55 @@ def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]
     """For each order its permutation and the log-decays of its edges, (B or 1, H or 1, L) each."""
     if log_decay is None and seq_idx is None:
         return [(None, None, None)]  # without decays every order gives the same
+    boundary = _boundaries(mask, seq_idx)
     if isinstance(log_decay, tuple):
-        forward, backward = log_decay
-        return [(None, *_cut(forward, backward, mask, seq_idx))]
+        return [(None, *_cut(*log_decay, boundary))]
     if log_decay is None:
         log_decay, order = torch.zeros(1, 1, length, device=seq_idx.device), None
     log_decay = log_decay.expand(*log_decay.shape[:-1], length)
     if mask is not None:
         log_decay = log_decay.masked_fill(~mask[:, None, :], 0)
+    if order is None:
+        return [(None, *_cut(log_decay, _backward(log_decay), boundary))]
     directions = []
-    for k in range(1 if order is None else len(order)):
-        gates, step_mask, step_idx = log_decay, mask, seq_idx
-        if order is not None:
-            gates, step_mask, step_idx = (
-                None if x is None else x.index_select(-1, order[k]) for x in (log_decay[k], mask, seq_idx)
-            )
-        backward = F.pad(gates[..., 1:], (0, 1))
-        directions.append((None if order is None else order[k], *_cut(gates, backward, step_mask, step_idx)))
+    for permutation, gates in zip(order, log_decay):
+        gates, step_mask, step_idx = (None if x is None else x.index_select(-1, permutation) for x in (gates, mask, seq_idx))
+        step_boundary = _boundaries(step_mask, step_idx)
+        if boundary is not None and not torch.compiler.is_compiling() and (step_boundary.sum(-1) != boundary.sum(-1)).any():
+            raise ValueError("order interleaves the documents of seq_idx: expected each document's tokens in one piece")
+        directions.append((permutation, *_cut(gates, _backward(gates), step_boundary)))
     return directions
 
 
-def _cut(forward, backward, mask, seq_idx) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cuts both edges wherever two tokens of different documents meet; padding belongs to the token before it."""
-    if seq_idx is None:
+def _backward(gates: torch.Tensor) -> torch.Tensor:
+    """Log-decays of the edges t+1 -> t: the gate of token t+1."""
+    return F.pad(gates[..., 1:], (0, 1))
+
+
+def _cut(forward, backward, boundary) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cuts both edges between documents."""
+    if boundary is None:
         return forward, backward
-    length = seq_idx.shape[-1]
-    if mask is not None:
-        last_token = torch.where(mask, torch.arange(length, device=mask.device), 0).cummax(-1).values
-        seq_idx = seq_idx.expand(mask.shape[0], -1).gather(-1, last_token)
-    boundary = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))[:, None, :]  # (B, 1, L)
+    boundary = boundary[:, None, :]  # (B or 1, 1, L)
     return forward.masked_fill(boundary, float("-inf")), backward.masked_fill(boundary, float("-inf"))
+
+
+def _boundaries(mask, seq_idx) -> torch.Tensor | None:
+    """(B or 1, L): whether the edge t -> t+1 joins two documents. Padding belongs to the token before it, or to the first."""
+    if seq_idx is None:
+        return None
+    if mask is not None:
+        last = torch.where(mask, torch.arange(seq_idx.shape[-1], device=mask.device), -1).cummax(-1).values
+        last = torch.where(last < 0, mask.int().argmax(-1, keepdim=True), last)
+        seq_idx = seq_idx.expand(mask.shape[0], -1).gather(-1, last)
+    return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))
+
+
+def _map(function, log_decay):
+    """Applies a function to the log-decays, whichever of their three kinds they are."""
+    if log_decay is None:
+        return None
+    return tuple(map(function, log_decay)) if isinstance(log_decay, tuple) else function(log_decay)
 
 
 def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p) -> None:
@@ -219,7 +240,7 @@ def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, c
     pair = isinstance(log_decay, tuple)
     if pair and len(log_decay) != 2:
         raise ValueError(f"log_decay is a tuple of {len(log_decay)}: expected the pair (forward, backward)")
-    legal = (() if order is None else ({len(order)},)) + ({1, batch}, {1, heads}, {length} if pair else {1, length})
+    legal = (() if order is None else ((len(order),),)) + ((1, batch), (1, heads), (length,) if pair else (1, length))
     for gates in log_decay if pair else (log_decay,):
         if gates is not None and (gates.dim() != len(legal) or any(n not in s for n, s in zip(gates.shape, legal))):
             raise ValueError(

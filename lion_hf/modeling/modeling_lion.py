@@ -58,6 +58,10 @@ class LionDecay(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_gates))
 
 
+class LionGate(nn.Linear):
+    """LION-S's gates before the sigmoid: a linear map of the token to one number a head and patch order."""
+
+
 class LionAttention(nn.Module):
     """Multi-head bidirectional linear attention: projections, feature map, gates, `lion_attention`, output projection."""
 
@@ -72,7 +76,7 @@ class LionAttention(nn.Module):
         if config.mask_type == "decay":
             self.gate = LionDecay(num_gates)
         elif config.mask_type == "selective":
-            self.gate = nn.Linear(size, num_gates)
+            self.gate = LionGate(size, num_gates)
         self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
         self.o_proj = nn.Linear(size, size)
 
@@ -201,12 +205,12 @@ class LionPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=std)
-        elif isinstance(module, LionAttention) and module.gate is not None:
+        elif isinstance(module, LionDecay | LionGate):
             heads, orders = self.config.num_attention_heads, self.config.num_patch_orders
             spacing = torch.linspace(0, 1, heads) if heads > 1 else torch.full((1,), 0.5)
             half_lives = SHORTEST_HALF_LIFE * (LONGEST_HALF_LIFE / SHORTEST_HALF_LIFE) ** spacing
-            bias = torch.logit(0.5 ** (1 / half_lives)).repeat(orders)
-            init.copy_(module.gate.bias, bias if self.config.mask_type == "decay" else -bias)
+            gates_before_sigmoid = torch.logit(0.5 ** (1 / half_lives)).repeat(orders)
+            init.copy_(module.bias, gates_before_sigmoid if isinstance(module, LionDecay) else -gates_before_sigmoid)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay would pull to a wrong place, besides biases and norms."""

@@ -1,0 +1,267 @@
+"""`lion_attention` beyond the grid: stability, length, memory, errors, compilation, and use beside torch's own attention."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracle import mask_of
+from torch.nn import functional as F
+
+from lion_hf import choose_form, lion_attention
+from lion_hf.modeling.lion_naive import decay_mask
+from lion_hf.modeling.lion_ops import ATTENTION_FORMS, CHUNK_SIZE, FORMS
+
+
+def tensors(length=12, batch=2, heads=3, head_dim=4, dtype=torch.float32, **kwargs):
+    return [torch.randn(batch, heads, length, head_dim, dtype=dtype, **kwargs) for _ in range(3)]
+
+
+def test_decay_mask_is_the_product_of_gates():
+    gates = torch.rand(3, 9, dtype=torch.float64)
+    log = gates.log()
+    mask = decay_mask(log, torch.cat([log[:, 1:], log[:, :1]], dim=1), torch.float64)
+    torch.testing.assert_close(mask, mask_of(gates))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gate", (0.0, 1e-30, 1e-7, 1.0))
+def test_extreme_gates(gate, form, dtype):
+    """Gates at and near both ends, between ordinary ones: finite values and gradients, equal to the definition."""
+    query, key, value = tensors(150, 1, 2)
+    gates = torch.where(torch.rand(1, 2, 150) < 0.5, gate, 0.9)
+    log_decay = gates.log().to(dtype).requires_grad_()
+    inputs = [x.to(dtype).requires_grad_() for x in (query, key, value)]
+    output = lion_attention(*inputs, log_decay, form=form, chunk_size=64)
+    output.float().sum().backward()
+    for x in (output, log_decay.grad, *(x.grad for x in inputs)):
+        assert torch.isfinite(x).all()
+    q, k, v = (x.detach().double() for x in inputs)
+    expected = (mask_of(log_decay.detach().double().exp()[0]) * (q @ k.mT) / 2) @ v
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+    assert (output.double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_small_gates_do_not_spoil_the_large_ones_behind_them(form):
+    """After a thousand gates of 1e-30 the prefix sum is -69,000, and float32 alone would round a gate of 0.999 away."""
+    query, key, value = (torch.ones(1, 1, 1100, 1) for _ in range(3))
+    gates = torch.cat([torch.full((1000,), 1e-30), torch.full((100,), 0.999)])
+    output = lion_attention(query, key, value, gates.log()[None, None], scale=1.0, form=form, chunk_size=1100)
+    expected = mask_of(gates.double()[None])[0].sum(-1)
+    torch.testing.assert_close(output[0, 0, :, 0].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalize", (False, True))
+def test_a_hundred_thousand_tokens(normalize):
+    """The chunk form at length 100,000 with gates at both ends: finite, and right at a few rows."""
+    length = 100_000
+    query, key, value = (torch.rand(1, 1, length, 4) for _ in range(3))
+    gates = torch.rand(length)
+    gates[torch.rand(length) < 0.1] = 0
+    gates[torch.rand(length) < 0.1] = 1
+    inputs = [x.requires_grad_() for x in (query, key, value, gates.log()[None, None])]
+    output = lion_attention(*inputs, form="chunk", normalize=normalize)
+    output.sum().backward()
+    assert all(torch.isfinite(x).all() for x in (output, *(x.grad for x in inputs)))
+    for i in (0, length // 3, length - 1):
+        near = slice(max(0, i - 2000), min(length, i + 2001))  # beyond, the product of the gates is 0 in float64 too
+        q, k, v = (x[0, 0, near].detach().double() for x in (query, key, value))
+        row = i - near.start
+        products = mask_row(gates[near].double(), row)
+        weights = products * (k @ q[row]) / 2
+        expected = weights @ v / ((weights.sum() + 1e-6) if normalize else 1)
+        torch.testing.assert_close(output[0, 0, i].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def mask_row(gates, i):
+    left = torch.cat([gates[:i].flip(0).cumprod(0).flip(0), torch.ones(1, dtype=gates.dtype)])
+    return torch.cat([left, gates[i + 1 :].cumprod(0)])
+
+
+@pytest.mark.slow
+def test_a_million_tokens():
+    query, key, value = (torch.rand(1, 1, 1_000_000, 2) for _ in range(3))
+    with torch.no_grad():
+        output = lion_attention(query, key, value, torch.full((1, 1, 1), -0.1), normalize=True, form="chunk", chunk_size=256)
+    assert output.min() >= 0 and output.max() <= 1  # means of values in [0, 1]
+
+
+PEAK = """
+import resource, sys, torch
+from lion_hf import lion_attention
+torch.set_num_threads(1)
+length, form, family = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+query, key, value = (torch.randn(1, 12, length, 64) for _ in range(3))
+shapes = {"lit": None, "decay": (1, 12, 1), "selective": (1, 12, length)}
+log_decay = None if family == "lit" else torch.nn.functional.logsigmoid(torch.randn(shapes[family]))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with torch.no_grad():
+    lion_attention(*(x[:, :, :256] for x in (query, key, value)), log_decay if family != "selective" else log_decay[..., :256])
+    before = peak()
+    lion_attention(query, key, value, log_decay, form=form)
+print(peak() - before)
+"""
+
+
+def peak_memory(length: int, form: str, family: str) -> int:
+    """Bytes that the forward pass adds to the peak of a fresh process, above inputs and libraries."""
+    command = [sys.executable, "-c", PEAK, str(length), form, family]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ("lit", "decay", "selective"))
+def test_memory_of_the_chunk_form_is_linear(family):
+    """12 heads of 64 in fp32: the peak at 8,192 tokens is at most 2.2 times that at 4,096."""
+    short, long = (peak_memory(length, "chunk", family) for length in (4096, 8192))
+    assert long <= 2.2 * short
+    assert long < 8192 * 8192 * 4  # not even one L x L mask of one head
+
+
+@pytest.mark.slow
+def test_memory_of_the_recurrent_form_is_its_output():
+    """Beside query, key and value in float32: the output, the states, and what one step needs."""
+    length, row = 4096, 12 * 64 * 4
+    assert peak_memory(length, "recurrent", "selective") < 3 * length * row  # the scaled query, the output, and slack
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_inputs(form):
+    """The layout of a projection, (B, L, H, D) transposed, gives what a contiguous copy gives."""
+    query, key, value = (torch.randn(2, 20, 3, 8).transpose(1, 2) for _ in range(3))
+    log_decay = F.logsigmoid(torch.randn(2, 20, 3)).transpose(1, 2)
+    output = lion_attention(query, key, value, log_decay, form=form, chunk_size=7)
+    copied = lion_attention(*(x.contiguous() for x in (query, key, value, log_decay)), form=form, chunk_size=7)
+    torch.testing.assert_close(output, copied)
+
+
+def test_drop_in_beside_torch_attention():
+    query, key, value = tensors()
+    assert lion_attention(query, key, value).shape == F.scaled_dot_product_attention(query, key, value).shape
+
+
+@pytest.mark.parametrize("form", ("attention", "recurrent", "chunk"))
+def test_weights_are_the_mixing_matrix(form):
+    query, key, value = tensors()
+    value = value.double()
+    log_decay, mask = F.logsigmoid(torch.randn(2, 3, 12)), torch.ones(2, 12)
+    mask[1, 3:6] = 0
+    kwargs = {"attention_mask": mask, "normalize": True, "form": form, "chunk_size": 5}
+    output, weights = lion_attention(query.exp(), key.exp(), value, log_decay, need_weights=True, **kwargs)
+    torch.testing.assert_close(weights @ value, output)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), atol=1e-4, rtol=0)
+    assert (weights[1, :, :, 3:6] == 0).all()
+
+
+def test_all_padding_gives_zeros():
+    query, key, value = tensors()
+    for form in FORMS:
+        for normalize in (False, True):
+            output = lion_attention(query, key, value, attention_mask=torch.zeros(2, 12), form=form, normalize=normalize)
+            assert (output == 0).all()
+
+
+def test_padding_may_hold_anything():
+    """NaN and infinity in masked keys and values stay there."""
+    query, key, value = tensors()
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[:, 4] = False
+    key[:, :, 4], value[:, :, 4] = float("nan"), float("inf")
+    for form in FORMS:
+        output = lion_attention(query, key, value, torch.full((1, 3, 1), -0.1), attention_mask=mask, form=form)
+        assert torch.isfinite(output).all()
+
+
+def test_dropout():
+    query, key, value = tensors(200)
+    dropped = lion_attention(query, key, value, dropout_p=0.5)
+    assert not torch.allclose(dropped, lion_attention(query, key, value))
+    with pytest.raises(ValueError, match=r"dropout_p=0.5 with form='chunk'.*attention_probs_dropout_prob"):
+        lion_attention(query, key, value, dropout_p=0.5, form="chunk")
+
+
+def test_autocast_does_not_round_gates_or_states():
+    query, key, value = tensors(200, dtype=torch.bfloat16)
+    log_decay = F.logsigmoid(torch.randn(2, 3, 200))
+    for form in FORMS:
+        plain = lion_attention(query, key, value, log_decay, form=form)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(lion_attention(query, key, value, log_decay, form=form), plain)
+
+
+def test_auto_picks_by_length_and_need():
+    assert choose_form(128, 64) == "attention"
+    assert choose_form(1024, 64) == "chunk"
+    assert choose_form(100_000, 64, scores=True) == "attention"
+    assert choose_form(64, 64, decays=False) == "attention"
+    assert choose_form(65, 64, decays=False) == "chunk"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"form": "chnk"}, f"form='chnk': expected one of {ATTENTION_FORMS}"),
+        ({"chunk_size": 0}, "chunk_size=0: expected None or an integer of at least 1"),
+        ({"dropout_p": 1.5}, "dropout_p=1.5: expected a probability in [0, 1)"),
+        ({"query": torch.ones(2, 3, 12, 5)}, "query (2, 3, 12, 5) and key (2, 3, 12, 4): expected the same shape"),
+        ({"query": torch.ones(3, 12, 4)}, "query (3, 12, 4)"),
+        ({"value": torch.ones(2, 3, 11, 4)}, "value (2, 3, 11, 4): expected (2, 3, 12, 'any head_dim')"),
+        ({"key": torch.ones(2, 3, 12, 4, dtype=torch.long)}, "expected floating-point tensors"),
+        ({"attention_mask": torch.ones(2, 11)}, "attention_mask (2, 11): expected (batch, length) = (2, 12)"),
+        ({"attention_mask": torch.ones(2, 1, 12, 12)}, "attention_mask (2, 1, 12, 12): expected (batch, length)"),
+        ({"seq_idx": torch.ones(3, 12)}, "seq_idx (3, 12): expected (batch or 1, length) = (2, 12)"),
+        ({"order": torch.ones(2, 11)}, "order (2, 11): expected (number of orders, length) = (K, 12)"),
+        ({"log_decay": torch.ones(3)}, "log_decay (3,): expected (batch or 1, heads or 1, length or 1)"),
+        ({"log_decay": torch.ones(2, 4, 12)}, "log_decay (2, 4, 12): expected (batch or 1, heads or 1, length or 1)"),
+        ({"log_decay": (torch.ones(2, 3, 12),)}, "log_decay is a tuple of 1: expected the pair (forward, backward)"),
+        ({"log_decay": (torch.ones(2, 3, 12), torch.ones(2, 3, 11))}, "log_decay (2, 3, 11): expected (batch or 1, heads or"),
+        ({"log_decay": torch.ones(2, 3, 12), "order": torch.ones(2, 12)}, "log_decay (2, 3, 12): expected (orders, batch or 1"),
+        ({"log_decay": (torch.ones(2, 3, 12),) * 2, "order": torch.ones(2, 12)}, "order with a pair of edge decays"),
+    ],
+)  # fmt: skip
+def test_errors_name_argument_value_and_legal_values(change, message):
+    inputs = dict(zip(("query", "key", "value"), tensors())) | change
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lion_attention(**inputs)
+
+
+def test_an_order_that_interleaves_documents_is_refused():
+    query, key, value = tensors(4)
+    options = {"seq_idx": torch.tensor([[0, 0, 1, 1]]), "order": torch.tensor([[0, 2, 1, 3]])}
+    with pytest.raises(ValueError, match="interleaves the documents"):
+        lion_attention(query, key, value, torch.zeros(1, 1, 3, 1), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_compile_without_graph_breaks(form):
+    query, key, value = tensors(9, requires_grad=True)
+    log_decay = F.logsigmoid(torch.randn(2, 3, 9)).requires_grad_()
+    options = {"attention_mask": torch.tensor([[1] * 9, [1] * 5 + [0] * 4]), "seq_idx": torch.tensor([[0] * 4 + [1] * 5])}
+
+    def function(*inputs):
+        return lion_attention(*inputs, **options, form=form, chunk_size=4)
+
+    inputs = (query, key, value, log_decay)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected, found = (torch.autograd.grad(f(*inputs).square().sum(), inputs) for f in (function, compiled))
+    for a, b in zip(expected, found):
+        torch.testing.assert_close(a, b)
+
+
+def test_export():
+    class Operation(torch.nn.Module):
+        def forward(self, query, key, value, log_decay):
+            return lion_attention(query, key, value, log_decay, normalize=True)
+
+    inputs = (*(x.exp() for x in tensors(40)), F.logsigmoid(torch.randn(2, 3, 40)))
+    program = torch.export.export(
+        Operation(), inputs, dynamic_shapes=[{2: torch.export.Dim("length", min=3, max=CHUNK_SIZE)}] * 4
+    )
+    torch.testing.assert_close(program.module()(*inputs), Operation()(*inputs))
+    shorter = tuple(x[:, :, :23] for x in inputs)
+    torch.testing.assert_close(program.module()(*shorter), Operation()(*shorter))
