@@ -535,7 +535,8 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
     ) -> MaskedImageModelingOutput:
         """Takes images (B, channels, height, width) and a mask (B, patches); returns `reconstruction`, of the images' shape.
 
-        The loss is the mean absolute error over the pixels of the masked patches.
+        The loss is the mean absolute error over the pixels of the masked patches; with `num_items_in_batch`, the masked
+        patches of the whole accumulated batch, it is the sum divided by their pixels.
         """
         outputs = self.lion(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **_for_encoder(kwargs))
         grid, size = self.lion.embeddings.patch_grid(pixel_values), self.config.patch_size
@@ -545,7 +546,10 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.bool().unflatten(-1, grid).repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
             errors = (reconstruction.float() - pixel_values.float()).abs().masked_fill(~mask, 0)
-            loss = errors.sum() / (mask.sum().clamp(min=1) * self.config.num_channels)
+            masked_patches = kwargs.get("num_items_in_batch")
+            if masked_patches is None:
+                masked_patches = bool_masked_pos.bool().sum().clamp(min=1)
+            loss = errors.sum() / (masked_patches * size**2 * self.config.num_channels)
         return MaskedImageModelingOutput(loss, reconstruction, outputs.hidden_states, outputs.attentions)
 
 
