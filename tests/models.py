@@ -6,7 +6,6 @@ import lion_hf
 from lion_hf import LionConfig
 from lion_hf.modeling.configuration_lion import MASK_TYPES
 
-FORMS = ("attention", "recurrent", "chunk")
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "initializer_range": 0.2}
 TEXT_HEADS = ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
 IMAGE_HEADS = ("ImageClassification", "MaskedImageModeling")

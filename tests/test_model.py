@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from models import FORMS, IMAGE_FAMILIES, IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config, token_ids
+from models import IMAGE_FAMILIES, IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config, token_ids
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -12,6 +12,7 @@ import lion_hf
 from lion_hf import AUTO_MODELS, LionConfig, LionForImageClassification, LionForMaskedLM, LionModel
 from lion_hf.auto import image_processor
 from lion_hf.modeling.configuration_lion import CHOICES, FEATURE_MAP_NAMES, MASK_TYPES
+from lion_hf.modeling.lion_ops import FORMS
 from lion_hf.modeling.modeling_lion import FEATURE_MAPS
 
 EVERY_HEAD = [("text", head) for head in ("Model", *TEXT_HEADS)] + [("image", head) for head in ("Model", *IMAGE_HEADS)]

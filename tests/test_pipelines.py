@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from models import FORMS, image_config, model, text_config
+from models import image_config, model, text_config
 from PIL import Image
 from transformers import AutoTokenizer, BertTokenizer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from lion_hf.auto import image_processor
+from lion_hf.modeling.lion_ops import FORMS
 
 TEXTS = [
     "the lion sleeps",

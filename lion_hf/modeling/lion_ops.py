@@ -91,14 +91,15 @@ def lion_attention(
         if form == "attention":
             output = F.dropout(weights, dropout_p) @ values
         else:
-            output = _scan(FORMS[form], queries, keys, values, directions, normalize, eps, chunk_size or CHUNK_SIZE)
+            output = _scan(SCANS[form], queries, keys, values, directions, normalize, eps, chunk_size or CHUNK_SIZE)
         output = output.to(value.dtype)
     return (output, weights.to(value.dtype)) if need_weights else output
 
 
 # The forms that carry states, all with the signature of `recurrent`. The attention form is the third: it multiplies by the
 # weights themselves, which it can drop out and return.
-FORMS = {"attention": None, "recurrent": recurrent, "chunk": chunkwise}
+SCANS = {"recurrent": recurrent, "chunk": chunkwise}
+FORMS = ("attention", *SCANS)
 ATTENTION_FORMS = ("auto", *FORMS)
 
 CHUNK_SIZE = 64
