@@ -1,5 +1,7 @@
 """LION, bidirectional linear attention, in Hugging Face transformers. Importing it registers LION with the Auto classes."""
 
+from importlib import import_module
+
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
 from .modeling.lion_ops import choose_form, lion_attention
@@ -18,13 +20,14 @@ from .modeling.modeling_lion import (
 
 __version__ = "0.1.0"
 
+# Name -> module, imported on first use: Trainer costs seconds that loading a model need not pay, and
+# `python -m lion_hf.convert` must find its module not yet imported.
+LAZY = {"LionTrainer": ".trainer", "convert_checkpoint": ".convert", "save_for_hub": ".hub"}
+
 register()
 
 
 def __getattr__(name: str):
-    """Imports LionTrainer on first use: Trainer and datasets cost seconds that loading a model need not pay."""
-    if name == "LionTrainer":
-        from .trainer import LionTrainer
-
-        return LionTrainer
+    if name in LAZY:
+        return getattr(import_module(LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

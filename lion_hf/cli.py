@@ -1,0 +1,110 @@
+"""The command line: `lion-hf convert` and `lion-hf publish`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0, 1 if the user said no, 2 for an error, which is told on stderr.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lion-hf", description="LION models in Hugging Face transformers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a checkpoint of the original LION code into a transformers folder",
+        description="Turns a checkpoint of the original LION code (images: checkpoint.pth; text: latest-rank0.pt) into a folder"
+        " for from_pretrained. What the file tells is read from it; the options say what it cannot tell. Nothing in the file is"
+        " executed.",
+    )
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="the file")
+    convert.add_argument("output", metavar="OUTPUT", help="the folder to write; it must not exist, or be empty")
+    convert.add_argument(
+        "--num-attention-heads", type=int, metavar="N", help="heads of a LION-lit model whose file does not tell"
+    )
+    convert.add_argument(
+        "--classifier-pooling",
+        choices=("cls", "mean"),
+        help="for image files without stored arguments: cls (trained with --cls_tok) or mean",
+    )
+    convert.add_argument("--use-ema", action="store_true", help="take the moving average of an image model's weights")
+    convert.add_argument("--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to write beside a text model")
+    convert.set_defaults(run=_convert)
+
+    publish = commands.add_parser(
+        "publish",
+        help="upload a folder to the Hugging Face Hub",
+        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub, after showing what it"
+        " will upload and asking.",
+    )
+    publish.add_argument("folder", metavar="FOLDER", help="the folder")
+    publish.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, owner/name; made if it does not exist")
+    publish.add_argument("--private", action="store_true", help="into a private repository")
+    publish.add_argument(
+        "--revision", metavar="BRANCH", help="branch to upload to, main if not given; made if it does not exist"
+    )
+    publish.add_argument("--yes", action="store_true", help="do not ask")
+    publish.set_defaults(run=_publish)
+    return parser
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .convert import convert_checkpoint
+
+    conversion = convert_checkpoint(
+        args.checkpoint,
+        args.output,
+        num_attention_heads=args.num_attention_heads,
+        classifier_pooling=args.classifier_pooling,
+        use_ema=args.use_ema,
+        tokenizer=args.tokenizer,
+    )
+    config = conversion.config
+    print(
+        f"{conversion.folder}: {conversion.architecture}, mask_type={config.mask_type}, {config.num_hidden_layers} layers of"
+        f" width {config.hidden_size} with {config.num_attention_heads} heads"
+    )
+    for note in conversion.notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from .hub import files_to_publish, publish
+
+    files = files_to_publish(args.folder, args.repo_id)
+    for name, size in files.items():
+        print(f"{size:>15,}  {name}")
+    place = f"{args.repo_id}, branch {args.revision or 'main'}, {'private' if args.private else 'public unless it is private'}"
+    print(f"{sum(files.values()):>15,}  bytes in {len(files)} files, to {place}")
+    if f'"{args.repo_id}"' not in Path(args.folder, "README.md").read_text(encoding="utf-8"):
+        print(f"note: the example in README.md does not load {args.repo_id}; save_for_hub(..., repo_id=...) makes it.")
+    if not args.yes:
+        if not sys.stdin.isatty():
+            raise ValueError("there is no terminal to ask: give --yes to upload without a question")
+        if input("Upload? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("Nothing was uploaded.")
+            return 1
+    print(publish(args.folder, args.repo_id, private=args.private, revision=args.revision))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
