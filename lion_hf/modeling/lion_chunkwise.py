@@ -42,7 +42,10 @@ def chunkwise(
     forwards, backwards = (x.split(chunk_size, dim=-1) for x in (forward, backward))
     count, dtype = len(queries), query.dtype
 
-    outputs = []
+    # With gradients the chunks' outputs are collected; without, they are written into one tensor.
+    collect = torch.is_grad_enabled()
+    result = None if collect else torch.empty_like(value)
+    outputs = [] if collect else list(result.split(chunk_size, dim=2))
     state = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])  # (B, H, D, Dv)
     for n in range(count):
         # 1. inside the chunk
@@ -51,7 +54,11 @@ def chunkwise(
         # 2. what the chunks before left in the state
         sums = prefix_sums(forwards[n])  # (B, H, C + 1)
         starts, end = sums[..., :-1], sums[..., -1:]
-        outputs.append(output + (queries[n] * _vector(starts, dtype)) @ state)
+        output += (queries[n] * _vector(starts, dtype)) @ state
+        if collect:
+            outputs.append(output)
+        else:
+            outputs[n].copy_(output)
         # 3. this chunk into the state
         state = state * _vector(end, dtype) + (keys[n] * _vector(end - starts, dtype)).transpose(-1, -2) @ values[n]
 
@@ -60,9 +67,9 @@ def chunkwise(
         sums = prefix_sums(backwards[n])
         starts, end = sums[..., :-1], sums[..., -1:]
         # 4. what the chunks behind left, then this chunk into the state
-        outputs[n] = outputs[n] + (queries[n] * _vector(end - starts, dtype)) @ state
+        outputs[n] += (queries[n] * _vector(end - starts, dtype)) @ state
         state = state * _vector(end, dtype) + (keys[n] * _vector(starts, dtype)).transpose(-1, -2) @ values[n]
-    return torch.cat(outputs, dim=2)
+    return torch.cat(outputs, dim=2) if collect else result
 
 
 def _vector(log_decay: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
