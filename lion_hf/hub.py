@@ -82,10 +82,14 @@ def save_for_hub(
         raise ValueError(f"metrics {dict(metrics)} without dataset: name the data set that they were measured on")
 
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: expected a folder, or a new name")
     card = _model_card(
         model, auto_name, processing_class, repo_id or folder.resolve().name, language, license, dataset, metrics
     )
     model.save_pretrained(folder)
+    if (folder / "model.safetensors").exists():  # not sharded: the index of an older, sharded save would be read first
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     config = copy.deepcopy(model.config)
     config.auto_map = AUTO_MAP
     config.save_pretrained(folder)

@@ -109,7 +109,7 @@ def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> Original:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise ConversionError(f"{path}: no such file")
+        raise ConversionError(f"{path}: {'this is a folder, expected a file' if path.is_dir() else 'no such file'}")
     with path.open("rb") as file:  # here, so that a file without read permission is not called damaged
         try:
             archive = zipfile.ZipFile(file)

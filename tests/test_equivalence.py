@@ -14,7 +14,7 @@ CHUNK_SIZES = (1, 2, 16, 63, "length", "above")
 
 
 def forms(length: int, chunk_sizes=CHUNK_SIZES):
-    """(form, chunk size) for every form in the table; loops over 500 chunks are left to shorter rows."""
+    """(form, chunk size) for every form; hundreds of tiny chunks have a test of their own."""
     for form in FORMS:
         if form != "chunk":
             yield form, None
@@ -50,6 +50,14 @@ def test_long_rows(mask_type, length, padding, packed, ordered, device):
         check(problem, lion_attention, torch.float64, 1e-10, form=form, chunk_size=chunk_size)
         if chunk_size in (None, 63):
             check(problem, lion_attention, torch.float32, 1e-4, form=form, chunk_size=chunk_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length, chunk_size", [(197, 1), (500, 1), (500, 2)])
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_long_rows_in_tiny_chunks(mask_type, length, chunk_size, device):
+    problem = make_problem(mask_type, length, "interior", packed=True, normalize=True, batch=1, heads=2, device=device)
+    check(problem, lion_attention, torch.float64, 1e-10, form="chunk", chunk_size=chunk_size)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)], ids=["bfloat16", "float16"])

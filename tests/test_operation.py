@@ -38,8 +38,12 @@ def test_extreme_gates(gate, form, dtype):
     output.float().sum().backward()
     for x in (output, log_decay.grad, *(x.grad for x in inputs)):
         assert torch.isfinite(x).all()
-    q, k, v = (x.detach().double() for x in inputs)
-    expected = (mask_of(log_decay.detach().double().exp()[0]) * (q @ k.mT) / 2) @ v
+    exact = [x.detach().double().requires_grad_() for x in (*inputs, log_decay)]
+    q, k, v, log = exact
+    expected = (mask_of(log.exp()[0]) * (q @ k.mT) / 2) @ v
+    expected.sum().backward()
+    for x, y in zip((*inputs, log_decay), exact):
+        assert (x.grad.double() - y.grad).abs().max() <= 2e-2 * y.grad.abs().max()
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     assert (output.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
@@ -143,8 +147,26 @@ def test_strided_inputs(form):
 
 
 def test_drop_in_beside_torch_attention():
-    query, key, value = tensors()
-    assert lion_attention(query, key, value).shape == F.scaled_dot_product_attention(query, key, value).shape
+    """The same layout and scale: with the softmax of one key, which is 1, only the score in front of the value differs."""
+    query, key, value = tensors(1)
+    scores = (query * key).sum(-1, keepdim=True) / 2
+    torch.testing.assert_close(lion_attention(query, key, value), scores * F.scaled_dot_product_attention(query, key, value))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_tokens(form):
+    query, key, value = tensors(0)
+    assert lion_attention(query, key, value, torch.zeros(1, 3, 0), form=form).shape == (2, 3, 0, 4)
+    query.requires_grad_()
+    assert lion_attention(query, key, value, torch.zeros(1, 3, 0), form=form).shape == (2, 3, 0, 4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_saturates(form):
+    """Sums that are not normalised stay finite where they leave the range of float16."""
+    ones = torch.ones(1, 1, 2000, 64, dtype=torch.float16)
+    output = lion_attention(ones, ones, ones, torch.zeros(1, 1, 1), scale=1.0, form=form)
+    assert (output == torch.finfo(torch.float16).max).all()
 
 
 @pytest.mark.parametrize("form", ("attention", "recurrent", "chunk"))
@@ -156,7 +178,8 @@ def test_weights_are_the_mixing_matrix(form):
     kwargs = {"attention_mask": mask, "normalize": True, "form": form, "chunk_size": 5}
     output, weights = lion_attention(query.exp(), key.exp(), value, log_decay, need_weights=True, **kwargs)
     torch.testing.assert_close(weights @ value, output)
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), atol=1e-4, rtol=0)
+    sums = mask[:, None].expand(-1, 3, -1).double()  # rows of tokens sum to 1, those of padding are 0
+    torch.testing.assert_close(weights.sum(-1), sums, atol=1e-4, rtol=0)
     assert (weights[1, :, :, 3:6] == 0).all()
 
 
@@ -173,10 +196,13 @@ def test_padding_may_hold_anything():
     query, key, value = tensors()
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[:, 4] = False
-    key[:, :, 4], value[:, :, 4] = float("nan"), float("inf")
+    query[:, :, 4], key[:, :, 4], value[:, :, 4] = float("nan"), float("nan"), float("inf")
     for form in FORMS:
-        output = lion_attention(query, key, value, torch.full((1, 3, 1), -0.1), attention_mask=mask, form=form)
-        assert torch.isfinite(output).all()
+        inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+        output = lion_attention(*inputs, torch.full((1, 3, 1), -0.1), attention_mask=mask, form=form)
+        output.sum().backward()
+        assert all(torch.isfinite(x).all() for x in (output, *(x.grad for x in inputs)))
+        assert (output[:, :, 4] == 0).all()
 
 
 def test_dropout():
@@ -209,6 +235,9 @@ def test_auto_picks_by_length_and_need():
     [
         ({"form": "chnk"}, f"form='chnk': expected one of {ATTENTION_FORMS}"),
         ({"chunk_size": 0}, "chunk_size=0: expected None or an integer of at least 1"),
+        ({"chunk_size": 2.5}, "chunk_size=2.5: expected None or an integer of at least 1"),
+        ({"log_decay": -0.1}, "log_decay is float: expected None, a tensor, or a tuple of two tensors"),
+        ({"attention_mask": torch.full((2, 12), -1e9)}, "attention_mask has negative entries"),
         ({"dropout_p": 1.5}, "dropout_p=1.5: expected a probability in [0, 1)"),
         ({"query": torch.ones(2, 3, 12, 5)}, "query (2, 3, 12, 5) and key (2, 3, 12, 4): expected the same shape"),
         ({"query": torch.ones(3, 12, 4)}, "query (3, 12, 4)"),

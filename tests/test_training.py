@@ -27,6 +27,11 @@ def head_and_batch(head: str, problem: str = "single_label_classification", rows
     inputs = inputs_of(head, config, batch=rows)
     if head in ("MaskedLM", "TokenClassification"):
         inputs["labels"][torch.rand(inputs["labels"].shape) < torch.linspace(0.1, 0.9, rows)[:, None]] = -100
+    if head == "MaskedImageModeling":
+        inputs["bool_masked_pos"] = torch.rand(rows, 16) < torch.linspace(0.1, 0.9, rows)[:, None]
+        inputs["bool_masked_pos"][:, 0] = True
+    if head == "QuestionAnswering":  # in some rows the answer was cut off
+        inputs["start_positions"][:5] = inputs["end_positions"][:5] = 1000
     if problem == "multi_label_classification":
         inputs["labels"] = (torch.rand(rows, 3) < 0.5).float()
     elif problem == "regression":
@@ -55,7 +60,7 @@ def trained_gradient(network, inputs, steps: int, folder) -> dict[str, torch.Ten
     )
     found = {}
 
-    class Spy(Trainer):
+    class Spy(LionTrainer):
         def create_optimizer(self, *args, **kwargs):
             optimizer = super().create_optimizer(*args, **kwargs)
             named = dict(self.model.named_parameters())
@@ -73,9 +78,9 @@ CASES = [(head, "single_label_classification") for head in HEADS] + [
 ]
 
 
-@pytest.mark.parametrize("head, problem", [case for case in CASES if case[0] != "MaskedImageModeling"])
+@pytest.mark.parametrize("head, problem", CASES)
 def test_eight_batches_of_one_are_one_batch_of_eight(head, problem, tmp_path):
-    """Through Trainer, with labels spread unevenly over the rows, each head's gradient is the same to rounding."""
+    """Through LionTrainer, with labels spread unevenly over the rows, each head's gradient is the same to rounding."""
     network, inputs = head_and_batch(head, problem)
     whole, parts = (trained_gradient(network, inputs, steps, tmp_path) for steps in (1, 8))
     assert whole.keys() == parts.keys() and len(whole) > 10
@@ -88,10 +93,12 @@ def test_eight_batches_of_one_are_one_batch_of_eight(head, problem, tmp_path):
 def test_num_items_in_batch_divides_the_sum(head, problem):
     """Two halves, each divided by the items of the whole, add up to the loss of the whole."""
     network, inputs = head_and_batch(head, problem)
-    names = [n for n in ("labels", "start_positions", "bool_masked_pos") if n in inputs]
-    items = (inputs[names[0]] != -100).sum()
-    if names[0] == "bool_masked_pos":
-        items = inputs[names[0]].sum()
+    if "labels" in inputs:
+        items = (inputs["labels"] != -100).sum()
+    elif head == "QuestionAnswering":
+        items = (inputs["start_positions"] < 1000).sum()
+    else:
+        items = inputs["bool_masked_pos"].sum()
     whole = network(**inputs).loss
     halves = [
         network(**{k: v[rows] for k, v in inputs.items()}, num_items_in_batch=items).loss for rows in (slice(5), slice(5, 8))
@@ -117,6 +124,19 @@ def test_losses_are_the_textbook_ones():
     ignored = indices.clone()
     ignored[2:] = -100
     torch.testing.assert_close(classification_loss(logits, ignored, single), F.cross_entropy(logits[:2], indices[:2]))
+
+
+def test_losses_refuse_what_they_cannot_mean():
+    with pytest.raises(ValueError, match="problem_type='foo': expected None or one of"):
+        classification_loss(torch.ones(2, 3), torch.tensor([0, 1]), "foo")
+    with pytest.raises(ValueError, match=re.escape("labels (2,) for regression: expected one for each of logits (2, 3)")):
+        classification_loss(torch.ones(2, 3), torch.ones(2), "regression")
+
+
+def test_one_label_on_images_is_regression():
+    network = model("ImageClassification", image_config(num_labels=1))
+    outputs = network(torch.randn(4, 3, 16, 16), labels=torch.randn(4))
+    assert outputs.logits.shape == (4, 1) and torch.isfinite(outputs.loss)
 
 
 def test_mixup_labels_on_images_are_soft_targets():

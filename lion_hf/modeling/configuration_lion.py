@@ -1,7 +1,10 @@
 """LionConfig: one configuration for text and images."""
 
+from dataclasses import fields
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .lion_ops import ATTENTION_FORMS
 from .lion_scan import PATCH_ORDERS
@@ -21,7 +24,7 @@ CHOICES = {
     "classifier_pooling": (None, *CLASSIFIER_POOLINGS),
 }
 
-# What a field left at None becomes.
+# What a field left at None becomes, besides what `family_defaults` adds.
 TEXT_DEFAULTS = {
     "feature_map": "identity",
     "normalize_attention": False,
@@ -39,6 +42,19 @@ IMAGE_DEFAULTS = {
     "drop_path_rate": 0.1,
     "classifier_pooling": "mean",
 }
+
+PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout")
+
+
+def family_defaults(modality: str, mask_type: str) -> dict:
+    """What the fields left at None become in a family of models."""
+    text, lit = modality == "text", mask_type == "lit"
+    return {
+        "feature_map": "elu_plus_one" if lit else "normalized_silu",
+        "attention_norm": text and lit,
+        "use_position_embeddings": not text or lit,
+        **(TEXT_DEFAULTS if text else IMAGE_DEFAULTS),
+    }
 
 
 @strict
@@ -132,27 +148,42 @@ class LionConfig(PreTrainedConfig):
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
-        text, lit = self.modality == "text", self.mask_type == "lit"
-        defaults = {
-            "feature_map": "elu_plus_one" if lit else "normalized_silu",
-            "attention_norm": text and lit,
-            "use_position_embeddings": not text or lit,
-            **(TEXT_DEFAULTS if text else IMAGE_DEFAULTS),
-        }
-        for name, value in defaults.items():
+        for name, value in family_defaults(self.modality, self.mask_type).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "LionConfig | tuple[LionConfig, dict]":
+        """As in `PreTrainedConfig`, but fields given by name are set before the others are resolved and checked.
+
+        So `from_pretrained(folder, mask_type="lit")` also gets the rest of LION-lit's choices, where the folder has its own
+        family's.
+        """
+        names = {field.name for field in fields(cls)}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+        old = {name: config_dict.get(name) or getattr(cls, name) for name in ("modality", "mask_type")}
+        changed = {name: given[name] for name in old if given.get(name, old[name]) != old[name]}
+        if changed and all(value in CHOICES[name] for name, value in changed.items()):
+            resolved = family_defaults(**old)
+            config_dict = {k: v for k, v in config_dict.items() if k not in resolved or v != resolved[k]}
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def check(self) -> None:
+        """Raises ValueError if no model can be built from the fields together. Models call it again."""
         for name in ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers}: expected an integer of at least 0")
+        for name in PROBABILITIES:
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r}: expected one of {sorted(ACT2FN)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}:"

@@ -12,7 +12,7 @@ edges (the one to the next chunk included), a token i receives
 
 import torch
 
-from .lion_naive import decay_mask, prefix_sums
+from .lion_naive import decay_mask, needs_grad, prefix_sums
 
 
 def chunkwise(
@@ -31,7 +31,7 @@ def chunkwise(
         value: (B, H, L, Dv).
         forward: log-decays left to right, broadcastable to (B, H, L), or None for no decay.
         backward: log-decays right to left, likewise.
-        chunk_size: tokens a chunk; the last one may be shorter.
+        chunk_size: tokens a chunk; the last one may be shorter. Without decay there are no chunks.
 
     Returns:
         (B, H, L, Dv).
@@ -43,7 +43,7 @@ def chunkwise(
     count, dtype = len(queries), query.dtype
 
     # With gradients the chunks' outputs are collected; without, they are written into one tensor.
-    collect = torch.is_grad_enabled()
+    collect = needs_grad(query, key, value, forward, backward)
     result = None if collect else torch.empty_like(value)
     outputs = [] if collect else list(result.split(chunk_size, dim=2))
     state = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])  # (B, H, D, Dv)

@@ -43,10 +43,15 @@ class LionTextEmbeddings(nn.Module):
         embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.position_embeddings is not None:
             if position_ids is None:
-                longest = self.position_embeddings.num_embeddings
-                if seq_idx is None and shape[1] > longest:
-                    raise ValueError(f"a text of {shape[1]} tokens: expected at most max_position_embeddings={longest}")
                 position_ids = default_positions(shape, attention_mask, seq_idx, embeddings.device)
+            longest = self.position_embeddings.num_embeddings
+            # On a GPU looking at the positions would wait for it; there the embedding itself fails.
+            known = position_ids.device.type == "cpu" and not torch.compiler.is_compiling() and position_ids.numel() > 0
+            if known and not 0 <= position_ids.min() <= position_ids.max() < longest:
+                raise ValueError(
+                    f"positions from {position_ids.min()} to {position_ids.max()}: expected 0 to {longest - 1}, because"
+                    f" max_position_embeddings={longest}"
+                )
             embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.norm(embeddings))
 
@@ -95,7 +100,7 @@ class LionImageEmbeddings(nn.Module):
                 expected = tuple(embeddings.shape[:2])
                 raise ValueError(f"bool_masked_pos {tuple(bool_masked_pos.shape)}: expected (batch, patches) = {expected}")
             embeddings = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(embeddings.dtype), embeddings)
-        cls_tokens = self.cls_token.expand(len(embeddings), -1, -1).to(embeddings.dtype)
+        cls_tokens = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         embeddings = torch.cat([cls_tokens, embeddings], dim=1)
         if self.position_embeddings is not None:
             embeddings = embeddings + self.positions(rows, columns)

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
 
 def classification_loss(logits, labels, problem_type: str, num_items_in_batch=None) -> torch.Tensor:
     """Loss of a classifier or regressor, summed and divided by the items of the whole (accumulated) batch.
@@ -17,6 +19,12 @@ def classification_loss(logits, labels, problem_type: str, num_items_in_batch=No
     """
     logits, labels = logits.float(), labels.to(logits.device)
     per_item = 1
+    if problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type={problem_type!r}: expected None or one of {PROBLEM_TYPES}")
+    if (problem_type != PROBLEM_TYPES[0] or labels.is_floating_point()) and labels.numel() != logits.numel():
+        raise ValueError(
+            f"labels {tuple(labels.shape)} for {problem_type}: expected one for each of logits {tuple(logits.shape)}"
+        )
     if problem_type == "regression":
         total = F.mse_loss(logits.reshape(labels.shape), labels.float(), reduction="sum")
     elif problem_type == "multi_label_classification":

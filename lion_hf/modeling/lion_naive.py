@@ -1,4 +1,4 @@
-"""The definition of LION in plain torch: the attention and the recurrent form. Every faster path is tested against it.
+"""The definition of LION in plain torch: the attention and the recurrent form, the references of every faster path.
 
 For one head, with scores s_ij = query_i . key_j and decays on the edges between neighbouring tokens,
 
@@ -12,8 +12,8 @@ section 3). Both are (..., L); their last entry belongs to no edge and is not re
 
 import torch
 
-# exp() of this is 0 even in float64: a cut edge (log-decay -inf) becomes it, so that differences of prefix sums stay finite.
-LOG_ZERO = -800.0
+# exp() of these is exactly 0: a cut edge (log-decay -inf) becomes one, so that differences of prefix sums stay finite.
+LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
 
 
 def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
@@ -22,8 +22,13 @@ def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
     Differences of prefix sums cancel. In float32 a thousand tokens with gates of 0.5 would leave an error of 1e-4.
     """
     dtype = torch.float32 if log_decay.device.type == "mps" else torch.float64
-    sums = log_decay.to(dtype).clamp(min=LOG_ZERO).cumsum(-1)
+    sums = log_decay.to(dtype).clamp(min=LOG_ZERO[dtype]).cumsum(-1)
     return torch.nn.functional.pad(sums, (1, 0))
+
+
+def needs_grad(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd will record what is done with the tensors, so that nothing may be written in place."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def decay_mask(forward: torch.Tensor, backward: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -94,7 +99,7 @@ def recurrent(
     state_left = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
     state_right = torch.zeros_like(state_left)
     parts_left, parts_right = [], []
-    output = None if torch.is_grad_enabled() else torch.zeros_like(value)
+    output = None if steps and needs_grad(query, key, value, forward, backward) else torch.zeros_like(value)
     for step, mirror in zip(steps, reversed(steps)):
         if step and forward is not None:
             state_left = state_left * decays_left[step - 1]

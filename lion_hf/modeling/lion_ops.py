@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from .lion_chunkwise import chunkwise
 from .lion_naive import attention_weights, decay_mask, recurrent
+from .lion_packing import nearest_token
 
 Direction = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # order, forward, backward
 
@@ -50,9 +51,10 @@ def lion_attention(
             - None: no decay, LION-lit;
             - (B or 1, H or 1, L or 1): one gate a token, LION-D and LION-S;
             - with `order`: (K, B or 1, H or 1, L or 1), gates of the K orders, tokens numbered as in `query`;
-            - a pair (forward, backward), each (B or 1, H or 1, L): log-decays of the edges t -> t+1 and t+1 -> t at index t.
+            - a pair (forward, backward), each (B or 1, H or 1, L): log-decays of the edges t -> t+1 and t+1 -> t at index t,
+              taken as they are, those beside padding too.
         attention_mask: (B, L), nonzero for tokens and zero for padding. A masked token is transparent: the others get what
-            they would get if it were removed.
+            they would get if it were removed, and it gets 0.
         seq_idx: (B or 1, L), integers that change where a new document begins. No document sees another.
         order: (K, L), K permutations; the mask is the mean of the masks along each. See `snake_orders`. An order must keep
             every document of `seq_idx` in one piece.
@@ -61,7 +63,7 @@ def lion_attention(
         eps: added to that sum.
         dropout_p: probability of dropping a masked score. Needs the attention form.
         form: "auto", "attention", "recurrent" or "chunk".
-        chunk_size: tokens a chunk in the chunk form; chosen if None.
+        chunk_size: tokens a chunk in the chunk form; chosen if None. Without decay that form needs no chunks.
         need_weights: also return the mixing matrix, by the attention form.
 
     Returns:
@@ -82,7 +84,7 @@ def lion_attention(
     with full_precision(value):
         queries, keys, values = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
         if mask is not None:
-            keys, values = (x.masked_fill(~mask[:, None, :, None], 0) for x in (keys, values))
+            queries, keys, values = (x.masked_fill(~mask[:, None, :, None], 0) for x in (queries, keys, values))
         log_decay = _map(lambda x: x.to(dtype), log_decay)
         directions = _directions(log_decay, mask, seq_idx, order, length)
         weights = None
@@ -92,6 +94,9 @@ def lion_attention(
             output = F.dropout(weights, dropout_p) @ values
         else:
             output = _scan(SCANS[form], queries, keys, values, directions, normalize, eps, chunk_size or CHUNK_SIZE)
+        if value.dtype == torch.float16:  # sums that are not normalised may leave its range
+            limit = torch.finfo(torch.float16).max
+            output = output.clamp(-limit, limit)
         output = output.to(value.dtype)
     return (output, weights.to(value.dtype)) if need_weights else output
 
@@ -196,9 +201,7 @@ def _boundaries(mask, seq_idx) -> torch.Tensor | None:
     if seq_idx is None:
         return None
     if mask is not None:
-        last = torch.where(mask, torch.arange(seq_idx.shape[-1], device=mask.device), -1).cummax(-1).values
-        last = torch.where(last < 0, mask.int().argmax(-1, keepdim=True), last)
-        seq_idx = seq_idx.expand(mask.shape[0], -1).gather(-1, last)
+        seq_idx = seq_idx.expand(mask.shape[0], -1).gather(-1, nearest_token(mask))
     return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (0, 1))
 
 
@@ -212,7 +215,7 @@ def _map(function, log_decay):
 def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p) -> None:
     if form not in ATTENTION_FORMS:
         raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
-    if chunk_size is not None and chunk_size < 1:
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size={chunk_size}: expected None or an integer of at least 1")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p={dropout_p}: expected a probability in [0, 1)")
@@ -232,6 +235,9 @@ def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, c
     batch, heads, length, _ = query.shape
     if attention_mask is not None and attention_mask.shape != (batch, length):
         raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {(batch, length)}")
+    values_known = not torch.compiler.is_compiling()
+    if attention_mask is not None and attention_mask.is_floating_point() and values_known and (attention_mask < 0).any():
+        raise ValueError("attention_mask has negative entries: expected 1 for tokens and 0 for padding, nothing to be added")
     if seq_idx is not None and (seq_idx.dim() != 2 or seq_idx.shape[0] not in (1, batch) or seq_idx.shape[1] != length):
         raise ValueError(f"seq_idx {tuple(seq_idx.shape)}: expected (batch or 1, length) = {(batch, length)}")
     if order is not None and (order.dim() != 2 or order.shape[1] != length):
@@ -241,6 +247,8 @@ def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, c
     pair = isinstance(log_decay, tuple)
     if pair and len(log_decay) != 2:
         raise ValueError(f"log_decay is a tuple of {len(log_decay)}: expected the pair (forward, backward)")
+    if log_decay is not None and not all(torch.is_tensor(x) for x in (log_decay if pair else (log_decay,))):
+        raise ValueError(f"log_decay is {type(log_decay).__name__}: expected None, a tensor, or a tuple of two tensors")
     legal = (() if order is None else ((len(order),),)) + ((1, batch), (1, heads), (length,) if pair else (1, length))
     for gates in log_decay if pair else (log_decay,):
         if gates is not None and (gates.dim() != len(legal) or any(n not in s for n, s in zip(gates.shape, legal))):

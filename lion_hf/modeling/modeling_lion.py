@@ -192,6 +192,7 @@ class LionPreTrainedModel(PreTrainedModel):
     def __init__(self, config: LionConfig, *args, **kwargs):
         if config.modality not in self.modalities:
             raise ValueError(f"{type(self).__name__} with modality={config.modality!r}: expected one of {self.modalities}")
+        config.check()
         super().__init__(config, *args, **kwargs)
         self.main_input_name = "input_ids" if config.modality == "text" else "pixel_values"
 
@@ -278,8 +279,8 @@ class LionModel(LionPreTrainedModel):
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `last_hidden_state` (B, L, hidden) and `pooler_output` (B, hidden); with `output_attentions` the mixing matrices of
-            the layers, (B, heads, L, L), in any configured form.
+            `last_hidden_state` (B, L, hidden) and `pooler_output` (B, hidden), which knows nothing of packing; with
+            `output_attentions` the mixing matrices of the layers, (B, heads, L, L), in any configured form.
 
         Raises:
             ValueError: for inputs of the other modality, both or none of `input_ids` and `inputs_embeds`, an image size that
@@ -290,8 +291,7 @@ class LionModel(LionPreTrainedModel):
             if pixel_values is not None or (input_ids is None) == (inputs_embeds is None):
                 raise ValueError("a text model takes either input_ids or inputs_embeds (and no pixel_values)")
             shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
-            if attention_mask is not None and tuple(attention_mask.shape) != shape:
-                raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {shape}")
+            _check_rows(shape, attention_mask=attention_mask, position_ids=position_ids, seq_idx=seq_idx)
             if seq_idx is None:
                 offsets = cu_seq_lens_k if cu_seq_lens_q is None else cu_seq_lens_q
                 seq_idx = document_indices(shape, attention_mask, position_ids, offsets)
@@ -385,7 +385,7 @@ class LionForSequenceClassification(LionPreTrainedModel):
         multi-label classification for real ones, as everywhere in transformers; "single_label_classification" with real
         labels (B, C) is cross-entropy with soft targets.
         """
-        _refuse_packing(self, kwargs)
+        _refuse_packing(self, attention_mask, position_ids, kwargs)
         outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
@@ -478,10 +478,14 @@ class LionForMultipleChoice(LionPreTrainedModel):
         **kwargs,
     ) -> MultipleChoiceModelOutput:
         """Takes inputs (B, choices, L) and `labels` (B,), the right choice; returns `logits` (B, choices)."""
-        _refuse_packing(self, kwargs)
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        for name, x in zip(("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"), inputs):
+            if x is not None and x.dim() != (4 if name == "inputs_embeds" else 3):
+                raise ValueError(f"{name} {tuple(x.shape)}: expected (batch, choices, length) and for embeddings their size")
+        rows = [None if x is None else x.flatten(0, 1) for x in inputs]
+        _refuse_packing(self, rows[1], rows[3], kwargs)
+        outputs = self.lion(*rows, **_for_encoder(kwargs))
         choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        outputs = self.lion(*(None if x is None else x.flatten(0, 1) for x in inputs), **_for_encoder(kwargs))
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         loss = None
         if labels is not None:
@@ -507,13 +511,14 @@ class LionForImageClassification(LionPreTrainedModel):
     ) -> ImageClassifierOutput:
         """Takes images (B, channels, height, width) and the labels of `classification_loss`; returns `logits` (B, C).
 
-        Real labels (B, C), as mixup makes them, are soft targets, unless `config.problem_type` says otherwise.
+        With `config.problem_type` None it is regression for one label, else classification, and real labels (B, C), as mixup
+        makes them, are soft targets.
         """
         outputs = self.lion(pixel_values=pixel_values, **_for_encoder(kwargs))
         logits = self.classifier(outputs.pooler_output)
         loss = None
         if labels is not None:
-            problem_type = self.config.problem_type or "single_label_classification"
+            problem_type = self.config.problem_type or ("regression" if self.num_labels == 1 else "single_label_classification")
             loss = classification_loss(logits, labels, problem_type, kwargs.get("num_items_in_batch"))
         return ImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -562,10 +567,24 @@ def _for_encoder(kwargs: dict) -> dict:
     return {name: value for name, value in kwargs.items() if name != "num_items_in_batch"} | {"return_dict": True}
 
 
-def _refuse_packing(model: nn.Module, kwargs: dict) -> None:
+def _refuse_packing(model: nn.Module, attention_mask, position_ids, kwargs: dict) -> None:
     packing = [name for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k") if kwargs.get(name) is not None]
+    if not packing and position_ids is not None and position_ids.dim() == 2 and not torch.compiler.is_compiling():
+        shape = position_ids.shape if attention_mask is None else attention_mask.shape
+        if document_indices(shape, attention_mask, position_ids, None).any():
+            packing = ["position_ids that restart"]
     if packing:
         raise ValueError(f"{packing[0]} with {type(model).__name__}: it pools one document a row; pad the documents instead")
+
+
+def _check_rows(shape: tuple[int, int], attention_mask=None, **tensors) -> None:
+    if shape[1] == 0:
+        raise ValueError(f"a batch of shape {shape}: expected at least one token a row")
+    if attention_mask is not None and tuple(attention_mask.shape) != shape:
+        raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {shape}")
+    for name, x in tensors.items():
+        if x is not None and tuple(x.shape) not in (shape, (1, shape[1])):
+            raise ValueError(f"{name} {tuple(x.shape)}: expected (batch or 1, length) = {shape}")
 
 
 __all__ = [
