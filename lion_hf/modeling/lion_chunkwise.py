@@ -43,9 +43,9 @@ def chunkwise(
     count, dtype = len(queries), query.dtype
 
     # With gradients the chunks' outputs are collected; without, they are written into one tensor.
-    collect = needs_grad(query, key, value, forward, backward)
-    result = None if collect else torch.empty_like(value)
-    outputs = [] if collect else list(result.split(chunk_size, dim=2))
+    record = needs_grad(query, key, value, forward, backward)
+    result = None if record else torch.empty_like(value)
+    outputs = [] if record else list(result.split(chunk_size, dim=2))
     state = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])  # (B, H, D, Dv)
     for n in range(count):
         # 1. inside the chunk
@@ -55,7 +55,7 @@ def chunkwise(
         sums = prefix_sums(forwards[n])  # (B, H, C + 1)
         starts, end = sums[..., :-1], sums[..., -1:]
         output += (queries[n] * _vector(starts, dtype)) @ state
-        if collect:
+        if record:
             outputs.append(output)
         else:
             outputs[n].copy_(output)
@@ -69,7 +69,7 @@ def chunkwise(
         # 4. what the chunks behind left, then this chunk into the state
         outputs[n] += (queries[n] * _vector(end - starts, dtype)) @ state
         state = state * _vector(end, dtype) + (keys[n] * _vector(starts, dtype)).transpose(-1, -2) @ values[n]
-    return torch.cat(outputs, dim=2) if collect else result
+    return torch.cat(outputs, dim=2) if record else result
 
 
 def _vector(log_decay: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

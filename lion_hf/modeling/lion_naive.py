@@ -93,27 +93,31 @@ def recurrent(
         (B, H, L, Dv).
     """
     steps = range(query.shape[2])
-    queries, keys, values = (x.unbind(2) for x in (query, key, value))  # L times (B, H, D or Dv)
+    record = len(steps) > 0 and needs_grad(query, key, value, forward, backward)
+    by_step = [x.movedim(2, 0) for x in (query, key, value)]  # (L, B, H, D or Dv)
     if forward is not None:
-        decays_left, decays_right = (x.exp()[..., None, None].unbind(2) for x in (forward, backward))
+        by_step += [x.exp()[..., None, None].movedim(2, 0) for x in (forward, backward)]
+    if record:  # autograd joins the pieces of an unbind in one go, those of an index one by one
+        by_step = [x.unbind(0) for x in by_step]
+    queries, keys, values, *decays = by_step
     state_left = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
     state_right = torch.zeros_like(state_left)
     parts_left, parts_right = [], []
-    output = None if steps and needs_grad(query, key, value, forward, backward) else torch.zeros_like(value)
+    output = None if record else torch.zeros_like(value)
     for step, mirror in zip(steps, reversed(steps)):
-        if step and forward is not None:
-            state_left = state_left * decays_left[step - 1]
-            state_right = state_right * decays_right[mirror]
+        if step and decays:
+            state_left = state_left * decays[0][step - 1]
+            state_right = state_right * decays[1][mirror]
         state_left = state_left + keys[step][..., :, None] * values[step][..., None, :]
         left = (queries[step][..., None, :] @ state_left).squeeze(-2)
         right = (queries[mirror][..., None, :] @ state_right).squeeze(-2)
         state_right = state_right + keys[mirror][..., :, None] * values[mirror][..., None, :]
-        if output is None:
+        if record:
             parts_left.append(left)
             parts_right.append(right)
         else:
             output[:, :, step] += left
             output[:, :, mirror] += right
-    if output is None:
+    if record:
         output = torch.stack(parts_left, dim=2) + torch.stack(parts_right[::-1], dim=2)
     return output
