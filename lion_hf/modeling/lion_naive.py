@@ -43,11 +43,20 @@ def decay_mask(forward: torch.Tensor, backward: torch.Tensor, dtype: torch.dtype
         M, (..., L, L), with ones on the diagonal and entries in [0, 1].
     """
     length = forward.shape[-1]
-    ahead, behind = prefix_sums(forward)[..., :length], prefix_sums(backward)[..., :length]
-    from_left = ahead.unsqueeze(-1) - ahead.unsqueeze(-2)  # (..., i, j): <= 0 where j <= i
-    from_right = behind.unsqueeze(-2) - behind.unsqueeze(-1)  # (..., i, j): <= 0 where j >= i
+    from_left = _differences(prefix_sums(forward)[..., :length], dtype)  # (..., i, j): <= 0 where j <= i
+    from_right = _differences(prefix_sums(backward)[..., :length], dtype).transpose(-1, -2)  # <= 0 where j >= i
     lower = torch.ones(length, length, dtype=torch.bool, device=forward.device).tril()
-    return torch.where(lower, from_left, from_right).to(dtype).exp()
+    return torch.where(lower, from_left, from_right).exp_()
+
+
+def _differences(sums: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """sums_i - sums_j, (..., L) to (..., L, L), as exact as in the type of the sums but computed in `dtype`.
+
+    What rounding to `dtype` takes from the sums is added back after the large parts have cancelled.
+    """
+    high = sums.to(dtype)
+    low = (sums - high).to(dtype).detach()
+    return (high.unsqueeze(-1) - high.unsqueeze(-2)).add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, masks: list[torch.Tensor | None]) -> torch.Tensor:

@@ -108,8 +108,8 @@ FORMS = ("attention", *SCANS)
 ATTENTION_FORMS = ("auto", *FORMS)
 
 CHUNK_SIZE = 64
-# Up to this length one L x L product is faster than chunks (2 CPU cores, 12 heads of 64, fp32: 0.7 times the time of the
-# chunk form at 128 tokens, 2.4 times at 197).
+# Up to this length one L x L product is faster than chunks (2 CPU cores, 12 heads of 64, fp32, 1 or 8 rows: 0.8 to 0.9 times
+# the time of the chunk form at 128 tokens, 1.1 to 1.8 times at 197).
 LONGEST_ATTENTION = 128
 
 
