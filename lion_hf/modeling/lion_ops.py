@@ -15,7 +15,8 @@ Direction = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Autocast switched off on the tensor's device: gates, prefix sums and states are never rounded to half precision."""
     device_type = tensor.device.type
-    if torch.amp.is_autocast_available(device_type):
+    # torch 2.11 cannot trace the question; torch.compile serves only devices that have autocast.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
