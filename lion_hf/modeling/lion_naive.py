@@ -73,7 +73,7 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor, masks: list[torch.
     scores = query @ key.transpose(-1, -2)
     if all(mask is None for mask in masks):
         return scores
-    mean = sum(masks) if len(masks) == 1 else sum(masks) / len(masks)
+    mean = masks[0] if len(masks) == 1 else sum(masks[1:], masks[0]) / len(masks)
     return scores * mean
 
 
