@@ -4,7 +4,7 @@ from importlib import import_module
 
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
-from .modeling.lion_ops import choose_form, lion_attention
+from .modeling.lion_ops import choose_form, explain, lion_attention
 from .modeling.lion_scan import snake_orders
 from .modeling.modeling_lion import (
     LionForImageClassification,
@@ -37,6 +37,7 @@ __all__ = [
     "LionModel",
     "LionPreTrainedModel",
     "choose_form",
+    "explain",
     "lion_attention",
     "snake_orders",
     *LAZY,

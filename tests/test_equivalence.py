@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from oracle import MASK_TYPES, PADDINGS, check, make_problem
 
 from lion_hf import lion_attention
+from lion_hf.modeling.lion_chunkwise import HEADS_AT_A_TIME
 from lion_hf.modeling.lion_ops import FORMS
 
 LENGTHS = (1, 2, 17, 63, 64, 65, 197, 500)
@@ -58,6 +59,17 @@ def test_long_rows(mask_type, length, padding, packed, ordered, device):
 def test_long_rows_in_tiny_chunks(mask_type, length, chunk_size, device):
     problem = make_problem(mask_type, length, "interior", packed=True, normalize=True, batch=1, heads=2, device=device)
     check(problem, lion_attention, torch.float64, 1e-10, form="chunk", chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("ordered", (False, True), ids=lambda x: "orders" if x else "raster")
+@pytest.mark.parametrize("length", (21, 300))
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_more_heads_than_are_computed_at_a_time(mask_type, length, ordered, device):
+    """Rows of a batch in several blocks, the last of them smaller; and the chunk size of `CHUNK_SIZES`."""
+    heads = HEADS_AT_A_TIME // 2 if length == 21 else HEADS_AT_A_TIME
+    problem = make_problem(mask_type, length, "none", False, ordered, batch=3, heads=heads, device=device)
+    check(problem, lion_attention, torch.float64, 1e-10, form="chunk")
+    check(problem, lion_attention, torch.float32, 1e-4, form="chunk")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)], ids=["bfloat16", "float16"])

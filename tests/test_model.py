@@ -93,6 +93,75 @@ def test_packing_changes_nothing(mask_type, packing, form):
         assert (network(ids).logits - packed).abs().max() > 1e-2, "without boundaries documents must leak"
 
 
+def padded_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Four rows, half of them padding, on every side, one row all of it; and where the tokens are."""
+    mask = torch.tensor([[1] * 12, [0] * 6 + [1] * 6, [1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0] * 12])
+    return {"input_ids": token_ids(4, 12), "attention_mask": mask}, mask.bool()
+
+
+@pytest.mark.parametrize("packed", (False, True), ids=("single", "packed"))
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_auto_takes_padding_out_of_the_layers(mask_type, packed):
+    """The layers see only tokens; outputs and gradients are those of the padded batch."""
+    inputs, real = padded_batch()
+    if packed:
+        inputs["seq_idx"] = torch.tensor([[0] * 4 + [1] * 8, [0] * 8 + [1] * 4, [0] * 12, [0] * 12])
+    seen, results = [], {}
+    for form in ("auto", "chunk"):
+        network = model("Model", text_config(mask_type, attention_form=form))
+        network.layers[0].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+        output = network(**inputs)
+        pooled = output.pooler_output[:3]  # the last row has no token
+        (output.last_hidden_state[real].square().sum() + pooled.sin().sum()).backward()
+        gradients = {name: x.grad for name, x in network.named_parameters() if x.grad is not None}
+        results[form] = {"hidden": output.last_hidden_state[real], "pooled": pooled, **gradients}
+    assert seen == [(1, 23, 24), (4, 12, 24)]
+    for name, expected in results["chunk"].items():
+        torch.testing.assert_close(
+            results["auto"][name], expected, atol=1e-4, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize(
+    "options, config",
+    [
+        ({"output_attentions": True}, {}),
+        ({"output_hidden_states": True}, {}),
+        ({}, {"attention_form": "recurrent"}),
+        ({}, {"training": True}),
+        ({"attention_mask": torch.tensor([[1] * 12] * 3 + [[1] * 11 + [0]])}, {}),
+    ],
+    ids=("maps", "hidden states", "a form is set", "score dropout", "too little padding"),
+)
+def test_padding_stays_where_the_layers_are_looked_at_or_it_does_not_pay(options, config):
+    training = config.pop("training", False)
+    network = model("Model", text_config(**config)).train(training)
+    seen = []
+    network.layers[0].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    output = network(**{**padded_batch()[0], **options})
+    assert seen == [(4, 12, 24)]
+    for x in (output.hidden_states or ()) + (output.last_hidden_state,):
+        assert x.shape == (4, 12, 24)
+
+
+def test_sparse_prediction_computes_only_labelled_tokens():
+    inputs, real = padded_batch()
+    labels = inputs["input_ids"].masked_fill((torch.rand(4, 12) < 0.5) | ~real, -100)
+    labelled = labels != -100
+    dense, sparse = (model("MaskedLM", text_config(sparse_prediction=x)) for x in (False, True))
+    full, few = dense(**inputs, labels=labels), sparse(**inputs, labels=labels)
+    assert few.logits.shape == (labelled.sum(), 99)
+    torch.testing.assert_close(few.logits, full.logits[labelled])
+    torch.testing.assert_close(few.loss, full.loss)
+    counted = sparse(**inputs, labels=labels, num_items_in_batch=torch.tensor(7)).loss
+    torch.testing.assert_close(counted, full.loss * labelled.sum() / 7)
+    full.loss.backward()
+    few.loss.backward()
+    for (name, a), b in zip(sparse.named_parameters(), dense.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+    assert sparse(**inputs).logits.shape == (4, 12, 99), "without labels every token is answered"
+
+
 def test_packing_and_padding_together():
     """Two documents with padding inside and between them, positions told by position_ids."""
     network = model("Model", text_config("lit"))
@@ -478,7 +547,10 @@ def test_export_texts_of_any_batch_and_length(head):
     program = torch.export.export(network, (), example, dynamic_shapes=dict.fromkeys(example, axes))
     other = {"input_ids": token_ids(3, 14), "attention_mask": torch.ones(3, 14, dtype=torch.long)}
     for inputs in (example, other):
+        real = inputs["attention_mask"].bool()
         for a, b in zip(program.module()(**inputs).to_tuple(), network(**inputs).to_tuple()):
+            if head != "SequenceClassification":  # the outputs at padding mean nothing
+                a, b = a[real], b[real]
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 

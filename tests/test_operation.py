@@ -9,9 +9,9 @@ import torch
 from oracle import mask_of
 from torch.nn import functional as F
 
-from lion_hf import choose_form, lion_attention
+from lion_hf import LionConfig, choose_form, explain, lion_attention
 from lion_hf.modeling.lion_naive import decay_mask
-from lion_hf.modeling.lion_ops import ATTENTION_FORMS, CHUNK_SIZE, FORMS
+from lion_hf.modeling.lion_ops import ATTENTION_FORMS, FORMS
 
 
 def tensors(length=12, batch=2, heads=3, head_dim=4, dtype=torch.float32, **kwargs):
@@ -223,11 +223,28 @@ def test_autocast_does_not_round_gates_or_states():
 
 
 def test_auto_picks_by_length_and_need():
-    assert choose_form(128, 64) == "attention"
-    assert choose_form(1024, 64) == "chunk"
-    assert choose_form(100_000, 64, scores=True) == "attention"
-    assert choose_form(64, 64, decays=False) == "attention"
-    assert choose_form(65, 64, decays=False) == "chunk"
+    assert choose_form(197, 64).form == choose_form(100_000, 64).form == "chunk"
+    assert choose_form(100_000, 64, scores=True).form == "attention"
+    assert choose_form(32, 64, decays=False).form == "attention"
+    assert choose_form(64, 64, decays=False).form == "chunk"
+
+
+@pytest.mark.parametrize(
+    "length, config, options, expected",
+    [
+        (4096, {}, {}, "4096 tokens on cpu: chunk form, because it is the fastest at every length; 32 chunks of 128 tokens"),
+        (197, {}, {}, "1 chunk of 197 tokens, because one chunk needs no states"),
+        (1000, {}, {"device": "cuda"}, "4 chunks of 256 tokens"),
+        (4096, {"chunk_size": 64}, {}, "64 chunks of 64 tokens, because chunk_size=64 is set"),
+        (4096, {"attention_form": "recurrent"}, {}, "recurrent form, because attention_form='recurrent' is set"),
+        (4096, {"attention_form": "recurrent"}, {"output_attentions": True}, "attention form, because maps"),
+        (4096, {}, {"training": True}, "attention form, because maps and score dropout"),
+        (4096, {"attention_probs_dropout_prob": 0}, {"training": True}, "32 chunks"),
+        (4096, {"mask_type": "lit"}, {}, "chunk form, because without decay one state of size head_dim x head_dim serves"),
+    ],
+)
+def test_explain(length, config, options, expected):
+    assert expected in explain(LionConfig(**config), length, **options)
 
 
 @pytest.mark.parametrize(
@@ -285,15 +302,28 @@ def test_compile_without_graph_breaks(form):
         torch.testing.assert_close(a, b)
 
 
-def test_export():
-    class Operation(torch.nn.Module):
-        def forward(self, query, key, value, log_decay):
-            return lion_attention(query, key, value, log_decay, normalize=True)
+class Operation(torch.nn.Module):
+    def forward(self, query, key, value, log_decay):
+        return lion_attention(query, key, value, log_decay, normalize=True)
 
-    inputs = (*(x.exp() for x in tensors(40)), F.logsigmoid(torch.randn(2, 3, 40)))
-    program = torch.export.export(
-        Operation(), inputs, dynamic_shapes=[{2: torch.export.Dim("length", min=3, max=CHUNK_SIZE)}] * 4
-    )
-    torch.testing.assert_close(program.module()(*inputs), Operation()(*inputs))
-    shorter = tuple(x[:, :, :23] for x in inputs)
-    torch.testing.assert_close(program.module()(*shorter), Operation()(*shorter))
+
+def operands(length: int) -> tuple[torch.Tensor, ...]:
+    return (*(x.exp() for x in tensors(length)), F.logsigmoid(torch.randn(2, 3, length)))
+
+
+def test_export_for_any_length():
+    length = torch.export.Dim("length", min=3, max=100_000)
+    program = torch.export.export(Operation(), operands(40), dynamic_shapes=[{2: length}] * 4)
+    for inputs in (operands(40), operands(3), operands(257), operands(1000)):
+        torch.testing.assert_close(program.module()(*inputs), Operation()(*inputs))
+
+
+@pytest.mark.slow
+def test_compiled_once_for_all_lengths():
+    torch._dynamo.reset()
+    compiled = torch.compile(Operation(), fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.compiler.set_stance("default"):
+        compiled(*operands(40))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for inputs in (operands(100), operands(257), operands(1000)):
+            torch.testing.assert_close(compiled(*inputs), Operation()(*inputs))

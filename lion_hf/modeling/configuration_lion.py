@@ -67,8 +67,9 @@ class LionConfig(PreTrainedConfig):
         modality: "text" or "image".
         mask_type: the family: "lit" (no decay), "decay" (LION-D, one learned decay a head) or "selective" (LION-S, one a
             head and token, computed from the layer's input).
-        attention_form: "attention", "recurrent", "chunk", or "auto", which picks the faster of attention and chunk in every
-            call. All give the same numbers; it may be changed on a loaded model at any time.
+        attention_form: "attention", "recurrent", "chunk", or "auto", which picks the fastest in every call (`lion_hf.explain`
+            says which and why) and takes padding out of text batches where that pays. All give the same numbers; it may be
+            changed on a loaded model at any time.
         chunk_size: tokens a chunk in the chunk form; None lets the operation choose.
         hidden_size: width of the encoder.
         num_hidden_layers: number of layers.
@@ -95,6 +96,7 @@ class LionConfig(PreTrainedConfig):
         max_position_embeddings: longest text with position embeddings; without them there is no limit.
         type_vocab_size: token types of a text model.
         pad_token_id: id of the padding token.
+        sparse_prediction: whether the masked-LM head computes only the labelled tokens when it gets labels, as ModernBERT's.
         tie_word_embeddings: whether the masked-LM decoder shares the word embeddings.
         image_size: height and width of training images in pixels, one integer or a pair. Other sizes work at run time.
         patch_size: height and width of a patch in pixels.
@@ -134,6 +136,7 @@ class LionConfig(PreTrainedConfig):
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     pad_token_id: int | None = 0
+    sparse_prediction: bool = False
     tie_word_embeddings: bool = True
     image_size: int | list[int] | tuple[int, ...] = 224
     patch_size: int = 16

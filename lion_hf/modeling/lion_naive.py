@@ -10,10 +10,26 @@ For one head, with scores s_ij = query_i . key_j and decays on the edges between
 section 3). Both are (..., L); their last entry belongs to no edge and is not read. `None` stands for no decay.
 """
 
+import contextlib
+
 import torch
 
 # exp() of these is exactly 0: a cut edge (log-decay -inf) becomes one, so that differences of prefix sums stay finite.
 LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
+
+
+def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Autocast switched off on the tensor's device: gates, prefix sums and states are never rounded to half precision."""
+    device_type = tensor.device.type
+    # torch 2.11 cannot trace the question; torch.compile serves only devices that have autocast.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def compute_type(tensor: torch.Tensor) -> torch.dtype:
+    """The type that the operation computes in: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
@@ -22,8 +38,7 @@ def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
     Differences of prefix sums cancel. In float32 a thousand tokens with gates of 0.5 would leave an error of 1e-4.
     """
     dtype = torch.float32 if log_decay.device.type == "mps" else torch.float64
-    sums = log_decay.to(dtype).clamp(min=LOG_ZERO[dtype]).cumsum(-1)
-    return torch.nn.functional.pad(sums, (1, 0))
+    return torch.nn.functional.pad(log_decay.to(dtype).cumsum(-1), (1, 0))
 
 
 def needs_grad(*tensors: torch.Tensor | None) -> bool:
@@ -83,6 +98,7 @@ def recurrent(
     value: torch.Tensor,
     forward: torch.Tensor | None,
     backward: torch.Tensor | None,
+    scale: float,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
     """The recurrent form: two scans in one loop over the tokens, each with one (D, Dv) state a head.
@@ -91,21 +107,23 @@ def recurrent(
     the second does not. Without gradients nothing but the two states and the output is kept; autograd keeps every state.
 
     Args:
-        query: (B, H, L, D), already scaled.
+        query: (B, H, L, D).
         key: (B, H, L, D).
         value: (B, H, L, Dv).
         forward: log-decays left to right, broadcastable to (B, H, L), or None for no decay.
         backward: log-decays right to left, likewise.
+        scale: factor of the scores.
         chunk_size: not used; part of the signature that all forms share.
 
     Returns:
-        (B, H, L, Dv).
+        (B, H, L, Dv) in float32, or in float64 if `value` is.
     """
-    steps = range(query.shape[2])
+    steps, dtype = range(query.shape[2]), compute_type(value)
+    query, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
     record = len(steps) > 0 and needs_grad(query, key, value, forward, backward)
     by_step = [x.movedim(2, 0) for x in (query, key, value)]  # (L, B, H, D or Dv)
     if forward is not None:
-        by_step += [x.exp()[..., None, None].movedim(2, 0) for x in (forward, backward)]
+        by_step += [x.expand(*x.shape[:2], len(steps)).exp()[..., None, None].movedim(2, 0) for x in (forward, backward)]
     if record:  # autograd joins the pieces of an unbind in one go, those of an index one by one
         by_step = [x.unbind(0) for x in by_step]
     queries, keys, values, *decays = by_step

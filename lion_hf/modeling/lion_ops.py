@@ -1,24 +1,15 @@
 """`lion_attention`, the operation: checks, the table of forms, and the choice of a form."""
 
-import contextlib
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from .lion_chunkwise import chunkwise
-from .lion_naive import attention_weights, decay_mask, recurrent
+from .lion_chunkwise import chunkwise, default_chunk_size
+from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, recurrent
 from .lion_packing import nearest_token
 
 Direction = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # order, forward, backward
-
-
-def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Autocast switched off on the tensor's device: gates, prefix sums and states are never rounded to half precision."""
-    device_type = tensor.device.type
-    # torch 2.11 cannot trace the question; torch.compile serves only devices that have autocast.
-    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def lion_attention(
@@ -77,24 +68,26 @@ def lion_attention(
     _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p)
     length, head_dim = query.shape[-2:]
     if form == "auto":
-        form = choose_form(length, head_dim, decays=log_decay is not None, scores=need_weights or dropout_p > 0)
+        form = choose_form(length, head_dim, log_decay is not None or seq_idx is not None, need_weights or dropout_p > 0).form
     scale = head_dim**-0.5 if scale is None else scale
     mask = None if attention_mask is None else attention_mask != 0
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.all():
+        mask = None  # spares three copies; on a GPU looking would wait for it
+    dtype = compute_type(value)
 
     with full_precision(value):
-        queries, keys, values = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
+        inputs = (query, key, value)
         if mask is not None:
-            queries, keys, values = (x.masked_fill(~mask[:, None, :, None], 0) for x in (queries, keys, values))
-        log_decay = _map(lambda x: x.to(dtype), log_decay)
+            inputs = [x.masked_fill(~mask[:, None, :, None], 0) for x in inputs]
+        log_decay = _map(lambda x: x.to(dtype).clamp(min=LOG_ZERO[dtype]), log_decay)
         directions = _directions(log_decay, mask, seq_idx, order, length)
         weights = None
         if need_weights or form == "attention":
-            weights = _weights(queries, keys, directions, normalize, eps)
+            weights = _weights(*(x.to(dtype) for x in inputs[:2]), directions, scale, normalize, eps)
         if form == "attention":
-            output = F.dropout(weights, dropout_p) @ values
+            output = F.dropout(weights, dropout_p) @ inputs[2].to(dtype)
         else:
-            output = _scan(SCANS[form], queries, keys, values, directions, normalize, eps, chunk_size or CHUNK_SIZE)
+            output = _scan(SCANS[form], *inputs, directions, scale, normalize, eps, chunk_size)
         if value.dtype == torch.float16:  # sums that are not normalised may leave its range
             limit = torch.finfo(torch.float16).max
             output = output.clamp(-limit, limit)
@@ -108,67 +101,110 @@ SCANS = {"recurrent": recurrent, "chunk": chunkwise}
 FORMS = ("attention", *SCANS)
 ATTENTION_FORMS = ("auto", *FORMS)
 
-CHUNK_SIZE = 64
-# Up to this length one L x L product is faster than chunks (2 CPU cores, 12 heads of 64, fp32, 1 or 8 rows: 0.8 to 0.9 times
-# the time of the chunk form at 128 tokens, 1.1 to 1.8 times at 197).
-LONGEST_ATTENTION = 128
+
+class Choice(NamedTuple):
+    """What "auto" stands for, and why."""
+
+    form: str
+    reason: str
 
 
-def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = False) -> str:
-    """The form that "auto" stands for.
+def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = False) -> Choice:
+    """The form that "auto" stands for; how many tokens its chunks have is in `CHUNK_SIZES` of lion_chunkwise.py.
 
     Args:
         length: tokens a row.
         head_dim: size of a head.
-        decays: whether there are gates. Without, the chunk form is two products over the whole row.
+        decays: whether there are gates, or documents, which gates of 0 keep apart.
         scores: whether the scores themselves are needed, for attention maps or dropout.
-
-    Returns:
-        "attention" or "chunk".
     """
     if scores:
-        return "attention"
-    return "attention" if length <= (LONGEST_ATTENTION if decays else head_dim) else "chunk"
+        return Choice("attention", "maps and score dropout (attention_probs_dropout_prob in training) need the scores")
+    if decays:
+        return Choice("chunk", "it is the fastest at every length")
+    if not torch.compiler.is_compiling() and length < head_dim:  # a traced length may stand for any
+        return Choice("attention", f"without decay a row shorter than head_dim={head_dim} costs least as scores")
+    return Choice("chunk", "without decay one state of size head_dim x head_dim serves the whole row")
 
 
-def _weights(query, key, directions: list[Direction], normalize: bool, eps: float) -> torch.Tensor:
+def explain(config, length: int, device: str = "cpu", training: bool = False, output_attentions: bool = False) -> str:
+    """Says in which form a model computes rows of a length, and why.
+
+    Args:
+        config: a `LionConfig` or a model.
+        length: tokens a row, the class token of an image included.
+        device: type of the device, as in `torch.device.type`.
+        training: whether the model is in training mode.
+        output_attentions: whether attention maps are asked for.
+
+    Example:
+        >>> print(lion_hf.explain(model, 4096))
+        4096 tokens on cpu: chunk form, because it is the fastest at every length; 32 chunks of 128 tokens, because ...
+    """
+    config = getattr(config, "config", config)
+    dropout = config.attention_probs_dropout_prob if training else 0.0
+    decays = config.mask_type != "lit"
+    form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0)
+    if config.attention_form != "auto" and not output_attentions:
+        form, reason = config.attention_form, f"attention_form={config.attention_form!r} is set"
+    answer = f"{length} tokens on {device}: {form} form, because {reason}"
+    if form == "chunk" and decays:
+        size, reason = default_chunk_size(length, device)
+        if config.chunk_size is not None:
+            size, reason = config.chunk_size, f"chunk_size={config.chunk_size} is set"
+        count = -(-length // size)
+        answer += f"; {count} chunk{'s' * (count > 1)} of {min(size, length)} tokens, because {reason}"
+    return answer
+
+
+def _weights(query, key, directions: list[Direction], scale: float, normalize: bool, eps: float) -> torch.Tensor:
     """The mixing matrix of the attention form, (B, H, L, L), with every order's mask brought back to the tokens' order."""
-    masks = []
+    masks, length = [], query.shape[2]
     for order, forward, backward in directions:
-        mask = None if forward is None else decay_mask(forward, backward, query.dtype)
+        mask = None
+        if forward is not None:
+            mask = decay_mask(*(x.expand(*x.shape[:-1], length) for x in (forward, backward)), query.dtype)
         if mask is not None and order is not None:
             inverse = order.argsort()
             mask = mask[..., inverse[:, None], inverse[None, :]]
         masks.append(mask)
-    weights = attention_weights(query, key, masks)
+    weights = attention_weights(query * scale, key, masks)
     return weights / (weights.sum(-1, keepdim=True) + eps) if normalize else weights
 
 
-def _scan(function, query, key, value, directions: list[Direction], normalize, eps, chunk_size) -> torch.Tensor:
+def _scan(function, query, key, value, directions: list[Direction], scale, normalize, eps, chunk_size) -> torch.Tensor:
     """A form with states. The divisor is one more column of the values; orders are permuted, run and added up."""
     if normalize:
         value = F.pad(value, (0, 1), value=1.0)  # a masked key is 0, so a masked token adds nothing to the divisor
-    total = None
-    for order, forward, backward in directions:
-        inputs = (query, key, value) if order is None else (x.index_select(2, order) for x in (query, key, value))
-        output = function(*inputs, forward, backward, chunk_size)
-        if order is not None:
-            output = output.index_select(2, order.argsort())
-        total = output if total is None else total + output
-    if len(directions) > 1:
-        total = total / len(directions)
+    orders, *decays = zip(*directions)
+    if (
+        function is chunkwise
+        and orders[0] is not None
+        and query.shape[2] <= (chunk_size or default_chunk_size(query.shape[2], query.device.type)[0])
+    ):  # one matrix of scores for all orders
+        total = function(query, key, value, *map(torch.stack, decays), scale, chunk_size, torch.stack(orders))
+    else:
+        total = None
+        for order, forward, backward in directions:
+            inputs = (query, key, value) if order is None else (x.index_select(2, order) for x in (query, key, value))
+            output = function(*inputs, forward, backward, scale / len(directions), chunk_size)
+            if order is not None:
+                output = output.index_select(2, order.argsort())
+            total = output if total is None else total + output
     return total[..., :-1] / (total[..., -1:] + eps) if normalize else total
 
 
 def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]:
-    """For each order its permutation and the log-decays of its edges, (B or 1, H or 1, L) each."""
+    """For each order its permutation and the log-decays of its edges, (B or 1, H or 1, L, or 1 if they are all the same)."""
     if log_decay is None and seq_idx is None:
         return [(None, None, None)]  # without decays every order gives the same
     boundary = _boundaries(mask, seq_idx)
     if isinstance(log_decay, tuple):
-        return [(None, *_cut(*log_decay, boundary))]
+        return [(None, *_cut(*torch.broadcast_tensors(*log_decay), boundary))]
     if log_decay is None:
         log_decay, order = torch.zeros(1, 1, length, device=seq_idx.device), None
+    if log_decay.shape[-1] == 1 and mask is None and seq_idx is None:  # the gate of every edge in every order
+        return [(None, log_decay, log_decay)] if order is None else [(o, x, x) for o, x in zip(order, log_decay)]
     log_decay = log_decay.expand(*log_decay.shape[:-1], length)
     if mask is not None:
         log_decay = log_decay.masked_fill(~mask[:, None, :], 0)
@@ -194,7 +230,8 @@ def _cut(forward, backward, boundary) -> tuple[torch.Tensor, torch.Tensor]:
     if boundary is None:
         return forward, backward
     boundary = boundary[:, None, :]  # (B or 1, 1, L)
-    return forward.masked_fill(boundary, float("-inf")), backward.masked_fill(boundary, float("-inf"))
+    cut = LOG_ZERO[forward.dtype]
+    return forward.masked_fill(boundary, cut), backward.masked_fill(boundary, cut)
 
 
 def _boundaries(mask, seq_idx) -> torch.Tensor | None:

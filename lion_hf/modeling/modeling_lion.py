@@ -1,4 +1,4 @@
-"""LION encoders for text and images (arXiv 2502.16249): embeddings, attention, layer, model and heads."""
+"""LION encoders for text and images (arXiv 2502.16249): attention, layer, model and heads."""
 
 import torch
 from torch import nn
@@ -23,8 +23,9 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import classification_loss
-from .lion_ops import full_precision, lion_attention
-from .lion_packing import document_indices, pool
+from .lion_naive import full_precision
+from .lion_ops import lion_attention
+from .lion_packing import check_rows, document_indices, pool, refuse_packing, repad, unpad
 from .lion_scan import snake_orders
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a layer.
@@ -247,6 +248,13 @@ class LionModel(LionPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         setattr(self.embeddings, "word_embeddings" if self.config.modality == "text" else "patch_embeddings", value)
 
+    def _may_unpad(self, kwargs: dict) -> bool:
+        """Whether padding may be taken out: in "auto" form, if nobody looks at the layers' outputs or needs their scores."""
+        recorded = any(kwargs.get(name, getattr(self.config, name)) for name in ("output_attentions", "output_hidden_states"))
+        scores = self.training and self.config.attention_probs_dropout_prob > 0
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return self.config.attention_form == "auto" and not (recorded or scores or tracing)
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -279,23 +287,28 @@ class LionModel(LionPreTrainedModel):
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
-            `last_hidden_state` (B, L, hidden) and `pooler_output` (B, hidden), which knows nothing of packing; with
+            `last_hidden_state` (B, L, hidden), not to be read at padding, and `pooler_output` (B, hidden), which knows nothing
+            of packing; with
             `output_attentions` the mixing matrices of the layers, (B, heads, L, L), in any configured form.
 
         Raises:
             ValueError: for inputs of the other modality, both or none of `input_ids` and `inputs_embeds`, an image size that
                 the patch does not divide, or a mask of another length.
         """
-        order = None
+        order = packed = None
         if self.config.modality == "text":
             if pixel_values is not None or (input_ids is None) == (inputs_embeds is None):
                 raise ValueError("a text model takes either input_ids or inputs_embeds (and no pixel_values)")
             shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
-            _check_rows(shape, attention_mask=attention_mask, position_ids=position_ids, seq_idx=seq_idx)
+            check_rows(shape, attention_mask=attention_mask, position_ids=position_ids, seq_idx=seq_idx)
             if seq_idx is None:
                 offsets = cu_seq_lens_k if cu_seq_lens_q is None else cu_seq_lens_q
                 seq_idx = document_indices(shape, attention_mask, position_ids, offsets)
             hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx)
+            if attention_mask is not None and self._may_unpad(kwargs):
+                packed = unpad(hidden_states, attention_mask, seq_idx)
+            if packed is not None:
+                hidden_states, seq_idx, places = packed
         else:
             if pixel_values is None or input_ids is not None or inputs_embeds is not None:
                 raise ValueError("an image model takes pixel_values (and no input_ids or inputs_embeds)")
@@ -306,11 +319,13 @@ class LionModel(LionPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                attention_mask=attention_mask,
+                attention_mask=attention_mask if packed is None else None,
                 seq_idx=seq_idx,
                 order=order,
                 output_attentions=kwargs.get("output_attentions", self.config.output_attentions) or False,
             )
+        if packed is not None:
+            hidden_states = repad(hidden_states, places, shape)
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
@@ -348,9 +363,16 @@ class LionForMaskedLM(LionPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
-        """Takes the inputs of `LionModel` and `labels` (B, L), -100 where there is none; returns `logits` (B, L, V)."""
+        """Takes the inputs of `LionModel` and `labels` (B, L), -100 where there is none; returns `logits` (B, L, V).
+
+        With `config.sparse_prediction` and labels only the labelled tokens get logits, (labelled tokens, V).
+        """
         outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
-        logits = self.decoder(self.norm(self.act(self.dense(outputs.last_hidden_state))))
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and self.config.sparse_prediction:
+            labelled = labels != -100
+            hidden_states, labels = hidden_states[labelled], labels[labelled]
+        logits = self.decoder(self.norm(self.act(self.dense(hidden_states))))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -385,7 +407,7 @@ class LionForSequenceClassification(LionPreTrainedModel):
         multi-label classification for real ones, as everywhere in transformers; "single_label_classification" with real
         labels (B, C) is cross-entropy with soft targets.
         """
-        _refuse_packing(self, attention_mask, position_ids, kwargs)
+        refuse_packing(self, attention_mask, position_ids, kwargs)
         outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
@@ -483,7 +505,7 @@ class LionForMultipleChoice(LionPreTrainedModel):
             if x is not None and x.dim() != (4 if name == "inputs_embeds" else 3):
                 raise ValueError(f"{name} {tuple(x.shape)}: expected (batch, choices, length) and for embeddings their size")
         rows = [None if x is None else x.flatten(0, 1) for x in inputs]
-        _refuse_packing(self, rows[1], rows[3], kwargs)
+        refuse_packing(self, rows[1], rows[3], kwargs)
         outputs = self.lion(*rows, **_for_encoder(kwargs))
         choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
@@ -565,26 +587,6 @@ def _classifier_dropout(config: LionConfig) -> float:
 def _for_encoder(kwargs: dict) -> dict:
     """The keyword arguments of a head that go on to the encoder, which always answers with an output class."""
     return {name: value for name, value in kwargs.items() if name != "num_items_in_batch"} | {"return_dict": True}
-
-
-def _refuse_packing(model: nn.Module, attention_mask, position_ids, kwargs: dict) -> None:
-    packing = [name for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k") if kwargs.get(name) is not None]
-    if not packing and position_ids is not None and position_ids.dim() == 2 and not torch.compiler.is_compiling():
-        shape = position_ids.shape if attention_mask is None else attention_mask.shape
-        if document_indices(shape, attention_mask, position_ids, None).any():
-            packing = ["position_ids that restart"]
-    if packing:
-        raise ValueError(f"{packing[0]} with {type(model).__name__}: it pools one document a row; pad the documents instead")
-
-
-def _check_rows(shape: tuple[int, int], attention_mask=None, **tensors) -> None:
-    if shape[1] == 0:
-        raise ValueError(f"a batch of shape {shape}: expected at least one token a row")
-    if attention_mask is not None and tuple(attention_mask.shape) != shape:
-        raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {shape}")
-    for name, x in tensors.items():
-        if x is not None and tuple(x.shape) not in (shape, (1, shape[1])):
-            raise ValueError(f"{name} {tuple(x.shape)}: expected (batch or 1, length) = {shape}")
 
 
 __all__ = [
