@@ -85,37 +85,46 @@ def chunkwise(
 
 
 class _Decays:
-    """The masks of all chunks, and the factors of what they read, write and pass on, for decays (K, B or 1, H or 1, L or 1)."""
+    """The masks of all chunks, and the factors of what they read, write and pass on, for decays (K, B or 1, H or 1, L or 1).
 
-    def __init__(self, forward, backward, order, length: int, chunk_size: int, dtype: torch.dtype):
+    Masks and the factors of what is read contain the scale of the scores.
+    """
+
+    def __init__(self, forward, backward, order, scale: float, length: int, chunk_size: int, dtype: torch.dtype):
         self.constant = forward.shape[-1] == 1 < length  # the same on every edge: one chunk stands for all
-        self.negligible = NEGLIGIBLE[dtype]
+        self.scale, self.negligible = scale, NEGLIGIBLE[dtype]
         count = 1 if self.constant else -(-length // chunk_size)
-        left, right = (_chunk_sums(x, count, chunk_size) for x in (forward, backward))  # (K, B, H, N, C + 1)
+        sums = _chunk_sums(torch.stack([forward, backward]), count, chunk_size)  # (2, K, B, H, N, C + 1)
+        # On a GPU looking at the sums would wait for them.
+        self.small = forward.device.type == "cpu" and sums.min().item() > self.negligible
         if length > chunk_size:
+            left, right = sums[:, 0]
             factors = {
-                "read_left": left[0, ..., :-1],
-                "read_right": right[0, ..., -1:] - right[0, ..., :-1],
-                "write_left": left[0, ..., -1:] - left[0, ..., :-1],
-                "write_right": right[0, ..., :-1],
-                "pass_left": left[0, ..., -1:],
-                "pass_right": right[0, ..., -1:],
+                "read_left": left[..., :-1],
+                "read_right": right[..., -1:] - right[..., :-1],
+                "write_left": left[..., -1:] - left[..., :-1],
+                "write_right": right[..., :-1],
+                "pass_left": left[..., -1:],
+                "pass_right": right[..., -1:],
             }
             self.factors = {
                 name: F.threshold(x, self.negligible, -math.inf).to(dtype).exp2().unsqueeze(-1).unbind(-3)
                 for name, x in factors.items()
             }
+            for name in ("read_left", "read_right"):
+                self.factors[name] = [x.mul_(scale) for x in self.factors[name]]
 
         # Their differences, token i minus token j, are the exponents of a j before i and of a j after i.
-        sums = [left[..., :-1], -right[..., :-1]]
+        sums = torch.stack([sums[0, ..., :-1], -sums[1, ..., :-1]])
         self.places = None if order is None else order.argsort()  # (K, L): when each token is read
         if order is not None:
-            sums = [x.gather(-1, self.places[:, None, None, None].expand_as(x)) for x in sums]
-        self.sums = [(x.to(dtype),) for x in sums]
-        # On a GPU looking at the sums would wait for them.
-        self.small = forward.device.type == "cpu" and min(left.min().item(), right.min().item()) > self.negligible
-        if not self.small and dtype != left.dtype:  # what rounding takes is added when the large parts have cancelled
-            self.sums = [(high, (x - high).to(dtype)) for x, (high,) in zip(sums, self.sums)]
+            sums = sums.gather(-1, self.places[:, None, None, None].expand_as(sums))
+        if self.small:  # powers of all sums are in range: those of the differences are their products
+            self.parts = [sums.exp2().mul_(scale).to(dtype), sums.neg().exp2().to(dtype)]
+        else:
+            self.parts = [sums.to(dtype)]
+            if dtype != sums.dtype:  # what rounding takes is added when the large parts have cancelled
+                self.parts.append((sums - self.parts[0]).to(dtype))
         self.kept = {}
 
     def factor(self, name: str, rows: slice, n: int, size: int | None = None) -> torch.Tensor:
@@ -126,26 +135,29 @@ class _Decays:
     def masks(self, rows: slice, n: int, size: int, scratch: "_Scratch") -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The mean of the masks of chunk n along each order, (B or 1, H or 1, size, size), and the masks one by one."""
         n = 0 if self.constant else n
-        keep = self.constant and self.sums[0][0].shape[1] == 1  # the same for every chunk and row
+        keep = self.constant and self.parts[0].shape[2] == 1  # the same for every chunk and row
         if keep and size in self.kept:
             return self.kept[size]
-        masks = [self._mask(i, rows, n, size, scratch) for i in range(len(self.sums[0][0]))]
+        masks = [self._mask(i, rows, n, size, scratch) for i in range(self.parts[0].shape[1])]
         mean = masks[0] if len(masks) == 1 else torch.add(*masks, out=scratch("mean", *masks[0].shape)).mul_(0.5)
         if keep:
             self.kept[size] = mean, masks
         return mean, masks
 
     def _mask(self, i: int, rows: slice, n: int, size: int, scratch: "_Scratch") -> torch.Tensor:
-        exponents = []
-        for name, parts in zip((f"mask {i} of {size}", "spare"), self.sums):
-            high, *rest = [(x[i] if x.shape[1] == 1 else x[i, rows])[:, :, n, :size] for x in parts]
-            exponent = scratch(name, *high.shape, size)
-            torch.sub(high.unsqueeze(-1), high.unsqueeze(-2), out=exponent)
+        parts = [(x[:, i] if x.shape[2] == 1 else x[:, i, rows])[:, :, :, n, :size] for x in self.parts]  # (2, B, H, size)
+        mask = scratch(f"mask {i} of {size}", *parts[0].shape[1:], size)
+        both = mask, scratch("spare", *mask.shape)
+        if self.small:
+            for to, at, out in zip(*parts, both):
+                torch.mul(to.unsqueeze(-1), at.unsqueeze(-2), out=out)
+            return (torch.minimum if self.scale >= 0 else torch.maximum)(*both, out=mask)
+        for direction, out in enumerate(both):
+            high, *rest = [x[direction] for x in parts]
+            torch.sub(high.unsqueeze(-1), high.unsqueeze(-2), out=out)
             for low in rest:
-                exponent.add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
-            exponents.append(exponent)
-        exponent = torch.minimum(*exponents, out=exponents[0])
-        return (exponent if self.small else F.threshold_(exponent, self.negligible, -math.inf)).exp2_()
+                out.add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
+        return F.threshold_(torch.minimum(*both, out=mask), self.negligible, -math.inf).exp2_().mul_(self.scale)
 
 
 class _Scratch:
@@ -220,7 +232,7 @@ def chunkwise_forward(
     chunk_size = min(chunk_size or default_chunk_size(length, query.device.type)[0], length)
     result = torch.empty_like(value, dtype=dtype)
     with full_precision(value):
-        decays, scratch = _Decays(forward, backward, order, length, chunk_size, dtype), _Scratch(query, dtype)
+        decays, scratch = _Decays(forward, backward, order, scale, length, chunk_size, dtype), _Scratch(query, dtype)
         for rows in _row_blocks(query):
             chunks = [x[rows].split(chunk_size, dim=2) for x in (query, key, value, result)]
             count = len(chunks[0])
@@ -246,7 +258,7 @@ def chunkwise_forward(
                     if n + 1 < count:
                         k = scratch.scaled(k, decays.factor("write_left", rows, n, size))
                         left = _add_product(left * decays.factor("pass_left", rows, n), k.mT, v)
-                torch.mul(output, scale, out=chunks[3][n])
+                chunks[3][n].copy_(output)
     return result
 
 
@@ -283,10 +295,10 @@ def chunkwise_backward(
     chunk_size = min(chunk_size or default_chunk_size(length, query.device.type)[0], length)
     grads = [torch.empty_like(x) for x in (query, key, value)]
     with full_precision(value):
-        decays, scratch = _Decays(forward, backward, order, length, chunk_size, dtype), _Scratch(query, dtype)
+        decays, scratch = _Decays(forward, backward, order, scale, length, chunk_size, dtype), _Scratch(query, dtype)
         count, orders = -(-length // chunk_size), forward.shape[0]
         # gradients with respect to the prefix sums F and R
-        lefts, rights = query.new_zeros(2, orders, *query.shape[:2], count, chunk_size + 1, dtype=dtype)
+        sums = query.new_zeros(2, orders, *query.shape[:2], count, chunk_size + 1, dtype=dtype)
         for rows in _row_blocks(query):
             chunks = [x[rows].split(chunk_size, dim=2) for x in (grad, query, key, value, *grads)]
             empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
@@ -296,16 +308,16 @@ def chunkwise_backward(
                 g, q, k, v = (x[n].to(dtype) for x in chunks[:4])
                 k = scratch.scaled(k, decays.factor("write_right", rows, n, k.shape[2]))
                 states_right.append(_add_product(states_right[-1] * decays.factor("pass_right", rows, n), k.mT, v))
-                q = scratch.scaled(q, decays.factor("read_left", rows, n, q.shape[2]).mul(scale))
+                q = scratch.scaled(q, decays.factor("read_left", rows, n, q.shape[2]))
                 grads_left.append(_add_product(grads_left[-1] * decays.factor("pass_left", rows, n), q.mT, g))
             state_left = grad_right = empty
             for n in range(count):
                 g, q, k, v = (x[n].to(dtype) for x in chunks[:4])
-                g, size = torch.mul(g, scale, out=scratch("grad", *g.shape)), g.shape[2]
+                size = g.shape[2]
                 # 2. inside the chunk
                 mask, masks = decays.masks(rows, n, size, scratch)
                 scores, grad_weights = scratch.product("scores", q, k.mT), scratch.product("grad_weights", g, v.mT)
-                weights = torch.mul(scores, mask, out=scratch("weights", *scores.shape))
+                weights = torch.mul(scores, mask, out=scratch("spare", *scores.shape))
                 grad_v = scratch.product("grad_v", weights.mT, g)
                 pairs = weights if orders == 1 else scores
                 pairs.mul_(grad_weights)
@@ -321,21 +333,21 @@ def chunkwise_backward(
                     else:
                         pairs.mul_(places[:, None] > places)
                     earlier = pairs.sum(-1) - pairs.sum(-2)
-                    lefts[i, rows, :, n][..., places] = earlier
-                    rights[i, rows, :, n][..., places] = change + earlier
+                    sums[0, i, rows, :, n][..., places] = earlier
+                    sums[1, i, rows, :, n][..., places] = change.add_(earlier)
                 if count > 1:
                     # 3. through the states
                     state_right, grad_left = states_right.pop(), grads_left.pop()
-                    for name, x, y, state, grad_x, sums, sign in (
-                        ("read_left", q, g, state_left, grad_q, lefts, 1),
-                        ("read_right", q, g, state_right, grad_q, rights, -1),
-                        ("write_left", k, v, grad_left, grad_k, lefts, -1),
-                        ("write_right", k, v, grad_right, grad_k, rights, 1),
+                    for name, x, y, state, grad_x, direction, sign in (
+                        ("read_left", q, g, state_left, grad_q, 0, 1),
+                        ("read_right", q, g, state_right, grad_q, 1, -1),
+                        ("write_left", k, v, grad_left, grad_k, 0, -1),
+                        ("write_right", k, v, grad_right, grad_k, 1, 1),
                     ):
                         factor = decays.factor(name, rows, n, size)
                         part = scratch.product("part", y, state.mT).mul_(factor)
                         grad_x += part
-                        sums[0, rows, :, n, :size].add_(part.mul_(x).sum(-1), alpha=sign)
+                        sums[direction, 0, rows, :, n, :size].add_(part.mul_(x).sum(-1), alpha=sign)
                         if x is k:
                             _add_product(grad_v, scratch.scaled(k, factor), state)
                     # 4. this chunk into S and W
@@ -344,15 +356,12 @@ def chunkwise_backward(
                     grad_right = grad_right * decays.factor("pass_right", rows, n)
                     _add_product(state_left, scratch.scaled(k, write).mT, v)
                     _add_product(grad_right, scratch.scaled(q, read).mT, g)
-                    lefts[0, rows, :, n, -1] = (state_left * grad_left).sum((-1, -2))
-                    rights[0, rows, :, n, -1] = (grad_right * state_right).sum((-1, -2))
+                    sums[0, 0, rows, :, n, -1] = (state_left * grad_left).sum((-1, -2))
+                    sums[1, 0, rows, :, n, -1] = (grad_right * state_right).sum((-1, -2))
                 for result, x in zip(chunks[4:], (grad_q, grad_k, grad_v)):
                     result[n].copy_(x)
-        edges = []
-        for sums in (lefts, rights):
-            sums = sums.double().flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
-            edges.append(sums.sum_to_size(forward.shape).to(forward.dtype))
-    return *grads, *edges
+        edges = sums.double().flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
+    return *grads, *(x.sum_to_size(forward.shape).to(forward.dtype, copy=True) for x in edges)
 
 
 @chunkwise_backward.register_fake

@@ -32,6 +32,10 @@ from .lion_scan import snake_orders
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
 
 
+# Without gradients an MLP takes so many tokens at a time: its wide intermediate results then stay in memory that is at hand.
+MLP_TOKENS = 512
+
+
 def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(F.silu(x) + 0.5, dim=-1)
 
@@ -142,7 +146,12 @@ class LionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(hidden_states)))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or hidden_states.shape[:-1].numel() <= MLP_TOKENS:
+            return self.fc2(self.act(self.fc1(hidden_states)))
+        tokens, output = hidden_states.flatten(0, 1), torch.empty_like(hidden_states)
+        for piece, result in zip(tokens.split(MLP_TOKENS), output.flatten(0, 1).split(MLP_TOKENS)):
+            result.copy_(self.fc2(self.act(self.fc1(piece))))
+        return output
 
 
 class LionLayer(GradientCheckpointingLayer):

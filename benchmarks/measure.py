@@ -1,0 +1,216 @@
+"""Timing side by side, peaks of memory, and what becomes of the figures: JSON, a markdown table and a plot."""
+
+import gc
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+PACKAGES = ("torch", "transformers", "triton", "flash-linear-attention")
+LEAST_SAMPLE = 0.02  # seconds: faster functions are called several times a sample
+
+
+@dataclass
+class Group:
+    """Functions that do the same work, timed in turns.
+
+    Args:
+        suite: the table that the group belongs to.
+        length: tokens a row.
+        what: "forward", "forward + backward", ...
+        functions: column of the table -> function without arguments.
+        baseline: the column to which the others are compared; None for times alone.
+        check: compares results before anything is timed; raises AssertionError where they differ.
+    """
+
+    suite: str
+    length: int
+    what: str
+    functions: dict[str, Callable[[], object]]
+    baseline: str | None
+    check: Callable[[], None]
+
+
+@dataclass
+class Row:
+    """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline (25 %, 50 %, 75 %)."""
+
+    suite: str
+    length: int
+    what: str
+    baseline: str | None
+    values: dict[str, float]
+    ratios: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    repeats: int = 1
+
+
+def time_group(group: Group, device: str, seconds: float, progress: tqdm) -> Row:
+    """Times the functions of a group in turns, for some seconds but at least three times each.
+
+    A ratio is taken within every turn, so that a machine that becomes slower slows both.
+    """
+    progress.set_postfix_str("checking that the results agree")
+    group.check()
+    calls = {}
+    for name, function in group.functions.items():
+        progress.set_postfix_str(f"warming up {name}")
+        duration = _time(function, 1, device)
+        if duration < 1:
+            duration = _time(function, 1, device)
+        calls[name] = max(1, round(LEAST_SAMPLE / duration))
+    samples: dict[str, list[float]] = {name: [] for name in group.functions}
+    end, turns = time.perf_counter() + seconds, 0
+    while turns < 3 or (turns < 200 and time.perf_counter() < end):
+        progress.set_postfix_str(f"{group.length} tokens, {group.what}, turn {turns + 1}")
+        for name, function in group.functions.items():
+            samples[name].append(_time(function, calls[name], device))
+        turns += 1
+    row = Row(group.suite, group.length, group.what, group.baseline, {}, {}, turns)
+    for name, times in samples.items():
+        row.values[name] = statistics.median(times) * 1e3
+        if group.baseline is not None and name != group.baseline:
+            ratios = [a / b for a, b in zip(times, samples[group.baseline])]
+            low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            row.ratios[name] = (low, statistics.median(ratios), high)
+    gc.collect()
+    return row
+
+
+def _time(function: Callable[[], object], calls: int, device: str) -> float:
+    """Seconds a call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def peak_memory(function: Callable[[], object], device: str) -> float:
+    """MiB that a call needs above what is held before it. On Linux or a GPU; call it in a process of its own."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest point starts anew
+    before = _status("VmRSS")
+    function()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def environment(device: str, dtype: str) -> dict[str, str]:
+    """The machine, the versions and the command, as the reports carry them."""
+    found = {"date": date.today().isoformat(), "command": f"python {shlex.join(sys.argv)}"}
+    if device == "cuda":
+        found["device"] = torch.cuda.get_device_name()
+    else:
+        found["device"] = f"{_processor()}, {torch.get_num_threads()} threads"
+    found |= {"dtype": dtype, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: str) -> None:
+    """Writes NAME.json, NAME.md and NAME.png. Written after every row, so that an interrupted run keeps what it has."""
+    content = {"about": about, "unit": unit, "rows": [asdict(row) for row in rows]}
+    written = folder / f".{name}.{os.getpid()}"
+    for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(about, rows, unit))):
+        written.write_text(text + "\n", encoding="utf-8")
+        written.replace(folder / f"{name}{suffix}")
+    plot(folder / f"{name}.png", about, rows, unit)
+
+
+def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
+    """A markdown table a suite: the baseline in absolute units, the others as ratios to it with their quartiles."""
+    lines = [f"{about['device']}, {about['dtype']}, {about['date']}; " + _versions(about), "", f"    {about['command']}"]
+    for suite in dict.fromkeys(row.suite for row in rows):
+        members = [row for row in rows if row.suite == suite]
+        columns = list(dict.fromkeys(name for row in members for name in row.values))
+        baselines = {row.baseline for row in members if row.baseline}
+        columns.sort(key=lambda name: name not in baselines)
+        lines += ["", f"### {suite}", ""]
+        heads = [f"{name} ({unit})" if name in baselines else name for name in columns]
+        lines += [f"| length | what | {' | '.join(heads)} | turns |", "|---:|---|" + "---:|" * (len(columns) + 1)]
+        for row in members:
+            cells = [_cell(row, name, unit) for name in columns]
+            lines.append(f"| {row.length:,} | {row.what} | {' | '.join(cells)} | {row.repeats} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row, name: str, unit: str) -> str:
+    if name not in row.values:
+        return "–"
+    if name in row.ratios:
+        low, middle, high = row.ratios[name]
+        return f"**{middle:.3g}** ({low:.3g}–{high:.3g})"
+    return f"{row.values[name]:,.4g}" + ("" if name == row.baseline else f" {unit}")
+
+
+def _versions(about: dict[str, str]) -> str:
+    return ", ".join(f"{name} {about[name]}" for name in ("python", *PACKAGES) if name in about)
+
+
+def plot(path: Path, about: dict[str, str], rows: list[Row], unit: str) -> None:
+    """Ratios to the baseline over length, or the values where there is no baseline; one panel a suite and kind of work."""
+    from matplotlib.figure import Figure  # here, not above: the figures do not need it
+
+    panels = list(dict.fromkeys((row.suite, row.what) for row in rows))
+    columns = min(len(panels), 3)
+    height = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 3.8 * height + 0.4), layout="constrained")
+    for axis, (suite, what) in zip(figure.subplots(height, columns, squeeze=False).ravel(), panels):
+        members = [row for row in rows if (row.suite, row.what) == (suite, what)]
+        baseline = next((row.baseline for row in members if row.baseline), None)
+        for number, name in enumerate(dict.fromkeys(n for row in members for n in row.values if n != baseline)):
+            found = [row for row in members if name in (row.ratios if baseline else row.values)]
+            lengths = [row.length for row in found]
+            middles = [row.ratios[name][1] if baseline else row.values[name] for row in found]
+            axis.plot(lengths, middles, "o-", label=name, color=f"C{number}", linewidth=1.5, markersize=4)
+            if baseline:
+                low, high = zip(*((row.ratios[name][0], row.ratios[name][2]) for row in found))
+                axis.fill_between(lengths, low, high, color=f"C{number}", alpha=0.2)
+        if baseline:
+            axis.axhline(1, color="black", linewidth=1, linestyle="--", label=baseline)
+        axis.set(xscale="log", yscale="log", xlabel="tokens a row", title=f"{suite}: {what}")
+        axis.set_ylabel(f"time over {baseline}" if baseline else unit)
+        lengths = sorted({row.length for row in members})
+        axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    for axis in figure.axes[len(panels) :]:
+        axis.remove()
+    figure.suptitle(f"{about['device']}, {about['dtype']}, torch {about.get('torch', '?')}", fontsize=11)
+    figure.savefig(path, dpi=110)
