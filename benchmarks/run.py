@@ -309,7 +309,7 @@ def chunks_group(args, length: int, what: str) -> Group:
     if length <= 1024:
         calls["attention"] = partial(call, form="attention")
         calls["one chunk"] = partial(call, form="chunk", chunk_size=length)
-    for size in (32, 64, 128, 256, 512):
+    for size in (32, 64, 96, 128, 192, 256, 512):
         if size < length:
             calls[f"chunks of {size}"] = partial(call, form="chunk", chunk_size=size)
     grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)

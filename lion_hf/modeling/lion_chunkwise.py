@@ -11,9 +11,9 @@ edges (the one to the next chunk included), a token i receives
 direction in which j comes before i is at most 0 and the other at least 0, so the minimum needs no triangle, and holds for
 tokens in any order: one chunk serves several reading orders with one matrix of scores.
 
-Both passes work through a chunk of a few heads at a time, whose intermediates stay in the processor's cache. Nothing but the
-inputs is kept for the backward pass; of what lies between, only the states at the chunks' edges are stored, D / chunk size
-times the values. The two passes are operators of torch.library, which torch.compile and torch.export take as they are for
+Both passes work through a chunk of a few heads at a time, whose intermediates stay in the processor's cache. For the backward
+pass the inputs are kept and the states at the edges between chunks, 2 D / chunk size times the values; the rest is computed
+again. The two passes are operators of torch.library, which torch.compile and torch.export take as they are for
 any length; their loops would else be unrolled.
 """
 
@@ -23,7 +23,7 @@ import threading
 import torch
 from torch.nn import functional as F
 
-from .lion_naive import compute_type, full_precision, prefix_sums
+from .lion_naive import compute_type, full_precision, needs_grad, prefix_sums
 
 # Exponents are taken to base 2: on a CPU torch.exp2 is four times as fast as torch.exp.
 LOG2_E = math.log2(math.e)
@@ -38,6 +38,7 @@ CHUNK_SIZES = (
     ("cpu", None, 128, "measured: 64 takes the same time and stores twice the states, 256 takes up to 1.3 times as long"),
     ("", None, 256, "larger products and fewer launches than on a CPU (not measured)"),
 )
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 # On the CPU rows of a batch are taken together up to this many heads (2 cores, products of 64 x 64 to 128 x 128 x 64).
 HEADS_AT_A_TIME = 16
 
@@ -81,7 +82,12 @@ def chunkwise(
         return query.to(dtype) @ (key.to(dtype).mT @ value.to(dtype)).mul(scale)  # one state serves every token
     if order is None:
         forward, backward = forward[None], backward[None]
-    return chunkwise_forward(query, key, value, forward, backward, order, scale, chunk_size)
+    inputs = query, key, value, forward, backward
+    keep_states = needs_grad(*inputs) and not torch.compiler.is_exporting()  # exported programs serve any number of chunks
+    # Where nothing is recorded, compiled, exported or only pretended (fake tensors), an operator would only cost time.
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    plain = not (keep_states or tracing) and all(type(x) in PLAIN_TYPES for x in inputs)
+    return (_forward if plain else chunkwise_forward)(*inputs, order, scale, chunk_size, keep_states)[0]
 
 
 class _Decays:
@@ -120,7 +126,8 @@ class _Decays:
         if order is not None:
             sums = sums.gather(-1, self.places[:, None, None, None].expand_as(sums))
         if self.small:  # powers of all sums are in range: those of the differences are their products
-            self.parts = [sums.exp2().mul_(scale).to(dtype), sums.neg().exp2().to(dtype)]
+            powers = sums.exp2()
+            self.parts = [powers.mul(scale).to(dtype), powers.reciprocal().to(dtype)]
         else:
             self.parts = [sums.to(dtype)]
             if dtype != sums.dtype:  # what rounding takes is added when the large parts have cancelled
@@ -130,7 +137,8 @@ class _Decays:
     def factor(self, name: str, rows: slice, n: int, size: int | None = None) -> torch.Tensor:
         """(B or 1, H or 1, size or 1, 1)."""
         x = self.factors[name][0 if self.constant else n]
-        return (x if x.shape[0] == 1 else x[rows])[:, :, :size]
+        x = x if x.shape[0] == 1 else x[rows]
+        return x if size is None or size == x.shape[2] else x[:, :, :size]
 
     def masks(self, rows: slice, n: int, size: int, scratch: "_Scratch") -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The mean of the masks of chunk n along each order, (B or 1, H or 1, size, size), and the masks one by one."""
@@ -199,7 +207,8 @@ def _chunk_sums(log_decay: torch.Tensor, count: int, chunk_size: int) -> torch.T
     """Every chunk's exclusive prefix sums to base 2 and at their end its whole sum, (..., L or 1) to (..., N, C + 1)."""
     if count == 1:
         log_decay = log_decay.expand(*log_decay.shape[:-1], chunk_size)
-    log_decay = F.pad(log_decay, (0, count * chunk_size - log_decay.shape[-1]))
+    if log_decay.shape[-1] != count * chunk_size:
+        log_decay = F.pad(log_decay, (0, count * chunk_size - log_decay.shape[-1]))
     return prefix_sums(log_decay.unflatten(-1, (count, chunk_size))).mul_(LOG2_E)
 
 
@@ -207,7 +216,19 @@ def _row_blocks(query: torch.Tensor) -> list[slice]:
     """Rows of the batch that are computed together."""
     batch, heads = query.shape[:2]
     step = max(1, HEADS_AT_A_TIME // heads) if query.device.type == "cpu" else max(batch, 1)
-    return [slice(start, start + step) for start in range(0, batch, step)]
+    return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def _chunks(x: torch.Tensor, rows: slice, chunk_size: int) -> tuple[torch.Tensor, ...]:
+    """The chunks of some rows, (rows, H, C, D) each."""
+    if rows != slice(0, x.shape[0]):
+        x = x[rows]
+    return (x,) if x.shape[2] == chunk_size else x.split(chunk_size, dim=2)
+
+
+def _pass_on(state: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out=None) -> torch.Tensor:
+    """state * factor + a^T b, (B, H, D, Dv), in a new tensor or in a contiguous `out`."""
+    return _add_product(torch.mul(state, factor, out=out), a.mT, b)
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -216,8 +237,7 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch
     return total
 
 
-@torch.library.custom_op("lion_hf::chunkwise", mutates_args=())
-def chunkwise_forward(
+def _forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -226,15 +246,21 @@ def chunkwise_forward(
     order: torch.Tensor | None,
     scale: float,
     chunk_size: int | None,
-) -> torch.Tensor:
-    """`chunkwise` with decays (K, B or 1, H or 1, L or 1)."""
+    keep_states: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`chunkwise` with decays (K, B or 1, H or 1, L or 1).
+
+    Returns:
+        The output, and with `keep_states` the states S and T at the edges between chunks, (2, N - 1, B, H, D, Dv), for the
+        backward pass.
+    """
     length, dtype = query.shape[2], compute_type(value)
     chunk_size = min(chunk_size or default_chunk_size(length, query.device.type)[0], length)
-    result = torch.empty_like(value, dtype=dtype)
+    result, states = _empty_results(query, value, chunk_size, keep_states)
     with full_precision(value):
         decays, scratch = _Decays(forward, backward, order, scale, length, chunk_size, dtype), _Scratch(query, dtype)
         for rows in _row_blocks(query):
-            chunks = [x[rows].split(chunk_size, dim=2) for x in (query, key, value, result)]
+            chunks = [_chunks(x, rows, chunk_size) for x in (query, key, value, result)]
             count = len(chunks[0])
             empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
             # 1. right to left: what the chunks behind each chunk left in T
@@ -242,14 +268,15 @@ def chunkwise_forward(
             for n in range(count - 1, 0, -1):
                 _, k, v, _ = (x[n].to(dtype) for x in chunks)
                 k = scratch.scaled(k, decays.factor("write_right", rows, n, k.shape[2]))
-                rights.append(_add_product(rights[-1] * decays.factor("pass_right", rows, n), k.mT, v))
+                out = states[1, n - 1, rows] if keep_states else None
+                rights.append(_pass_on(rights[-1], decays.factor("pass_right", rows, n), k, v, out))
             left = empty
             for n in range(count):
                 q, k, v = (x[n].to(dtype) for x in chunks[:3])
                 size = q.shape[2]
                 # 2. inside the chunk
                 mask, _ = decays.masks(rows, n, size, scratch)
-                output = scratch.product("output", scratch.product("scores", q, k.mT).mul_(mask), v)
+                output = scratch.product("output", scratch.product("spare", q, k.mT).mul_(mask), v)
                 if count > 1:
                     # 3. from the chunks before and from the chunks behind
                     _add_product(output, scratch.scaled(q, decays.factor("read_left", rows, n, size)), left)
@@ -257,14 +284,26 @@ def chunkwise_forward(
                     # 4. this chunk into S
                     if n + 1 < count:
                         k = scratch.scaled(k, decays.factor("write_left", rows, n, size))
-                        left = _add_product(left * decays.factor("pass_left", rows, n), k.mT, v)
+                        out = states[0, n, rows] if keep_states else None
+                        left = _pass_on(left, decays.factor("pass_left", rows, n), k, v, out)
                 chunks[3][n].copy_(output)
-    return result
+    return result, states
+
+
+chunkwise_forward = torch.library.custom_op("lion_hf::chunkwise", _forward, mutates_args=())
+
+
+def _empty_results(query, value, chunk_size: int, keep_states: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype, edges = compute_type(value), -(-query.shape[2] // chunk_size) - 1 if keep_states else 0
+    states = query.new_empty(2, edges, *query.shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
+    return torch.empty_like(value, dtype=dtype), states
 
 
 @chunkwise_forward.register_fake
-def _(query, key, value, forward, backward, order, scale, chunk_size):
-    return torch.empty_like(value, dtype=compute_type(value))
+def _(query, key, value, forward, backward, order, scale, chunk_size, keep_states):
+    if keep_states:
+        chunk_size = min(chunk_size or default_chunk_size(query.shape[2], query.device.type)[0], query.shape[2])
+    return _empty_results(query, value, chunk_size, keep_states)
 
 
 @torch.library.custom_op("lion_hf::chunkwise_backward", mutates_args=())
@@ -276,6 +315,7 @@ def chunkwise_backward(
     forward: torch.Tensor,
     backward: torch.Tensor,
     order: torch.Tensor | None,
+    states: torch.Tensor,
     scale: float,
     chunk_size: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -300,17 +340,17 @@ def chunkwise_backward(
         # gradients with respect to the prefix sums F and R
         sums = query.new_zeros(2, orders, *query.shape[:2], count, chunk_size + 1, dtype=dtype)
         for rows in _row_blocks(query):
-            chunks = [x[rows].split(chunk_size, dim=2) for x in (grad, query, key, value, *grads)]
+            chunks = [_chunks(x, rows, chunk_size) for x in (grad, query, key, value, *grads)]
             empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
-            # 1. right to left: T behind every chunk, and U
-            states_right, grads_left = [empty], [empty]
+            left, right = states[:, :, rows].unbind()
+            states_left, states_right = [empty, *left, empty], [*right, empty]
+            # 1. right to left: U
+            grads_left = [empty]
             for n in range(count - 1, 0, -1):
-                g, q, k, v = (x[n].to(dtype) for x in chunks[:4])
-                k = scratch.scaled(k, decays.factor("write_right", rows, n, k.shape[2]))
-                states_right.append(_add_product(states_right[-1] * decays.factor("pass_right", rows, n), k.mT, v))
+                g, q = (x[n].to(dtype) for x in chunks[:2])
                 q = scratch.scaled(q, decays.factor("read_left", rows, n, q.shape[2]))
-                grads_left.append(_add_product(grads_left[-1] * decays.factor("pass_left", rows, n), q.mT, g))
-            state_left = grad_right = empty
+                grads_left.append(_pass_on(grads_left[-1], decays.factor("pass_left", rows, n), q, g))
+            grad_right = empty
             for n in range(count):
                 g, q, k, v = (x[n].to(dtype) for x in chunks[:4])
                 size = g.shape[2]
@@ -337,10 +377,10 @@ def chunkwise_backward(
                     sums[1, i, rows, :, n][..., places] = change.add_(earlier)
                 if count > 1:
                     # 3. through the states
-                    state_right, grad_left = states_right.pop(), grads_left.pop()
+                    grad_left = grads_left.pop()
                     for name, x, y, state, grad_x, direction, sign in (
-                        ("read_left", q, g, state_left, grad_q, 0, 1),
-                        ("read_right", q, g, state_right, grad_q, 1, -1),
+                        ("read_left", q, g, states_left[n], grad_q, 0, 1),
+                        ("read_right", q, g, states_right[n], grad_q, 1, -1),
                         ("write_left", k, v, grad_left, grad_k, 0, -1),
                         ("write_right", k, v, grad_right, grad_k, 1, 1),
                     ):
@@ -350,14 +390,11 @@ def chunkwise_backward(
                         sums[direction, 0, rows, :, n, :size].add_(part.mul_(x).sum(-1), alpha=sign)
                         if x is k:
                             _add_product(grad_v, scratch.scaled(k, factor), state)
-                    # 4. this chunk into S and W
-                    write, read = (decays.factor(name, rows, n, size) for name in ("write_left", "read_right"))
-                    state_left = state_left * decays.factor("pass_left", rows, n)
-                    grad_right = grad_right * decays.factor("pass_right", rows, n)
-                    _add_product(state_left, scratch.scaled(k, write).mT, v)
-                    _add_product(grad_right, scratch.scaled(q, read).mT, g)
-                    sums[0, 0, rows, :, n, -1] = (state_left * grad_left).sum((-1, -2))
-                    sums[1, 0, rows, :, n, -1] = (grad_right * state_right).sum((-1, -2))
+                    # 4. this chunk into W
+                    q = scratch.scaled(q, decays.factor("read_right", rows, n, size))
+                    grad_right = _pass_on(grad_right, decays.factor("pass_right", rows, n), q, g)
+                    sums[0, 0, rows, :, n, -1] = (states_left[n + 1] * grad_left).sum((-1, -2))
+                    sums[1, 0, rows, :, n, -1] = (grad_right * states_right[n]).sum((-1, -2))
                 for result, x in zip(chunks[4:], (grad_q, grad_k, grad_v)):
                     result[n].copy_(x)
         edges = sums.double().flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
@@ -365,17 +402,18 @@ def chunkwise_backward(
 
 
 @chunkwise_backward.register_fake
-def _(grad, query, key, value, forward, backward, order, scale, chunk_size):
+def _(grad, query, key, value, forward, backward, order, states, scale, chunk_size):
     return tuple(torch.empty_like(x) for x in (query, key, value, forward, backward))
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.scale, ctx.chunk_size = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.scale, ctx.chunk_size, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad: torch.Tensor):
-    return *chunkwise_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.chunk_size), None, None, None
+def _backward(ctx, grad: torch.Tensor, _):
+    return *chunkwise_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.chunk_size), None, None, None, None
 
 
 chunkwise_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -33,7 +33,7 @@ SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
 
 
 # Without gradients an MLP takes so many tokens at a time: its wide intermediate results then stay in memory that is at hand.
-MLP_TOKENS = 512
+MLP_TOKENS = 1024
 
 
 def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
