@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracle import MASK_TYPES, PADDINGS, check, make_problem
 
 from lion_hf import lion_attention
-from lion_hf.modeling.lion_chunkwise import HEADS_AT_A_TIME
+from lion_hf.modeling.lion_chunkwise import SCORES_AT_A_TIME, default_chunk_size
 from lion_hf.modeling.lion_ops import FORMS
 
 LENGTHS = (1, 2, 17, 63, 64, 65, 197, 500)
@@ -62,11 +62,13 @@ def test_long_rows_in_tiny_chunks(mask_type, length, chunk_size, device):
 
 
 @pytest.mark.parametrize("ordered", (False, True), ids=lambda x: "orders" if x else "raster")
-@pytest.mark.parametrize("length", (21, 300))
+@pytest.mark.parametrize("length", (150, 300))
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
-def test_more_heads_than_are_computed_at_a_time(mask_type, length, ordered, device):
-    """Rows of a batch in several blocks, the last of them smaller; and the chunk size of `CHUNK_SIZES`."""
-    heads = HEADS_AT_A_TIME // 2 if length == 21 else HEADS_AT_A_TIME
+def test_more_scores_than_are_computed_at_a_time(mask_type, length, ordered, device):
+    """Three rows in blocks of two, in one chunk and in several; and the chunk size of `CHUNK_SIZES`."""
+    chunk_size = min(length, default_chunk_size(length, "cpu")[0])
+    heads = SCORES_AT_A_TIME // (2 * chunk_size**2)
+    assert SCORES_AT_A_TIME // (heads * chunk_size**2) == 2 and (length > chunk_size) == (length == 300)
     problem = make_problem(mask_type, length, "none", False, ordered, batch=3, heads=heads, device=device)
     check(problem, lion_attention, torch.float64, 1e-10, form="chunk")
     check(problem, lion_attention, torch.float32, 1e-4, form="chunk")

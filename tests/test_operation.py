@@ -227,12 +227,20 @@ def test_auto_picks_by_length_and_need():
     assert choose_form(100_000, 64, scores=True).form == "attention"
     assert choose_form(32, 64, decays=False).form == "attention"
     assert choose_form(64, 64, decays=False).form == "chunk"
+    assert choose_form(32, 64).form == "attention"
+    assert choose_form(33, 64).form == choose_form(32, 64, device_type="cuda").form == "chunk"
 
 
 @pytest.mark.parametrize(
     "length, config, options, expected",
     [
-        (4096, {}, {}, "4096 tokens on cpu: chunk form, because it is the fastest at every length; 32 chunks of 128 tokens"),
+        (
+            4096,
+            {},
+            {},
+            "4096 tokens on cpu: chunk form, because it is the fastest of all but short rows; 32 chunks of 128 tokens",
+        ),
+        (32, {}, {}, "32 tokens on cpu: attention form, because up to 32 tokens"),
         (197, {}, {}, "1 chunk of 197 tokens, because one chunk needs no states"),
         (1000, {}, {"device": "cuda"}, "4 chunks of 256 tokens"),
         (4096, {"chunk_size": 64}, {}, "64 chunks of 64 tokens, because chunk_size=64 is set"),

@@ -39,8 +39,8 @@ CHUNK_SIZES = (
     ("", None, 256, "larger products and fewer launches than on a CPU (not measured)"),
 )
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
-# On the CPU rows of a batch are taken together up to this many heads (2 cores, products of 64 x 64 to 128 x 128 x 64).
-HEADS_AT_A_TIME = 16
+# On the CPU rows of a batch are taken together up to this many scores: 16 heads of 128 x 128, 1 MiB in float32.
+SCORES_AT_A_TIME = 2**18
 
 
 def default_chunk_size(length: int, device_type: str) -> tuple[int, str]:
@@ -212,10 +212,12 @@ def _chunk_sums(log_decay: torch.Tensor, count: int, chunk_size: int) -> torch.T
     return prefix_sums(log_decay.unflatten(-1, (count, chunk_size))).mul_(LOG2_E)
 
 
-def _row_blocks(query: torch.Tensor) -> list[slice]:
+def _row_blocks(query: torch.Tensor, chunk_size: int) -> list[slice]:
     """Rows of the batch that are computed together."""
     batch, heads = query.shape[:2]
-    step = max(1, HEADS_AT_A_TIME // heads) if query.device.type == "cpu" else max(batch, 1)
+    step = max(batch, 1)
+    if query.device.type == "cpu":
+        step = max(1, SCORES_AT_A_TIME // (heads * chunk_size**2))
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
@@ -229,6 +231,11 @@ def _chunks(x: torch.Tensor, rows: slice, chunk_size: int) -> tuple[torch.Tensor
 def _pass_on(state: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out=None) -> torch.Tensor:
     """state * factor + a^T b, (B, H, D, Dv), in a new tensor or in a contiguous `out`."""
     return _add_product(torch.mul(state, factor, out=out), a.mT, b)
+
+
+def _ready(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A chunk in the type of the computation, and so laid out that the heads of several rows are one batch of matrices."""
+    return x.to(dtype) if x.shape[0] == 1 else x.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -259,20 +266,20 @@ def _forward(
     result, states = _empty_results(query, value, chunk_size, keep_states)
     with full_precision(value):
         decays, scratch = _Decays(forward, backward, order, scale, length, chunk_size, dtype), _Scratch(query, dtype)
-        for rows in _row_blocks(query):
+        for rows in _row_blocks(query, chunk_size):
             chunks = [_chunks(x, rows, chunk_size) for x in (query, key, value, result)]
             count = len(chunks[0])
             empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
             # 1. right to left: what the chunks behind each chunk left in T
             rights = [empty]
             for n in range(count - 1, 0, -1):
-                _, k, v, _ = (x[n].to(dtype) for x in chunks)
+                k, v = (_ready(x[n], dtype) for x in chunks[1:3])
                 k = scratch.scaled(k, decays.factor("write_right", rows, n, k.shape[2]))
                 out = states[1, n - 1, rows] if keep_states else None
                 rights.append(_pass_on(rights[-1], decays.factor("pass_right", rows, n), k, v, out))
             left = empty
             for n in range(count):
-                q, k, v = (x[n].to(dtype) for x in chunks[:3])
+                q, k, v = (_ready(x[n], dtype) for x in chunks[:3])
                 size = q.shape[2]
                 # 2. inside the chunk
                 mask, _ = decays.masks(rows, n, size, scratch)
@@ -339,7 +346,7 @@ def chunkwise_backward(
         count, orders = -(-length // chunk_size), forward.shape[0]
         # gradients with respect to the prefix sums F and R
         sums = query.new_zeros(2, orders, *query.shape[:2], count, chunk_size + 1, dtype=dtype)
-        for rows in _row_blocks(query):
+        for rows in _row_blocks(query, chunk_size):
             chunks = [_chunks(x, rows, chunk_size) for x in (grad, query, key, value, *grads)]
             empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
             left, right = states[:, :, rows].unbind()
@@ -347,12 +354,12 @@ def chunkwise_backward(
             # 1. right to left: U
             grads_left = [empty]
             for n in range(count - 1, 0, -1):
-                g, q = (x[n].to(dtype) for x in chunks[:2])
+                g, q = (_ready(x[n], dtype) for x in chunks[:2])
                 q = scratch.scaled(q, decays.factor("read_left", rows, n, q.shape[2]))
                 grads_left.append(_pass_on(grads_left[-1], decays.factor("pass_left", rows, n), q, g))
             grad_right = empty
             for n in range(count):
-                g, q, k, v = (x[n].to(dtype) for x in chunks[:4])
+                g, q, k, v = (_ready(x[n], dtype) for x in chunks[:4])
                 size = g.shape[2]
                 # 2. inside the chunk
                 mask, masks = decays.masks(rows, n, size, scratch)

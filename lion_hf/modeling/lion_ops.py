@@ -68,7 +68,8 @@ def lion_attention(
     _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p)
     length, head_dim = query.shape[-2:]
     if form == "auto":
-        form = choose_form(length, head_dim, log_decay is not None or seq_idx is not None, need_weights or dropout_p > 0).form
+        decays, scores = log_decay is not None or seq_idx is not None, need_weights or dropout_p > 0
+        form = choose_form(length, head_dim, decays, scores, query.device.type).form
     scale = head_dim**-0.5 if scale is None else scale
     mask = None if attention_mask is None else attention_mask != 0
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.all():
@@ -109,22 +110,37 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = False) -> Choice:
+# What "auto" stands for: the first row that fits. `CHUNK_SIZES` in lion_chunkwise.py goes on from here.
+# Source: benchmarks/results/chunks-cpu.md, `python benchmarks/run.py chunks` (12 heads of 64, fp32, 1 and 16 rows).
+AUTO_FORMS = (
+    # gates, device ("": any), longest row in tokens for a head's size, form, why
+    (False, "", lambda head_dim: head_dim - 1, "attention", "without decay a row shorter than head_dim costs least as scores"),
+    (False, "", None, "chunk", "without decay one state of size head_dim x head_dim serves the whole row"),
+    (True, "cpu", lambda head_dim: 32, "attention", "up to 32 tokens its few operations take 0.6 to 1 times one chunk's time"),
+    (True, "", None, "chunk", "it is the fastest of all but short rows"),
+)
+
+
+def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = False, device_type: str = "cpu") -> Choice:
     """The form that "auto" stands for; how many tokens its chunks have is in `CHUNK_SIZES` of lion_chunkwise.py.
+
+    Training and data type do not enter: the measured crossovers are the same.
 
     Args:
         length: tokens a row.
         head_dim: size of a head.
         decays: whether there are gates, or documents, which gates of 0 keep apart.
         scores: whether the scores themselves are needed, for attention maps or dropout.
+        device_type: as in `torch.device.type`.
     """
     if scores:
         return Choice("attention", "maps and score dropout (attention_probs_dropout_prob in training) need the scores")
-    if decays:
-        return Choice("chunk", "it is the fastest at every length")
-    if not torch.compiler.is_compiling() and length < head_dim:  # a traced length may stand for any
-        return Choice("attention", f"without decay a row shorter than head_dim={head_dim} costs least as scores")
-    return Choice("chunk", "without decay one state of size head_dim x head_dim serves the whole row")
+    for gates, device, longest, form, reason in AUTO_FORMS:
+        # a traced length may stand for any
+        fits = longest is None or (not torch.compiler.is_compiling() and length <= longest(head_dim))
+        if gates == decays and device in ("", device_type) and fits:
+            return Choice(form, reason)
+    raise AssertionError("the last row of AUTO_FORMS fits everything")
 
 
 def explain(config, length: int, device: str = "cpu", training: bool = False, output_attentions: bool = False) -> str:
@@ -139,12 +155,12 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
 
     Example:
         >>> print(lion_hf.explain(model, 4096))
-        4096 tokens on cpu: chunk form, because it is the fastest at every length; 32 chunks of 128 tokens, because ...
+        4096 tokens on cpu: chunk form, because it is the fastest of all but short rows; 32 chunks of 128 tokens, because ...
     """
     config = getattr(config, "config", config)
     dropout = config.attention_probs_dropout_prob if training else 0.0
     decays = config.mask_type != "lit"
-    form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0)
+    form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0, device)
     if config.attention_form != "auto" and not output_attentions:
         form, reason = config.attention_form, f"attention_form={config.attention_form!r} is set"
     answer = f"{length} tokens on {device}: {form} form, because {reason}"
