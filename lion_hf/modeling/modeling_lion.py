@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import classification_loss
-from .lion_naive import full_precision
+from .lion_naive import full_precision, needs_grad
 from .lion_ops import lion_attention
 from .lion_packing import check_rows, document_indices, pool, refuse_packing, repad, unpad
 from .lion_scan import snake_orders
@@ -36,11 +36,19 @@ SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
 MLP_TOKENS = 1024
 
 
+def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
+    """As exp(min(x, 0)) + max(x, 0): on a CPU elu itself takes seven times as long."""
+    negative, positive = x.clamp(max=0), F.relu(x)
+    return negative.exp() + positive if needs_grad(x) else negative.exp_().add_(positive)
+
+
 def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
-    return F.normalize(F.silu(x) + 0.5, dim=-1)
+    features = F.silu(x).add_(0.5)
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp(min=1e-12)
+    return features / norm if needs_grad(x) else features.div_(norm)
 
 
-FEATURE_MAPS = {"identity": lambda x: x, "elu_plus_one": lambda x: F.elu(x) + 1, "normalized_silu": _normalized_silu}
+FEATURE_MAPS = {"identity": lambda x: x, "elu_plus_one": _elu_plus_one, "normalized_silu": _normalized_silu}
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,98 @@
+"""Data for masked language modelling in packed rows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DataCollatorForLanguageModeling
+
+
+def pack(lengths: list[int], row_length: int) -> list[list[int]]:
+    """Puts documents into few rows, the longest first, each into the first row with room for it.
+
+    Args:
+        lengths: tokens of each document.
+        row_length: tokens a row.
+
+    Returns:
+        For every row the indices of its documents.
+
+    Raises:
+        ValueError: if a document has no tokens, or more than a row.
+    """
+    for index, length in enumerate(lengths):
+        if not 1 <= length <= row_length:
+            raise ValueError(
+                f"document {index} of the batch has {length} tokens: expected 1 to row_length={row_length}; cut longer ones"
+                " (truncation=True, max_length=...) or make the rows longer"
+            )
+    rows, room = [], []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, free in enumerate(room) if free >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(row_length)
+        rows[row].append(index)
+        room[row] -= lengths[index]
+    return rows
+
+
+@dataclass
+class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
+    """Packs documents into rows of one length and masks tokens for masked language modelling.
+
+    The batch has `input_ids`, `labels` (-100 where nothing was masked), `attention_mask`, and `seq_idx`, the number of each
+    token's document in its row, by which LION models keep documents apart; all are (rows, row_length) int64. What does not fill
+    a row is padding. A training batch of n documents has as many rows as they need, so choose `per_device_train_batch_size`
+    by documents.
+
+    Args:
+        tokenizer: with a mask and a padding token.
+        row_length: tokens a row.
+        mlm_probability: share of tokens to predict; special tokens and padding are spared.
+        mask_replace_prob: share of these that the mask token replaces.
+        random_replace_prob: share of these that a random token replaces.
+        seed: for masks that do not depend on the global state.
+
+    Raises:
+        ValueError: for a row length below 1, causal language modelling, whole-word masking (which needs unpacked offsets), or a
+            document that is empty or longer than a row.
+
+    Example:
+        >>> collator = DataCollatorForPackedLanguageModeling(tokenizer, row_length=512, mlm_probability=0.3)
+        >>> LionTrainer(model, arguments, data_collator=collator, train_dataset=tokenized)
+    """
+
+    row_length: int = 512
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.row_length, int) or self.row_length < 1:
+            raise ValueError(f"row_length={self.row_length!r}: expected an integer of at least 1")
+        for name, legal in (("mlm", True), ("whole_word_mask", False), ("pad_to_multiple_of", None), ("return_tensors", "pt")):
+            if getattr(self, name) != legal:
+                raise ValueError(f"{name}={getattr(self, name)!r}: packed rows are made with {legal!r} only")
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token, which fills the rows' ends: set tokenizer.pad_token")
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Packs and masks a list of tokenised documents, each with `input_ids` and optionally `token_type_ids`."""
+        if self.seed is not None and self.generator is None:
+            self.create_rng()
+        rows = pack([len(example["input_ids"]) for example in examples], self.row_length)
+        names = ["input_ids"] + ["token_type_ids"] * ("token_type_ids" in examples[0])
+        shape = len(rows), self.row_length
+        batch = {name: torch.zeros(shape, dtype=torch.long) for name in (*names, "seq_idx", "attention_mask")}
+        batch["input_ids"].fill_(self.tokenizer.pad_token_id)
+        for row, documents in enumerate(rows):
+            start = 0
+            for number, document in enumerate(documents):
+                place = row, slice(start, start + len(examples[document]["input_ids"]))
+                for name in names:
+                    batch[name][place] = torch.as_tensor(examples[document][name])
+                batch["seq_idx"][place], batch["attention_mask"][place] = number, 1
+                start = place[1].stop
+            batch["seq_idx"][row, start:] = len(documents) - 1
+        special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
+        batch["input_ids"], batch["labels"] = self.torch_mask_tokens(batch["input_ids"], special)
+        return batch
