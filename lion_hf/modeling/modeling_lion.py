@@ -37,9 +37,9 @@ MLP_TOKENS = 1024
 
 
 def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
-    """As exp(min(x, 0)) + max(x, 0): on a CPU elu itself takes seven times as long."""
-    negative, positive = x.clamp(max=0), F.relu(x)
-    return negative.exp() + positive if needs_grad(x) else negative.exp_().add_(positive)
+    if needs_grad(x):
+        return F.elu(x) + 1
+    return x.clamp(max=0).exp_().add_(F.relu(x))  # the same; on a CPU elu takes seven times as long
 
 
 def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
