@@ -1,0 +1,335 @@
+"""Fused GPU kernels for the three forms of the operation: shapes, launches, and registration with torch and autograd.
+
+The attention form is one chunk as long as the row and takes one launch for all tokens; the chunk form adds states, which one
+kernel writes for every chunk and another passes along; without decay there are states alone, or for short rows tiles alone.
+The backward pass recomputes all of it from the inputs and, where it divides, the output and the divisor. What every kernel
+computes is said in lion_triton_kernels.py. There are no atomic additions, so equal inputs give equal gradients.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .lion_naive import full_precision
+from .lion_triton_kernels import (
+    forward_kernel,
+    grad_edges_kernel,
+    grad_key_value_kernel,
+    grad_query_kernel,
+    pass_states_kernel,
+    recurrent_kernel,
+    sums_kernel,
+    triton,
+    write_states_kernel,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_HEAD = 256
+# Rows up to this length are one chunk: states would cost more launches and memory than the tiles they spare (not measured).
+LONGEST_CHUNK = 512
+# Tokens a chunk beyond: with 256 tokens and heads of 64 the states, in float32 so that they suit float16's range too, move
+# about as many bytes as query, key, value and output; smaller chunks move more, larger ones compute more (not measured).
+CHUNK_SIZE = 256
+# Without decay chunks only share out the sum over the row.
+PLAIN_CHUNK_SIZE = 1024
+# Two orders are two chunk forms on permuted copies, so they share one chunk's scores for longer (not measured).
+LONGEST_CHUNK_OF_ORDERS = 2048
+
+
+# Numbers of the recurrent form's state that one program holds in registers.
+STATE_SIZE = 2048
+
+
+class Blocks(NamedTuple):
+    """How a kernel is cut: a program's rows, the columns of a step, numbers of a head a step of reading states takes."""
+
+    rows: int
+    columns: int
+    slices: int
+    warps: int
+    stages: int
+
+
+# By bytes an element and largest head size; compiled for sm_90 and sm_80 in tests/test_triton.py, not measured.
+BLOCKS = {
+    name: {
+        (2, 64): Blocks(64, 64, 64, 4, 2),
+        (2, 128): Blocks(64, 64, 64, 4, 2),
+        (2, 256): Blocks(64, 32, 32, 8, 1),
+        (4, 64): Blocks(64, 32, 32, 4, 1),
+        (4, 128): Blocks(32, 32, 32, 4, 1),
+        (4, 256): Blocks(32, 16, 16, 8, 1),
+    }
+    for name in ("forward", "grad_query", "grad_key_value", "write_states")
+}
+
+
+def _power(n: int) -> int:
+    """The power of two that holds n, and at least the 16 that a matrix product takes."""
+    return max(16, triton.next_power_of_2(n))
+
+
+class _Call:
+    """Sizes, prefix sums and launches that the passes over one problem share; the arguments are those of `fused_forward`."""
+
+    def __init__(self, query, value, forward, backward, order, mask, scale, normalize, chunk_size):
+        self.batch, self.heads, self.length, self.head = query.shape
+        self.value_head, self.rows, self.element = value.shape[-1], query.shape[0] * query.shape[1], value.element_size()
+        self.normalize, self.order, self.mask = normalize, order, None if mask is None else mask.contiguous()
+        self.orders = 0 if forward is None else forward.shape[0]
+        self.scale = scale / max(self.orders, 1)
+        self.chunk = min(chunk_size or (self.length if self.length <= LONGEST_CHUNK else CHUNK_SIZE), self.length)
+        self.states = self.chunk < self.length
+        self.tiles = self.orders > 0 or not self.states
+        if not self.tiles:
+            self.chunk = PLAIN_CHUNK_SIZE
+        self.count = triton.cdiv(self.length, self.chunk)
+        self.elements = self.head * self.value_head + self.head * normalize
+        # Kernels do not read what they are given in the place of a tensor that there is not.
+        self.sums = self.totals = self.none = query
+        self.sums_strides = (0, 0)
+        if self.orders:
+            self._add_sums(forward, backward)
+
+    def _add_sums(self, forward, backward) -> None:
+        """F and B of the tokens, and the decays over whole chunks, for as many rows and heads as the edges differ in."""
+        batch, heads = forward.shape[1:3]
+        self.sums = forward.new_empty(batch, heads, self.orders, 2, 2, self.length)
+        self.totals = forward.new_empty(batch, heads, self.orders, 2, 2, self.count)
+        self.sums_strides = [0 if n == 1 else stride for n, stride in zip((batch, heads), self.sums.stride())]
+        edges = [x.expand(*x.shape[:3], self.length) for x in (forward, backward)]
+        sums_kernel[(batch * heads * self.orders * self.count,)](
+            *edges, *self.or_none(self.order), self.sums, self.totals,
+            *edges[0].stride(), *edges[1].stride(), heads=heads, length=self.length, chunk=self.chunk,
+            ORDERS=self.orders, ORDERED=self.order is not None, BLOCK=self.scan_block(),
+        )  # fmt: skip
+
+    def scan_block(self) -> int:
+        return min(1024, _power(self.chunk))
+
+    def blocks(self, kernel: str) -> Blocks:
+        """The first row of the table that holds the head."""
+        table, head = BLOCKS[kernel].items(), max(self.head, self.value_head)
+        return next(blocks for (element, largest), blocks in table if element == self.element and head <= largest)
+
+    def launch(self, kernel, name: str, *args, states=None, **options) -> None:
+        """One of the three kernels that compute a chunk block by block."""
+        blocks = self.blocks(name)
+        if states is None:
+            strides = (0, 0, 0)
+        else:  # without decay one state serves all chunks
+            strides = (*states.stride()[:2], states.stride(2) if states.shape[2] > 1 else 0)
+        kernel[(self.rows * self.count * triton.cdiv(self.chunk, blocks.rows),)](
+            *args, *self.sums_strides, *strides, heads=self.heads, length=self.length, chunk=self.chunk, scale=self.scale,
+            D=self.head, DV=self.value_head, BLOCK_D=_power(self.head), BLOCK_V=_power(self.value_head), BLOCK_M=blocks.rows,
+            BLOCK_N=blocks.columns, BLOCK_S=min(blocks.slices, _power(max(self.head, self.value_head))), ORDERS=self.orders,
+            TILES=self.tiles, STATES=self.states, NORMALIZE=self.normalize, MASKED=self.mask is not None,
+            num_warps=blocks.warps, num_stages=blocks.stages, **options,
+        )  # fmt: skip
+
+    def write_states(self, x, y, divisor=None, delta=None, backward=False) -> torch.Tensor | None:
+        """The states in front of every chunk, (B * H, directions, N, elements), or one for all without decay.
+
+        x and y are key and value; or query and the output's gradient, with divisor and delta, for the states' gradients.
+        """
+        if not self.states:
+            return None
+        blocks, sides = self.blocks("write_states"), 2 if self.orders else 1
+        tile_d, tile_v = min(_power(self.head), blocks.slices), min(_power(self.value_head), blocks.columns)
+        tiles = triton.cdiv(self.head, tile_d) * triton.cdiv(self.value_head, tile_v)
+        states = x.new_empty(self.rows, sides, self.count, self.elements, dtype=torch.float32)
+        write_states_kernel[(self.rows * self.count * tiles,)](
+            x, y, states, self.sums, self.totals, *self.or_none(self.mask, divisor, delta),
+            *x.stride(), *y.stride(), *self.sums_strides, *states.stride()[:3],
+            scale=self.scale, heads=self.heads, length=self.length, chunk=self.chunk,
+            D=self.head, DV=self.value_head, BLOCK_D=tile_d, BLOCK_V=tile_v, BLOCK=blocks.rows, DECAY=self.orders > 0,
+            NORMALIZE=self.normalize, MASKED=self.mask is not None, BACKWARD=backward,
+            num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
+        if not self.orders:
+            return states.sum(2, keepdim=True)
+        block = min(256, _power(self.elements))
+        pass_states_kernel[(self.rows * sides * triton.cdiv(self.elements, block),)](
+            states, self.totals, *self.sums_strides, *states.stride()[:3], heads=self.heads, length=self.length,
+            chunk=self.chunk, elements=self.elements, BLOCK=block, BACKWARD=backward,
+        )  # fmt: skip
+        return states
+
+    def grad_edges(self, grad_sums, states, grad_states) -> list[torch.Tensor]:
+        """Gradients of the edges in both directions, (K, B, H, L), from those of the sums, (B, H, K, 2, L)."""
+        edges = [grad_sums.new_empty(self.orders, self.batch, self.heads, self.length) for _ in range(2)]
+        if self.orders:
+            strides = (0, 0, 0) if states is None else states.stride()[:3]
+            grad_edges_kernel[(self.rows * self.orders * self.count,)](
+                grad_sums, *self.or_none(states, grad_states, self.order), *edges, *strides,
+                batch=self.batch, heads=self.heads, length=self.length, chunk=self.chunk, elements=self.elements,
+                ORDERS=self.orders, ORDERED=self.order is not None, STATES=self.states, BLOCK=self.scan_block(),
+            )  # fmt: skip
+        return edges
+
+    def or_none(self, *tensors) -> list[torch.Tensor]:
+        return [self.none if x is None else x for x in tensors]
+
+
+@torch.library.custom_op("lion_hf::fused", mutates_args=())
+def fused_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forward: torch.Tensor | None,
+    backward: torch.Tensor | None,
+    order: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention form (one chunk) and the chunk form.
+
+    Args:
+        query: (B, H, L, D), of any strides, rounded to the type of `value` for the matrix products.
+        key: (B, H, L, D).
+        value: (B, H, L, Dv), float32, bfloat16 or float16.
+        forward: log-decays left to right in reading order, (K, B or 1, H or 1, L or 1), float32, or None for no decay.
+        backward: log-decays right to left, likewise.
+        order: (K, L) reading orders, for rows of one chunk; None if K is 1 and tokens are read as they stand.
+        mask: (B, L), False where a token is padding, whose gates are 1.
+        scale: factor of the scores.
+        normalize: whether to divide by the sum of the masked scores.
+        eps: added to that sum.
+        chunk_size: tokens a chunk, chosen if None.
+        dtype: type of the result.
+
+    Returns:
+        (B, H, L, Dv), and the divisor, (B, H, L) in float32, which is empty without `normalize`.
+    """
+    output = torch.empty_like(value, dtype=dtype)
+    divisor = query.new_empty(query.shape[:3] if normalize else 0, dtype=torch.float32)
+    if value.numel() == 0:
+        return output, divisor
+    with torch.cuda.device_of(value):
+        call = _Call(query, value, forward, backward, order, mask, scale, normalize, chunk_size)
+        states = call.write_states(key, value)
+        call.launch(
+            forward_kernel, "forward", query, key, value, output, divisor, *call.or_none(states), call.sums,
+            *call.or_none(call.mask), *query.stride(), *key.stride(), *value.stride(), *output.stride(), states=states, eps=eps,
+        )  # fmt: skip
+    return output, divisor
+
+
+@fused_forward.register_fake
+def _(query, key, value, forward, backward, order, mask, scale, normalize, eps, chunk_size, dtype):
+    return torch.empty_like(value, dtype=dtype), query.new_empty(query.shape[:3] if normalize else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("lion_hf::fused_backward", mutates_args=())
+def fused_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forward: torch.Tensor | None,
+    backward: torch.Tensor | None,
+    order: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    output: torch.Tensor | None,
+    divisor: torch.Tensor,
+    scale: float,
+    normalize: bool,
+    chunk_size: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `fused_forward` with respect to its first five tensors; those of absent decays are empty."""
+    grads = [torch.empty_like(x) for x in (query, key, value)]
+    if grads[2].numel() == 0:
+        return *(x.zero_() for x in grads), *(_like_or_empty(x, query).zero_() for x in (forward, backward))
+    with torch.cuda.device_of(value):
+        call = _Call(query, value, forward, backward, order, mask, scale, normalize, chunk_size)
+        places = None if order is None else order.argsort(-1)
+        delta = torch.empty_like(divisor)
+        grad_sums = query.new_empty(*query.shape[:2], call.orders, 2, call.length, dtype=torch.float32)
+        kinds = {"KINDS": triton.next_power_of_2(max(call.orders, 1))}
+        inputs = [grad, query, key, value]
+        strides = [stride for x in inputs for stride in x.stride()]
+        states = call.write_states(key, value)
+        result = output if normalize else grad
+        call.launch(
+            grad_query_kernel, "grad_query", *inputs, result, divisor, delta, grads[0], grad_sums,
+            *call.or_none(states), call.sums, *call.or_none(places, call.mask),
+            *strides, *result.stride(), *grads[0].stride(), states=states, **kinds,
+        )  # fmt: skip
+        grad_states = call.write_states(query, grad, divisor, delta, backward=True)
+        call.launch(
+            grad_key_value_kernel, "grad_key_value", *inputs, divisor, delta, *grads[1:], grad_sums,
+            *call.or_none(grad_states), call.sums, call.totals, *call.or_none(places, call.mask),
+            *strides, *grads[1].stride(), *grads[2].stride(), states=grad_states, **kinds,
+        )  # fmt: skip
+        edges = call.grad_edges(grad_sums, states, grad_states)
+    if forward is None:
+        return *grads, *(query.new_empty(0) for _ in range(2))
+    return *grads, *(x.sum_to_size(forward.shape) for x in edges)
+
+
+def _like_or_empty(x: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(0) if x is None else torch.empty_like(x)
+
+
+@fused_backward.register_fake
+def _(grad, query, key, value, forward, backward, *others):
+    return *(torch.empty_like(x) for x in (query, key, value)), *(_like_or_empty(x, query) for x in (forward, backward))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    *tensors, ctx.scale, ctx.normalize, _, ctx.chunk_size, _ = inputs
+    ctx.save_for_backward(*tensors, output[0] if ctx.normalize else None, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad: torch.Tensor, _):
+    tensors = ctx.saved_tensors
+    *grads, forward, backward = fused_backward(grad, *tensors, ctx.scale, ctx.normalize, ctx.chunk_size)
+    if tensors[3] is None:
+        forward = backward = None
+    return *grads, forward, backward, *(None,) * 7
+
+
+fused_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def fused_chunkwise(query, key, value, forward, backward, scale: float, chunk_size: int | None) -> torch.Tensor:
+    """The chunk form of one order; arguments and result as in `lion_chunkwise.chunkwise`."""
+    decays = (None if x is None else x[None] for x in (forward, backward))
+    return fused_forward(query, key, value, *decays, None, None, scale, False, 0.0, chunk_size, torch.float32)[0]
+
+
+@torch.library.custom_op("lion_hf::fused_recurrent", mutates_args=())
+def fused_recurrent(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forward: torch.Tensor | None,
+    backward: torch.Tensor | None,
+    scale: float,
+    chunk_size: int | None,
+) -> torch.Tensor:
+    """The recurrent form, without gradients; arguments and result as in `lion_naive.recurrent`."""
+    output = torch.empty_like(value, dtype=torch.float32)
+    if output.numel() == 0:
+        return output
+    batch, heads, length, head = query.shape
+    value_head = value.shape[-1]
+    edges = (query, query) if forward is None else [x.expand(batch, heads, length) for x in (forward, backward)]
+    columns = min(_power(value_head), max(16, STATE_SIZE // _power(head)))
+    with torch.cuda.device_of(value):
+        recurrent_kernel[(batch * heads * triton.cdiv(value_head, columns),)](
+            query, key, value, output, *edges, *(s for x in (query, key, value, output) for s in x.stride()),
+            *edges[0].stride()[:3], *edges[1].stride()[:3], scale=scale, heads=heads, length=length,
+            D=head, DV=value_head, BLOCK_D=_power(head), BLOCK_V=columns, DECAY=forward is not None,
+        )  # fmt: skip
+    return output
+
+
+@fused_recurrent.register_fake
+def _(query, key, value, forward, backward, scale, chunk_size):
+    return torch.empty_like(value, dtype=torch.float32)
