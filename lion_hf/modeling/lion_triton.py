@@ -10,15 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from .lion_naive import full_precision
 from .lion_triton_kernels import (
+    RUNTIME,
     forward_kernel,
-    grad_edges_kernel,
     grad_key_value_kernel,
     grad_query_kernel,
-    pass_states_kernel,
-    recurrent_kernel,
-    sums_kernel,
+    tl,
     triton,
     write_states_kernel,
 )
@@ -36,6 +33,7 @@ PLAIN_CHUNK_SIZE = 1024
 LONGEST_CHUNK_OF_ORDERS = 2048
 
 
+LOG2_E = tl.constexpr(1.4426950408889634)
 # Numbers of the recurrent form's state that one program holds in registers.
 STATE_SIZE = 2048
 
@@ -50,18 +48,221 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By bytes an element and largest head size; compiled for sm_90 and sm_80 in tests/test_triton.py, not measured.
+# By kernel, then bytes an element and largest head size. From the compiler's reports for sm_90, not measured: tiles of 64 rows
+# use the warp-group products of half types; the gradients keep more tiles at once, so theirs are narrower; float32 takes three
+# products for one and twice the space. Half types spill no register at heads of 64, and few at others (tests/test_triton.py).
 BLOCKS = {
-    name: {
+    "forward": {
         (2, 64): Blocks(64, 64, 64, 4, 2),
-        (2, 128): Blocks(64, 64, 64, 4, 2),
-        (2, 256): Blocks(64, 32, 32, 8, 1),
+        (2, 128): Blocks(64, 64, 32, 8, 2),
+        (2, 256): Blocks(64, 32, 32, 8, 2),
         (4, 64): Blocks(64, 32, 32, 4, 1),
-        (4, 128): Blocks(32, 32, 32, 4, 1),
-        (4, 256): Blocks(32, 16, 16, 8, 1),
-    }
-    for name in ("forward", "grad_query", "grad_key_value", "write_states")
+        (4, 128): Blocks(32, 32, 32, 8, 1),
+        (4, 256): Blocks(16, 16, 16, 8, 1),
+    },
+    "grad_query": {
+        (2, 64): Blocks(64, 32, 64, 4, 2),
+        (2, 128): Blocks(64, 64, 32, 8, 2),
+        (2, 256): Blocks(32, 32, 32, 8, 2),
+        (4, 64): Blocks(64, 32, 32, 8, 2),
+        (4, 128): Blocks(32, 32, 32, 8, 1),
+        (4, 256): Blocks(16, 16, 16, 8, 1),
+    },
+    "grad_key_value": {
+        (2, 64): Blocks(64, 32, 64, 4, 2),
+        (2, 128): Blocks(64, 32, 32, 8, 2),
+        (2, 256): Blocks(32, 32, 32, 8, 2),
+        (4, 64): Blocks(32, 32, 32, 4, 2),
+        (4, 128): Blocks(32, 32, 32, 8, 1),
+        (4, 256): Blocks(16, 16, 16, 8, 1),
+    },
+    # rows are the tokens of a step, slices and columns the part of a state (query's or key's, and value's) that a program sums
+    "write_states": {(2, 256): Blocks(64, 64, 64, 4, 2), (4, 256): Blocks(32, 32, 32, 4, 2)},
 }
+
+
+@triton.jit
+def _store_sums(base, place, length, sums, inside):
+    high = sums.to(tl.float32)
+    tl.store(base + place, high, mask=inside)
+    tl.store(base + length + place, (sums - high.to(tl.float64)).to(tl.float32), mask=inside)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def sums_kernel(
+    forward, backward, order, sums, totals,
+    forward_k, forward_b, forward_h, forward_l, backward_k, backward_b, backward_h, backward_l, heads, length, chunk,
+    ORDERS: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """F, sums over the edges before a token of its chunk, and B, sums over those behind it and the chunk's last edge.
+
+    Reads edges (K, B, H, L) in reading order; writes sums (B, H, K, 2, 2, L) at the tokens and totals (B, H, 2, 2, N),
+    the last but one dimension being high and low part and the one before it left and right.
+    """
+    count = tl.cdiv(length, chunk)
+    program = tl.program_id(0)
+    n = program % count
+    row = (program // count).to(tl.int64)
+    k, h, b = row % ORDERS, row // ORDERS % heads, row // ORDERS // heads
+    forward += k * forward_k + b * forward_b + h * forward_h
+    backward += k * backward_k + b * backward_b + h * backward_h
+    sums += row * 4 * length
+    begin = n * chunk
+    size = tl.minimum(chunk, length - begin)
+    left = tl.zeros((1,), tl.float64)
+    right = tl.zeros((1,), tl.float64)
+    for start in range(0, size, BLOCK):
+        steps = start + tl.arange(0, BLOCK)
+        step = begin + steps  # left to right, each token without its own edge
+        edge = tl.load(forward + step.to(tl.int64) * forward_l, mask=(steps < size) & (step < length - 1), other=0.0)
+        edge = edge.to(tl.float64) * LOG2_E
+        place = tl.load(order + k * length + step, mask=steps < size, other=0) if ORDERED else step
+        _store_sums(sums, place, length, left + tl.cumsum(edge, 0) - edge, steps < size)
+        left += tl.sum(edge, 0)
+        step = begin + size - 1 - steps  # right to left, each token with its own edge
+        inside = (steps < size) & (step < length - 1)  # the row's last entry belongs to no edge
+        edge = tl.load(backward + step.to(tl.int64) * backward_l, mask=inside, other=0.0).to(tl.float64) * LOG2_E
+        place = tl.load(order + k * length + step, mask=steps < size, other=0) if ORDERED else step
+        _store_sums(sums + 2 * length, place, length, right + tl.cumsum(edge, 0), steps < size)
+        right += tl.sum(edge, 0)
+    totals += row * 4 * count + n + tl.arange(0, 1)
+    _store_sums(totals, 0, count, left, None)
+    _store_sums(totals + 2 * count, 0, count, right, None)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def pass_states_kernel(
+    states, totals, sums_b, sums_h, states_h, states_side, states_n, heads, length, chunk, elements,
+    BLOCK: tl.constexpr, BACKWARD: tl.constexpr,
+):  # fmt: skip
+    """Passes the states along the chunks, in place: a chunk gets what those before it (or behind it) leave.
+
+    Left states go from the first chunk to the last and right ones back; backward it is the other way round.
+    """
+    count = tl.cdiv(length, chunk)
+    blocks = tl.cdiv(elements, BLOCK)
+    program = tl.program_id(0)
+    side = program // blocks % 2
+    row = (program // (2 * blocks)).to(tl.int64)
+    places = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = places < elements
+    totals += (row // heads * sums_b + row % heads * sums_h) // length * count + 2 * side * count
+    rising = (side == 1) if BACKWARD else (side == 0)
+    n = tl.where(rising, 0, count - 1)
+    step = tl.where(rising, 1, -1)
+    states += row * states_h + side * states_side + n.to(tl.int64) * states_n + places
+    hop = step.to(tl.int64) * states_n
+    state = tl.zeros((BLOCK,), tl.float32)
+    local = tl.load(states, mask=inside, other=0.0)
+    for i in range(count):
+        # The next chunk is on its way while this one is written.
+        following = tl.load(states + hop, mask=inside & (i + 1 < count), other=0.0)
+        decay = tl.exp2(tl.load(totals + n) + tl.load(totals + count + n))
+        tl.store(states, state, mask=inside)
+        state = state * decay + local
+        local = following
+        states += hop
+        n += step
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def grad_edges_kernel(
+    grad_sums, states, grad_states, order, grad_forward, grad_backward,
+    states_h, states_side, states_n, batch, heads, length, chunk, elements,
+    ORDERS: tl.constexpr, ORDERED: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the edges, (K, B, H, L) in reading order, from those of the chunks' sums.
+
+    An edge belongs to F of all later tokens and to B of itself and all earlier ones, of its chunk, and to the chunk's whole
+    decay, which S and T are passed on with: <S behind the chunk, U> and <T before the chunk, W>.
+    """
+    count = tl.cdiv(length, chunk)
+    program = tl.program_id(0)
+    n = program % count
+    row = (program // count).to(tl.int64)
+    k, head = row % ORDERS, row // ORDERS
+    begin = n * chunk
+    size = tl.minimum(chunk, length - begin)
+    grad_sums += row * 2 * length
+    grad_forward += (k * batch * heads + head) * length
+    grad_backward += (k * batch * heads + head) * length
+    left = tl.zeros((1,), tl.float64)
+    right = tl.zeros((1,), tl.float64)
+    steps = tl.arange(0, BLOCK)
+    if STATES:
+        states += head * states_h + n.to(tl.int64) * states_n
+        grad_states += head * states_h + n.to(tl.int64) * states_n
+        for start in range(0, elements, BLOCK):
+            inside = (start + steps < elements) & (n + 1 < count)
+            state = tl.load(states + states_n + start + steps, mask=inside, other=0.0)
+            left += tl.sum(state * tl.load(grad_states + start + steps, mask=inside, other=0.0), 0)
+            inside = (start + steps < elements) & (n > 0)
+            state = tl.load(states + states_side - states_n + start + steps, mask=inside, other=0.0)
+            right += tl.sum(state * tl.load(grad_states + states_side + start + steps, mask=inside, other=0.0), 0)
+    for start in range(0, size, BLOCK):
+        inside = start + steps < size
+        step = begin + size - 1 - start - steps
+        place = tl.load(order + k * length + step, mask=inside, other=0) if ORDERED else step
+        change = tl.load(grad_sums + place, mask=inside, other=0.0).to(tl.float64)
+        total = tl.where(step < length - 1, left + tl.cumsum(change, 0) - change, 0.0)
+        tl.store(grad_forward + step, total.to(tl.float32), mask=inside)
+        left += tl.sum(change, 0)
+        step = begin + start + steps
+        place = tl.load(order + k * length + step, mask=inside, other=0) if ORDERED else step
+        change = tl.load(grad_sums + length + place, mask=inside, other=0.0).to(tl.float64)
+        total = tl.where(step < length - 1, right + tl.cumsum(change, 0), 0.0)  # the last entry belongs to no edge
+        tl.store(grad_backward + step, total.to(tl.float32), mask=inside)
+        right += tl.sum(change, 0)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def recurrent_kernel(
+    query, key, value, output, forward, backward,
+    q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d,
+    forward_b, forward_h, forward_l, backward_b, backward_h, backward_l, scale, heads, length,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, DECAY: tl.constexpr,
+):  # fmt: skip
+    """The recurrent form for some columns of the values: one sweep from right to left and one back, a state in registers."""
+    tiles = tl.cdiv(DV, BLOCK_V)
+    row = (tl.program_id(0) // tiles).to(tl.int64)
+    b, h = row // heads, row % heads
+    dims, columns = tl.arange(0, BLOCK_D), tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V)
+    inside, inside_v = dims < D, columns < DV
+    last = (length - 1).to(tl.int64)
+    query += b * q_b + h * q_h + last * q_l + dims * q_d
+    key += b * k_b + h * k_h + last * k_l + dims * k_d
+    value += b * v_b + h * v_h + last * v_l + columns * v_d
+    output += b * o_b + h * o_h + last * o_l + columns * o_d
+    forward += b * forward_b + h * forward_h - forward_l
+    backward += b * backward_b + h * backward_h + last * backward_l
+    for sweep in tl.static_range(2):
+        state = tl.zeros((BLOCK_D, BLOCK_V), tl.float32)
+        hop = 2 * sweep - 1
+        for step in range(length):
+            q = tl.load(query, mask=inside, other=0.0).to(tl.float32) * scale
+            k = tl.load(key, mask=inside, other=0.0).to(tl.float32)
+            v = tl.load(value, mask=inside_v, other=0.0).to(tl.float32)
+            if DECAY:
+                edge = tl.load(forward if sweep else backward, mask=step > 0, other=0.0)
+                state *= tl.exp2(edge * LOG2_E)
+            if sweep:  # this one counts the token itself
+                state += k[:, None] * v[None, :]
+                y = tl.load(output, mask=inside_v, other=0.0) + tl.sum(q[:, None] * state, 0)
+            else:
+                y = tl.sum(q[:, None] * state, 0)
+                state += k[:, None] * v[None, :]
+            tl.store(output, y, mask=inside_v)
+            query += hop * q_l
+            key += hop * k_l
+            value += hop * v_l
+            output += hop * o_l
+            forward += sweep * forward_l
+            backward -= backward_l
+        query += q_l
+        key += k_l
+        value += v_l
+        output += o_l
+        tl.debug_barrier()  # the second sweep reads what other threads of the program wrote
 
 
 def _power(n: int) -> int:
@@ -77,6 +278,7 @@ class _Call:
         self.value_head, self.rows, self.element = value.shape[-1], query.shape[0] * query.shape[1], value.element_size()
         self.normalize, self.order, self.mask = normalize, order, None if mask is None else mask.contiguous()
         self.orders = 0 if forward is None else forward.shape[0]
+        self.sides = 2 if self.orders else 1  # without decay both directions have one state
         self.scale = scale / max(self.orders, 1)
         self.chunk = min(chunk_size or (self.length if self.length <= LONGEST_CHUNK else CHUNK_SIZE), self.length)
         self.states = self.chunk < self.length
@@ -115,17 +317,18 @@ class _Call:
     def launch(self, kernel, name: str, *args, states=None, **options) -> None:
         """One of the three kernels that compute a chunk block by block."""
         blocks = self.blocks(name)
-        if states is None:
-            strides = (0, 0, 0)
-        else:  # without decay one state serves all chunks
-            strides = (*states.stride()[:2], states.stride(2) if states.shape[2] > 1 else 0)
+        strides = (0, 0, 0) if states is None else self.states_strides(states)
         kernel[(self.rows * self.count * triton.cdiv(self.chunk, blocks.rows),)](
             *args, *self.sums_strides, *strides, heads=self.heads, length=self.length, chunk=self.chunk, scale=self.scale,
             D=self.head, DV=self.value_head, BLOCK_D=_power(self.head), BLOCK_V=_power(self.value_head), BLOCK_M=blocks.rows,
             BLOCK_N=blocks.columns, BLOCK_S=min(blocks.slices, _power(max(self.head, self.value_head))), ORDERS=self.orders,
-            TILES=self.tiles, STATES=self.states, NORMALIZE=self.normalize, MASKED=self.mask is not None,
+            TILES=self.tiles, STATES=self.states, SIDES=self.sides, NORMALIZE=self.normalize, MASKED=self.mask is not None,
             num_warps=blocks.warps, num_stages=blocks.stages, **options,
         )  # fmt: skip
+
+    def states_strides(self, states) -> tuple[int, int, int]:
+        """Of heads, directions and chunks, which without decay share one state."""
+        return *states.stride()[:2], states.stride(2) if states.shape[2] > 1 else 0
 
     def write_states(self, x, y, divisor=None, delta=None, backward=False) -> torch.Tensor | None:
         """The states in front of every chunk, (B * H, directions, N, elements), or one for all without decay.
@@ -134,10 +337,10 @@ class _Call:
         """
         if not self.states:
             return None
-        blocks, sides = self.blocks("write_states"), 2 if self.orders else 1
+        blocks = self.blocks("write_states")
         tile_d, tile_v = min(_power(self.head), blocks.slices), min(_power(self.value_head), blocks.columns)
         tiles = triton.cdiv(self.head, tile_d) * triton.cdiv(self.value_head, tile_v)
-        states = x.new_empty(self.rows, sides, self.count, self.elements, dtype=torch.float32)
+        states = x.new_empty(self.rows, self.sides, self.count, self.elements, dtype=torch.float32)
         write_states_kernel[(self.rows * self.count * tiles,)](
             x, y, states, self.sums, self.totals, *self.or_none(self.mask, divisor, delta),
             *x.stride(), *y.stride(), *self.sums_strides, *states.stride()[:3],
@@ -149,7 +352,7 @@ class _Call:
         if not self.orders:
             return states.sum(2, keepdim=True)
         block = min(256, _power(self.elements))
-        pass_states_kernel[(self.rows * sides * triton.cdiv(self.elements, block),)](
+        pass_states_kernel[(self.rows * self.sides * triton.cdiv(self.elements, block),)](
             states, self.totals, *self.sums_strides, *states.stride()[:3], heads=self.heads, length=self.length,
             chunk=self.chunk, elements=self.elements, BLOCK=block, BACKWARD=backward,
         )  # fmt: skip
@@ -159,7 +362,7 @@ class _Call:
         """Gradients of the edges in both directions, (K, B, H, L), from those of the sums, (B, H, K, 2, L)."""
         edges = [grad_sums.new_empty(self.orders, self.batch, self.heads, self.length) for _ in range(2)]
         if self.orders:
-            strides = (0, 0, 0) if states is None else states.stride()[:3]
+            strides = (0, 0, 0) if states is None else self.states_strides(states)
             grad_edges_kernel[(self.rows * self.orders * self.count,)](
                 grad_sums, *self.or_none(states, grad_states, self.order), *edges, *strides,
                 batch=self.batch, heads=self.heads, length=self.length, chunk=self.chunk, elements=self.elements,

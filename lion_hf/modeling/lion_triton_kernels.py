@@ -23,13 +23,12 @@ except ImportError as error:
 
 # The log-decay of a target that does not exist: its exponents are far below those of every float32.
 FAR = tl.constexpr(-1e30)
-LOG2_E = tl.constexpr(1.4426950408889634)
 # Products of float32: three of tf32, with an error of 1e-6; tf32 alone leaves 5e-4. Half types do not read this.
 PRECISION = tl.constexpr("tf32x3")
 # Sizes that change from call to call: one compiled kernel serves all of them.
 RUNTIME = [
     *("heads", "length", "chunk", "scale", "eps", "sums_b", "sums_h", "states_h", "states_side", "states_n", "elements"),
-    *("forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"),
+    *("batch", "forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"),
 ]
 
 
@@ -56,7 +55,7 @@ def _tile(base, row_stride, column_stride, keep, column, WIDTH: tl.constexpr, CO
 def _store_tile(base, row_stride, column_stride, keep, x, WIDTH: tl.constexpr):
     rows, columns = tl.arange(0, x.shape[0]), tl.arange(0, x.shape[1])
     inside = keep[:, None]
-    if WIDTH != x.shape[1]:
+    if x.shape[1] != WIDTH:
         inside = inside & (columns < WIDTH)[None, :]
     places = base + rows[:, None] * row_stride + columns[None, :] * column_stride
     tl.store(places, _narrow(x, base.dtype.element_ty), mask=inside)
@@ -100,29 +99,24 @@ def _factor(base, tokens, reference, end, length, SOURCES: tl.constexpr):
 
 
 @triton.jit
-def _exponents(base, rows, columns, end, length, SOURCES: tl.constexpr):
-    """Differences of F or of B, target minus source, (rows, columns); SOURCES: the rows are the sources."""
-    row_high, row_low = _sums_at(base, rows, end, length, SOURCES)
-    column_high, column_low = _sums_at(base, columns, end, length, not SOURCES)
-    difference = (row_high[:, None] - column_high[None, :]) + (row_low[:, None] - column_low[None, :])
-    return -difference if SOURCES else difference
-
-
-@triton.jit
-def _order_mask(sums, rows, columns, end, length, SOURCES: tl.constexpr):
-    """The mask along one order between any two blocks."""
-    left = _exponents(sums, rows, columns, end, length, SOURCES)
-    right = _exponents(sums + 2 * length, rows, columns, end, length, SOURCES)
-    return tl.exp2(tl.minimum(left, right))
-
-
-@triton.jit
 def _row_factors(sums, rows, first, last, end, length, SOURCES: tl.constexpr):
     """The rows' vectors for the blocks of columns before them and behind them."""
     left, right = sums, sums + 2 * length
     before = _factor(right if SOURCES else left, rows, first, end, length, SOURCES)
     behind = _factor(left if SOURCES else right, rows, last, end, length, SOURCES)
     return before, behind
+
+
+@triton.jit
+def _order_mask(sums, rows, columns, end, length, SOURCES: tl.constexpr):
+    """The mask of one order between any two blocks, exact to float32; the rows are the sources or else the targets."""
+    row_high, row_low = _sums_at(sums, rows, end, length, SOURCES)
+    column_high, column_low = _sums_at(sums, columns, end, length, not SOURCES)
+    left = (row_high[:, None] - column_high[None, :]) + (row_low[:, None] - column_low[None, :])
+    row_high, row_low = _sums_at(sums + 2 * length, rows, end, length, SOURCES)
+    column_high, column_low = _sums_at(sums + 2 * length, columns, end, length, not SOURCES)
+    right = (row_high[:, None] - column_high[None, :]) + (row_low[:, None] - column_low[None, :])
+    return tl.exp2(-tl.maximum(left, right) if SOURCES else tl.minimum(left, right))
 
 
 @triton.jit
@@ -139,14 +133,27 @@ def _block_mask(sums, rows, columns, before, behind, first, last, start, end, le
 
 
 @triton.jit
-def _state_tile(state, rows, columns, row_stride, column_stride, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    inside = (rows < HEIGHT)[:, None] & (columns < WIDTH)[None, :]
-    return tl.load(state + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=inside, other=0.0)
+def _state_factors(sums, totals, tokens, n, end, length, chunk, DECAY: tl.constexpr, WRITE: tl.constexpr):
+    """Decays from the chunk's left and right edge to tokens that read a state, or to the other edge from those that write."""
+    left = tl.full(tokens.shape, 1.0, tl.float32)
+    right = left
+    if DECAY:
+        left_high, left_low = _sums_at(sums, tokens, end, length, WRITE)
+        right_high, right_low = _sums_at(sums + 2 * length, tokens, end, length, WRITE)
+        if WRITE:  # the whole chunk's decay less that up to the token
+            count = tl.cdiv(length, chunk)
+            totals += n
+            left_high, left_low = tl.load(totals) - left_high, tl.load(totals + count) - left_low
+            right_high, right_low = tl.load(totals + 2 * count) - right_high, tl.load(totals + 3 * count) - right_low
+        left, right = tl.exp2(left_high + left_low), tl.exp2(right_high + right_low)
+    return left, right
 
 
 @triton.jit
-def _read_state(x, state, factor):
-    """factor * (x @ state) for a state in float32, which need not fit into the range of float16."""
+def _state_product(x, state, factor, rows, columns, row_stride, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """factor * (x @ state), where the state's float32 numbers need not fit into the range of x's type."""
+    inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
+    state = tl.load(state + rows[:, None] * row_stride + columns[None, :] * column_stride, mask=inside, other=0.0)
     unit = 1.0
     if x.dtype == tl.float16:
         unit = tl.maximum(tl.max(tl.max(tl.abs(state), 1), 0) / 32768.0, 1.0)
@@ -154,64 +161,47 @@ def _read_state(x, state, factor):
 
 
 @triton.jit
-def _state_factors(sums, totals, tokens, n, end, length, count, WRITE: tl.constexpr):
-    """Decays from the chunk's left and right edge to the tokens, or from the tokens to the other edge: 2 ** (total - sum)."""
-    left_high, left_low = _sums_at(sums, tokens, end, length, WRITE)
-    right_high, right_low = _sums_at(sums + 2 * length, tokens, end, length, WRITE)
-    if WRITE:
-        left_high, left_low = tl.load(totals + n) - left_high, tl.load(totals + count + n) - left_low
-        totals += 2 * count
-        right_high, right_low = tl.load(totals + n) - right_high, tl.load(totals + count + n) - right_low
-    return tl.exp2(left_high + left_low), tl.exp2(right_high + right_low)
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def sums_kernel(
-    forward, backward, order, sums, totals,
-    forward_k, forward_b, forward_h, forward_l, backward_k, backward_b, backward_h, backward_l, heads, length, chunk,
-    ORDERS: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr,
+def _read_states(
+    base, row_stride, column_stride, keep, state, states_side, left, right, total, norm, dtype: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_S: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr,
 ):  # fmt: skip
-    """F, sums over the edges before a token of its chunk, and B, sums over those behind it and the chunk's last edge.
-
-    Reads edges (K, B, H, L) in reading order; writes sums (B, H, K, 2, 2, L) at the tokens and totals (B, H, 2, 2, N),
-    the last but one dimension being high and low part and the one before it left and right.
-    """
-    count = tl.cdiv(length, chunk)
-    program = tl.program_id(0)
-    n = program % count
-    row = (program // count).to(tl.int64)
-    k, h, b = row % ORDERS, row // ORDERS % heads, row // ORDERS // heads
-    forward += k * forward_k + b * forward_b + h * forward_h
-    backward += k * backward_k + b * backward_b + h * backward_h
-    sums += row * 4 * length
-    begin = n * chunk
-    size = tl.minimum(chunk, length - begin)
-    left = tl.zeros((1,), tl.float64)
-    right = tl.zeros((1,), tl.float64)
-    for start in range(0, size, BLOCK):
-        steps = start + tl.arange(0, BLOCK)
-        step = begin + steps  # left to right, each token without its own edge
-        edge = tl.load(forward + step.to(tl.int64) * forward_l, mask=(steps < size) & (step < length - 1), other=0.0)
-        edge = edge.to(tl.float64) * LOG2_E
-        place = tl.load(order + k * length + step, mask=steps < size, other=0) if ORDERED else step
-        _store_sums(sums, place, length, left + tl.cumsum(edge, 0) - edge, steps < size)
-        left += tl.sum(edge, 0)
-        step = begin + size - 1 - steps  # right to left, each token with its own edge
-        inside = (steps < size) & (step < length - 1)  # the row's last entry belongs to no edge
-        edge = tl.load(backward + step.to(tl.int64) * backward_l, mask=inside, other=0.0).to(tl.float64) * LOG2_E
-        place = tl.load(order + k * length + step, mask=steps < size, other=0) if ORDERED else step
-        _store_sums(sums + 2 * length, place, length, right + tl.cumsum(edge, 0), steps < size)
-        right += tl.sum(edge, 0)
-    totals += row * 4 * count + n + tl.arange(0, 1)
-    _store_sums(totals, 0, count, left, None)
-    _store_sums(totals + 2 * count, 0, count, right, None)
+    """Adds to total and norm what the tokens, (rows, D), read from the states of both directions, (D, DV) and (D)."""
+    columns = tl.arange(0, total.shape[1])
+    for d in range(0, D, BLOCK_S):
+        x = _tile(base, row_stride, column_stride, keep, d, D, BLOCK_S, dtype)
+        dims = d + tl.arange(0, BLOCK_S)
+        for side in tl.static_range(SIDES):
+            place, factor = state + side * states_side, left if side == 0 else right
+            total += _state_product(x, place, factor, dims, columns, DV, 1, D, DV)
+            if NORMALIZE:
+                z = tl.load(place + D * DV + dims, mask=dims < D, other=0.0)
+                norm += tl.sum(x * z[None, :], 1) * factor
+    return total, norm
 
 
 @triton.jit
-def _store_sums(base, place, length, sums, inside):
-    high = sums.to(tl.float32)
-    tl.store(base + place, high, mask=inside)
-    tl.store(base + length + place, (sums - high.to(tl.float64)).to(tl.float32), mask=inside)
+def _read_states_back(
+    base, row_stride, column_stride, keep, state, states_side, left, right, change, own, total, of_left, of_right,
+    dtype: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_S: tl.constexpr, SIDES: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):  # fmt: skip
+    """The like for tokens (rows, DV), whose one divisor weighs `change`; of_left and of_right get what `own` receives."""
+    dims = tl.arange(0, total.shape[1])
+    for side in tl.static_range(SIDES):
+        place, factor = state + side * states_side, left if side == 0 else right
+        received = tl.zeros(total.shape, tl.float32)
+        if NORMALIZE:
+            z = tl.load(place + D * DV + dims, mask=dims < D, other=0.0)
+            received += (factor * change)[:, None] * z[None, :]
+        for d in range(0, DV, BLOCK_S):
+            x = _tile(base, row_stride, column_stride, keep, d, DV, BLOCK_S, dtype)
+            received += _state_product(x, place, factor, d + tl.arange(0, BLOCK_S), dims, 1, DV, DV, D)
+        total += received
+        if side == 0:
+            of_left += tl.sum(own * received, 1)[:, None]
+        else:
+            of_right += tl.sum(own * received, 1)[:, None]
+    return total, of_left, of_right
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -251,11 +241,7 @@ def write_states_kernel(
         keep = _tokens_to_read(mask, tokens, end, MASKED)
         xs = _tile(x, x_l, x_d, keep, d, D, BLOCK_D, dtype)
         ys = _tile(y, y_l, y_d, keep, v, DV, BLOCK_V, dtype)
-        if DECAY:
-            to_left, to_right = _state_factors(sums, totals, tokens, n, end, length, count, not BACKWARD)
-        else:
-            to_left = tl.full((BLOCK,), 1.0, tl.float32)
-            to_right = to_left
+        to_left, to_right = _state_factors(sums, totals, tokens, n, end, length, chunk, DECAY, not BACKWARD)
         if BACKWARD:
             weight = scale
             if NORMALIZE:
@@ -286,48 +272,13 @@ def write_states_kernel(
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def pass_states_kernel(
-    states, totals, sums_b, sums_h, states_h, states_side, states_n, heads, length, chunk, elements,
-    BLOCK: tl.constexpr, BACKWARD: tl.constexpr,
-):  # fmt: skip
-    """Passes the states along the chunks, in place: a chunk gets what those before it (or behind it) leave.
-
-    Left states go from the first chunk to the last and right ones back; backward it is the other way round.
-    """
-    count = tl.cdiv(length, chunk)
-    blocks = tl.cdiv(elements, BLOCK)
-    program = tl.program_id(0)
-    side = program // blocks % 2
-    row = (program // (2 * blocks)).to(tl.int64)
-    places = program % blocks * BLOCK + tl.arange(0, BLOCK)
-    inside = places < elements
-    totals += (row // heads * sums_b + row % heads * sums_h) // length * count + 2 * side * count
-    rising = (side == 1) if BACKWARD else (side == 0)
-    n = tl.where(rising, 0, count - 1)
-    step = tl.where(rising, 1, -1)
-    states += row * states_h + side * states_side + n.to(tl.int64) * states_n + places
-    hop = step.to(tl.int64) * states_n
-    state = tl.zeros((BLOCK,), tl.float32)
-    local = tl.load(states, mask=inside, other=0.0)
-    for i in range(count):
-        # The next chunk is on its way while this one is written.
-        following = tl.load(states + hop, mask=inside & (i + 1 < count), other=0.0)
-        decay = tl.exp2(tl.load(totals + n) + tl.load(totals + count + n))
-        tl.store(states, state, mask=inside)
-        state = state * decay + local
-        local = following
-        states += hop
-        n += step
-
-
-@triton.jit(do_not_specialize=RUNTIME)
 def forward_kernel(
     query, key, value, output, divisor, states, sums, mask,
     q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d,
     sums_b, sums_h, states_h, states_side, states_n, scale, eps, heads, length, chunk,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, TILES: tl.constexpr, STATES: tl.constexpr,
-    NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one block of targets: sources of the same chunk block by block (TILES), the others through states."""
     row, b, h, n, begin, first, end = _place(length, chunk, heads, BLOCK_M)
@@ -367,26 +318,12 @@ def forward_kernel(
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
     if STATES:
-        left = tl.full((BLOCK_M,), 1.0, tl.float32)
-        right = left
-        if ORDERS == 1:
-            left, right = _state_factors(sums, sums, rows, n, end, length, 0, False)
-        left *= scale
-        right *= scale
-        state = states + row * states_h + n.to(tl.int64) * states_n
-        columns = tl.arange(0, BLOCK_V)
-        for d in range(0, D, BLOCK_S):
-            x = _tile(query, q_l, q_d, row_keep, d, D, BLOCK_S, dtype)
-            dims = d + tl.arange(0, BLOCK_S)
-            total += _read_state(x, _state_tile(state, dims, columns, DV, 1, D, DV), left)
-            if NORMALIZE:
-                z = tl.load(state + D * DV + dims, mask=dims < D, other=0.0)
-                norm += tl.sum(x * z[None, :], 1) * left
-            if ORDERS == 1:
-                total += _read_state(x, _state_tile(state + states_side, dims, columns, DV, 1, D, DV), right)
-                if NORMALIZE:
-                    z = tl.load(state + states_side + D * DV + dims, mask=dims < D, other=0.0)
-                    norm += tl.sum(x * z[None, :], 1) * right
+        left, right = _state_factors(sums, sums, rows, n, end, length, chunk, ORDERS == 1, False)
+        states += row * states_h + n.to(tl.int64) * states_n
+        total, norm = _read_states(
+            query, q_l, q_d, row_keep, states, states_side, left * scale, right * scale, total, norm, dtype,
+            D, DV, BLOCK_S, SIDES, NORMALIZE,
+        )  # fmt: skip
     if NORMALIZE:
         norm += eps
         tl.store(divisor + row * length + rows, norm, mask=rows < end)
@@ -415,7 +352,7 @@ def grad_query_kernel(
     sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, KINDS: tl.constexpr, TILES: tl.constexpr,
-    STATES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of targets: of query, and of F and B as far as a target receives through them.
 
@@ -486,32 +423,12 @@ def grad_query_kernel(
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
     if STATES:
-        left_factor = tl.full((BLOCK_M,), 1.0, tl.float32)
-        right_factor = left_factor
-        if ORDERS == 1:
-            left_factor, right_factor = _state_factors(sums, sums, rows, n, end, length, 0, False)
-        state = states + row * states_h + n.to(tl.int64) * states_n
-        dims = tl.arange(0, BLOCK_D)
-        for d in range(0, DV, BLOCK_S):
-            x = _tile(grad, g_l, g_d, row_keep, d, DV, BLOCK_S, dtype)
-            columns = d + tl.arange(0, BLOCK_S)
-            part = _read_state(x, _state_tile(state, columns, dims, 1, DV, DV, D), left_factor)
-            result += part
-            of_left += tl.sum(q * part, 1)[:, None]
-            if ORDERS == 1:
-                part = _read_state(x, _state_tile(state + states_side, columns, dims, 1, DV, DV, D), right_factor)
-                result += part
-                of_right += tl.sum(q * part, 1)[:, None]
-        if NORMALIZE:
-            z = tl.load(state + D * DV + dims, mask=dims < D, other=0.0)
-            part = (left_factor * change)[:, None] * z[None, :]
-            result += part
-            of_left += tl.sum(q * part, 1)[:, None]
-            if ORDERS == 1:
-                z = tl.load(state + states_side + D * DV + dims, mask=dims < D, other=0.0)
-                part = (right_factor * change)[:, None] * z[None, :]
-                result += part
-                of_right += tl.sum(q * part, 1)[:, None]
+        left, right = _state_factors(sums, sums, rows, n, end, length, chunk, ORDERS == 1, False)
+        states += row * states_h + n.to(tl.int64) * states_n
+        result, of_left, of_right = _read_states_back(
+            grad, g_l, g_d, row_keep, states, states_side, left, right, change, q, result, of_left, of_right, dtype,
+            D, DV, BLOCK_S, SIDES, NORMALIZE,
+        )  # fmt: skip
     grad_query += b * r_b + h * r_h + first.to(tl.int64) * r_l
     _store_tile(grad_query, r_l, r_d, rows < end, result * weight[:, None], D)
     if ORDERS >= 1:
@@ -528,7 +445,7 @@ def grad_key_value_kernel(
     sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, KINDS: tl.constexpr, TILES: tl.constexpr,
-    STATES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of sources: of key and value, and of F and B as far as a source sends through them.
 
@@ -605,39 +522,16 @@ def grad_key_value_kernel(
             query += BLOCK_N * q_l
             grad += BLOCK_N * g_l
     if STATES:
-        left_factor = tl.full((BLOCK_M,), 1.0, tl.float32)
-        right_factor = left_factor
-        if ORDERS == 1:
-            totals += (b * sums_b + h * sums_h) // length * tl.cdiv(length, chunk)
-            left_factor, right_factor = _state_factors(sums, totals, rows, n, end, length, tl.cdiv(length, chunk), True)
-        state = states + row * states_h + n.to(tl.int64) * states_n
-        dims, columns = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_V)
-        for d in range(0, D, BLOCK_S):
-            x = _tile(key, k_l, k_d, row_keep, d, D, BLOCK_S, dtype)
-            slices = d + tl.arange(0, BLOCK_S)
-            grad_v += _read_state(x, _state_tile(state, slices, columns, DV, 1, D, DV), left_factor)
-            if ORDERS == 1:
-                grad_v += _read_state(x, _state_tile(state + states_side, slices, columns, DV, 1, D, DV), right_factor)
-        for d in range(0, DV, BLOCK_S):
-            x = _tile(value, v_l, v_d, row_keep, d, DV, BLOCK_S, dtype)
-            slices = d + tl.arange(0, BLOCK_S)
-            part = _read_state(x, _state_tile(state, slices, dims, 1, DV, DV, D), left_factor)
-            grad_k += part
-            of_left += tl.sum(k * part, 1)[:, None]
-            if ORDERS == 1:
-                part = _read_state(x, _state_tile(state + states_side, slices, dims, 1, DV, DV, D), right_factor)
-                grad_k += part
-                of_right += tl.sum(k * part, 1)[:, None]
-        if NORMALIZE:
-            z = tl.load(state + D * DV + dims, mask=dims < D, other=0.0)
-            part = left_factor[:, None] * z[None, :]
-            grad_k += part
-            of_left += tl.sum(k * part, 1)[:, None]
-            if ORDERS == 1:
-                z = tl.load(state + states_side + D * DV + dims, mask=dims < D, other=0.0)
-                part = right_factor[:, None] * z[None, :]
-                grad_k += part
-                of_right += tl.sum(k * part, 1)[:, None]
+        totals += (b * sums_b + h * sums_h) // length * tl.cdiv(length, chunk)
+        left, right = _state_factors(sums, totals, rows, n, end, length, chunk, ORDERS == 1, True)
+        states += row * states_h + n.to(tl.int64) * states_n
+        grad_v, _ = _read_states(
+            key, k_l, k_d, row_keep, states, states_side, left, right, grad_v, of_left, dtype, D, DV, BLOCK_S, SIDES, False
+        )
+        grad_k, of_left, of_right = _read_states_back(
+            value, v_l, v_d, row_keep, states, states_side, left, right, 1.0, k, grad_k, of_left, of_right, dtype,
+            D, DV, BLOCK_S, SIDES, NORMALIZE,
+        )  # fmt: skip
     if MASKED:  # the divisor's part would else reach padding
         grad_k = tl.where(row_keep[:, None], grad_k, 0.0)
     grad_key += b * r_b + h * r_h + first.to(tl.int64) * r_l
@@ -649,96 +543,3 @@ def grad_key_value_kernel(
         inside = (rows < end)[:, None] & (kinds < ORDERS)[None, :]
         tl.store(at, tl.load(at, mask=inside, other=0.0) - of_left, mask=inside)
         tl.store(at + length, tl.load(at + length, mask=inside, other=0.0) - of_right, mask=inside)
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def grad_edges_kernel(
-    grad_sums, states, grad_states, order, grad_forward, grad_backward,
-    states_h, states_side, states_n, batch, heads, length, chunk, elements,
-    ORDERS: tl.constexpr, ORDERED: tl.constexpr, STATES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the edges, (K, B, H, L) in reading order, from those of the chunks' sums.
-
-    An edge belongs to F of all later tokens and to B of itself and all earlier ones, of its chunk, and to the chunk's whole
-    decay, which S and T are passed on with: <S behind the chunk, U> and <T before the chunk, W>.
-    """
-    count = tl.cdiv(length, chunk)
-    program = tl.program_id(0)
-    n = program % count
-    row = (program // count).to(tl.int64)
-    k, head = row % ORDERS, row // ORDERS
-    begin = n * chunk
-    size = tl.minimum(chunk, length - begin)
-    grad_sums += row * 2 * length
-    grad_forward += (k * batch * heads + head) * length
-    grad_backward += (k * batch * heads + head) * length
-    left = tl.zeros((1,), tl.float64)
-    right = tl.zeros((1,), tl.float64)
-    steps = tl.arange(0, BLOCK)
-    if STATES:
-        states += head * states_h + n.to(tl.int64) * states_n
-        grad_states += head * states_h + n.to(tl.int64) * states_n
-        for start in range(0, elements, BLOCK):
-            inside = (start + steps < elements) & (n + 1 < count)
-            state = tl.load(states + states_n + start + steps, mask=inside, other=0.0)
-            left += tl.sum(state * tl.load(grad_states + start + steps, mask=inside, other=0.0), 0)
-            inside = (start + steps < elements) & (n > 0)
-            state = tl.load(states + states_side - states_n + start + steps, mask=inside, other=0.0)
-            right += tl.sum(state * tl.load(grad_states + states_side + start + steps, mask=inside, other=0.0), 0)
-    for start in range(0, size, BLOCK):
-        inside = start + steps < size
-        step = begin + size - 1 - start - steps
-        place = tl.load(order + k * length + step, mask=inside, other=0) if ORDERED else step
-        change = tl.load(grad_sums + place, mask=inside, other=0.0).to(tl.float64)
-        total = tl.where(step < length - 1, left + tl.cumsum(change, 0) - change, 0.0)
-        tl.store(grad_forward + step, total.to(tl.float32), mask=inside)
-        left += tl.sum(change, 0)
-        step = begin + start + steps
-        place = tl.load(order + k * length + step, mask=inside, other=0) if ORDERED else step
-        change = tl.load(grad_sums + length + place, mask=inside, other=0.0).to(tl.float64)
-        total = tl.where(step < length - 1, right + tl.cumsum(change, 0), 0.0)  # the last entry belongs to no edge
-        tl.store(grad_backward + step, total.to(tl.float32), mask=inside)
-        right += tl.sum(change, 0)
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def recurrent_kernel(
-    query, key, value, output, forward, backward,
-    q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d,
-    forward_b, forward_h, forward_l, backward_b, backward_h, backward_l, scale, heads, length,
-    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, DECAY: tl.constexpr,
-):  # fmt: skip
-    """The recurrent form for some columns of the values: one sweep from right to left and one back, a state in registers."""
-    tiles = tl.cdiv(DV, BLOCK_V)
-    row = (tl.program_id(0) // tiles).to(tl.int64)
-    b, h = row // heads, row % heads
-    dims, columns = tl.arange(0, BLOCK_D), tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V)
-    inside, inside_v = dims < D, columns < DV
-    query += b * q_b + h * q_h + dims * q_d
-    key += b * k_b + h * k_h + dims * k_d
-    value += b * v_b + h * v_h + columns * v_d
-    output += b * o_b + h * o_h + columns * o_d
-    forward += b * forward_b + h * forward_h
-    backward += b * backward_b + h * backward_h
-    state = tl.zeros((BLOCK_D, BLOCK_V), tl.float32)
-    for step in range(length):  # the token itself is left to the second sweep
-        t = (length - 1 - step).to(tl.int64)
-        q = tl.load(query + t * q_l, mask=inside, other=0.0).to(tl.float32) * scale
-        k = tl.load(key + t * k_l, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(value + t * v_l, mask=inside_v, other=0.0).to(tl.float32)
-        if DECAY:
-            state *= tl.exp2(tl.load(backward + t * backward_l, mask=t < length - 1, other=0.0) * LOG2_E)
-        tl.store(output + t * o_l, tl.sum(q[:, None] * state, 0), mask=inside_v)
-        state += k[:, None] * v[None, :]
-    tl.debug_barrier()  # other threads of the program wrote what the second sweep reads
-    state = tl.zeros((BLOCK_D, BLOCK_V), tl.float32)
-    for step in range(length):
-        t = (length - 1 - (length - 1 - step)).to(tl.int64)
-        q = tl.load(query + t * q_l, mask=inside, other=0.0).to(tl.float32) * scale
-        k = tl.load(key + t * k_l, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(value + t * v_l, mask=inside_v, other=0.0).to(tl.float32)
-        if DECAY:
-            state *= tl.exp2(tl.load(forward + (t - 1) * forward_l, mask=t > 0, other=0.0) * LOG2_E)
-        state += k[:, None] * v[None, :]
-        y = tl.load(output + t * o_l, mask=inside_v, other=0.0)
-        tl.store(output + t * o_l, y + tl.sum(q[:, None] * state, 0), mask=inside_v)
