@@ -15,6 +15,8 @@ computed in 64 bits and the places inside it in 32. `_l`, `_d`, `_h` and `_b` be
 length, head size, heads and batch. D and DV are the head sizes, BLOCK_D and BLOCK_V powers of two that hold them.
 """
 
+import os
+
 try:
     import triton
     from triton import language as tl
@@ -25,11 +27,21 @@ except ImportError as error:
 FAR = tl.constexpr(-1e30)
 # Products of float32: three of tf32, with an error of 1e-6; tf32 alone leaves 5e-4. Half types do not read this.
 PRECISION = tl.constexpr("tf32x3")
+# The interpreter takes a bfloat16 operand of a product for an integer, so it gets them as float32.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 # Sizes that change from call to call: one compiled kernel serves all of them.
 RUNTIME = [
     *("heads", "length", "chunk", "scale", "eps", "sums_b", "sums_h", "states_h", "states_side", "states_n", "elements"),
     *("batch", "forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"),
 ]
+
+
+@triton.jit
+def _dot(a, b, total=None):
+    """total + a @ b in float32."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -157,7 +169,7 @@ def _state_product(x, state, factor, rows, columns, row_stride, column_stride, R
     unit = 1.0
     if x.dtype == tl.float16:
         unit = tl.maximum(tl.max(tl.max(tl.abs(state), 1), 0) / 32768.0, 1.0)
-    return tl.dot(x, (state / unit).to(x.dtype), input_precision=PRECISION) * (factor * unit)[:, None]
+    return _dot(x, (state / unit).to(x.dtype)) * (factor * unit)[:, None]
 
 
 @triton.jit
@@ -247,9 +259,9 @@ def write_states_kernel(
             if NORMALIZE:
                 weight = scale / tl.load(divisor + row * length + tokens, mask=tokens < end, other=1.0)
             to_left, to_right = to_left * weight, to_right * weight
-        left = tl.dot(tl.trans(xs), _narrow(ys * to_left[:, None], dtype), left, input_precision=PRECISION)
+        left = _dot(tl.trans(xs), _narrow(ys * to_left[:, None], dtype), left)
         if DECAY:
-            right = tl.dot(tl.trans(xs), _narrow(ys * to_right[:, None], dtype), right, input_precision=PRECISION)
+            right = _dot(tl.trans(xs), _narrow(ys * to_right[:, None], dtype), right)
         if NORMALIZE:
             if BACKWARD:
                 change = tl.load(delta + row * length + tokens, mask=tokens < end, other=0.0)
@@ -304,7 +316,7 @@ def forward_kernel(
             keep = _tokens_to_read(mask, columns, end, MASKED)
             k = _tile(key, k_l, k_d, keep, 0, D, BLOCK_D, dtype)
             v = _tile(value, v_l, v_d, keep, 0, DV, BLOCK_V, dtype)
-            weights = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            weights = _dot(q, tl.trans(k)) * scale
             if ORDERS == 1:
                 weights *= _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, False)
             elif ORDERS > 1:
@@ -314,7 +326,7 @@ def forward_kernel(
                 weights *= decay
             if NORMALIZE:
                 norm += tl.sum(weights, 1)
-            total = tl.dot(_narrow(weights, dtype), v, total, input_precision=PRECISION)
+            total = _dot(_narrow(weights, dtype), v, total)
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
     if STATES:
@@ -395,10 +407,10 @@ def grad_query_kernel(
             keep = _tokens_to_read(mask, columns, end, MASKED)
             k = _tile(key, k_l, k_d, keep, 0, D, BLOCK_D, dtype)
             v = _tile(value, v_l, v_d, keep, 0, DV, BLOCK_V, dtype)
-            grad_weights = tl.dot(g, tl.trans(v), input_precision=PRECISION) + change[:, None]
+            grad_weights = _dot(g, tl.trans(v)) + change[:, None]
             if ORDERS == 1:
                 grad_weights *= _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, False)
-                pairs = tl.dot(q, tl.trans(k), input_precision=PRECISION) * grad_weights
+                pairs = _dot(q, tl.trans(k)) * grad_weights
                 if start + BLOCK_N <= first:
                     of_left += tl.sum(pairs, 1)[:, None]
                 elif start > last:
@@ -408,7 +420,7 @@ def grad_query_kernel(
                     of_left += left[:, None]
                     of_right += right[:, None]
             elif ORDERS > 1:
-                unmasked = tl.dot(q, tl.trans(k), input_precision=PRECISION) * grad_weights
+                unmasked = _dot(q, tl.trans(k)) * grad_weights
                 decay = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
                 for i in tl.static_range(ORDERS):
                     order_mask = _order_mask(sums + i * 4 * length, rows, columns, end, length, False)
@@ -419,7 +431,7 @@ def grad_query_kernel(
                     of_left += _select(kinds, i, left)
                     of_right += _select(kinds, i, right)
                 grad_weights *= decay
-            result = tl.dot(_narrow(grad_weights, dtype), k, result, input_precision=PRECISION)
+            result = _dot(_narrow(grad_weights, dtype), k, result)
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
     if STATES:
@@ -480,8 +492,8 @@ def grad_key_value_kernel(
             keep = _tokens_to_read(mask, columns, end, MASKED)
             q = _tile(query, q_l, q_d, keep, 0, D, BLOCK_D, dtype)
             g = _tile(grad, g_l, g_d, keep, 0, DV, BLOCK_V, dtype)
-            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-            grad_weights = tl.dot(v, tl.trans(g), input_precision=PRECISION)
+            scores = _dot(k, tl.trans(q))
+            grad_weights = _dot(v, tl.trans(g))
             weight = tl.zeros((BLOCK_N,), tl.float32) + scale
             if NORMALIZE:
                 grad_weights += tl.load(delta + row * length + columns, mask=columns < end, other=0.0)[None, :]
@@ -517,8 +529,8 @@ def grad_key_value_kernel(
             else:
                 scores *= weight[None, :]
                 grad_weights *= weight[None, :]
-            grad_v = tl.dot(_narrow(scores, dtype), g, grad_v, input_precision=PRECISION)
-            grad_k = tl.dot(_narrow(grad_weights, dtype), q, grad_k, input_precision=PRECISION)
+            grad_v = _dot(_narrow(scores, dtype), g, grad_v)
+            grad_k = _dot(_narrow(grad_weights, dtype), q, grad_k)
             query += BLOCK_N * q_l
             grad += BLOCK_N * g_l
     if STATES:
