@@ -10,10 +10,10 @@ from .lion_chunkwise import chunkwise, default_chunk_size
 from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, needs_grad, recurrent
 from .lion_packing import nearest_token
 
-# Triton is looked for only where it can run: on a CUDA device, or in its interpreter, which takes tensors on the CPU too.
+# Triton is looked for only where the kernels run: on NVIDIA's GPUs, or in its interpreter, which takes tensors on the CPU too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_DTYPES = ()
-if INTERPRETED or torch.cuda.is_available():
+if INTERPRETED or (torch.cuda.is_available() and torch.version.hip is None):
     try:
         from .lion_triton import DTYPES as TRITON_DTYPES
         from .lion_triton import LARGEST_HEAD, LONGEST_CHUNK_OF_ORDERS, fused_chunkwise, fused_forward, fused_recurrent
@@ -208,7 +208,9 @@ def _apart(form: str, directions: list[Direction], length: int, chunk_size: int 
 
 def _fuse(query, key, value, mask, directions: list[Direction], scale, normalize, eps, form, chunk_size) -> torch.Tensor:
     """The attention and the chunk form by the fused kernels, which know padding and, in one chunk, orders."""
-    order, forward, backward = (None if x[0] is None else torch.stack(x) for x in zip(*directions))
+    order, forward, backward = (
+        None if x[0] is None else x[0][None] if len(x) == 1 else torch.stack(x) for x in zip(*directions)
+    )
     chunk_size = chunk_size if form == "chunk" and order is None else query.shape[2]
     decays = (forward, backward, order, mask)
     return fused_forward(query, key, value, *decays, scale, normalize, eps, chunk_size, value.dtype)[0]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from .lion_chunkwise import default_chunk_size
 from .lion_triton_kernels import (
     RUNTIME,
     forward_kernel,
@@ -22,11 +23,6 @@ from .lion_triton_kernels import (
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
-# Rows up to this length are one chunk: states would cost more launches and memory than the tiles they spare (not measured).
-LONGEST_CHUNK = 512
-# Tokens a chunk beyond: with 256 tokens and heads of 64 the states, in float32 so that they suit float16's range too, move
-# about as many bytes as query, key, value and output; smaller chunks move more, larger ones compute more (not measured).
-CHUNK_SIZE = 256
 # Without decay chunks only share out the sum over the row.
 PLAIN_CHUNK_SIZE = 1024
 # Two orders are two chunk forms on permuted copies, so they share one chunk's scores for longer (not measured).
@@ -280,7 +276,7 @@ class _Call:
         self.orders = 0 if forward is None else forward.shape[0]
         self.sides = 2 if self.orders else 1  # without decay both directions have one state
         self.scale = scale / max(self.orders, 1)
-        self.chunk = min(chunk_size or (self.length if self.length <= LONGEST_CHUNK else CHUNK_SIZE), self.length)
+        self.chunk = min(chunk_size or default_chunk_size(self.length, "cuda")[0], self.length)
         self.states = self.chunk < self.length
         self.tiles = self.orders > 0 or not self.states
         if not self.tiles:
@@ -322,7 +318,8 @@ class _Call:
             *args, *self.sums_strides, *strides, heads=self.heads, length=self.length, chunk=self.chunk, scale=self.scale,
             D=self.head, DV=self.value_head, BLOCK_D=_power(self.head), BLOCK_V=_power(self.value_head), BLOCK_M=blocks.rows,
             BLOCK_N=blocks.columns, BLOCK_S=min(blocks.slices, _power(max(self.head, self.value_head))), ORDERS=self.orders,
-            TILES=self.tiles, STATES=self.states, SIDES=self.sides, NORMALIZE=self.normalize, MASKED=self.mask is not None,
+            RASTER=self.orders == 1 and self.order is None, TILES=self.tiles, STATES=self.states, SIDES=self.sides,
+            NORMALIZE=self.normalize, MASKED=self.mask is not None,
             num_warps=blocks.warps, num_stages=blocks.stages, **options,
         )  # fmt: skip
 

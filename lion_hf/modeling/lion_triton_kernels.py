@@ -29,10 +29,11 @@ FAR = tl.constexpr(-1e30)
 PRECISION = tl.constexpr("tf32x3")
 # The interpreter takes a bfloat16 operand of a product for an integer, so it gets them as float32.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-# Sizes that change from call to call: one compiled kernel serves all of them.
+# Sizes that change from call to call: one compiled kernel serves all of them. Strides of tensors with heads as rows are not
+# among them: whether 16 divides them decides how wide the loads are.
 RUNTIME = [
-    *("heads", "length", "chunk", "scale", "eps", "sums_b", "sums_h", "states_h", "states_side", "states_n", "elements"),
-    *("batch", "forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"),
+    *("batch", "heads", "length", "chunk", "elements", "scale", "eps", "sums_b", "sums_h"),
+    *("forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"),
 ]
 
 
@@ -289,8 +290,8 @@ def forward_kernel(
     q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d,
     sums_b, sums_h, states_h, states_side, states_n, scale, eps, heads, length, chunk,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, TILES: tl.constexpr, STATES: tl.constexpr,
-    SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, RASTER: tl.constexpr, TILES: tl.constexpr,
+    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one block of targets: sources of the same chunk block by block (TILES), the others through states."""
     row, b, h, n, begin, first, end = _place(length, chunk, heads, BLOCK_M)
@@ -309,7 +310,7 @@ def forward_kernel(
         value += b * v_b + h * v_h + begin.to(tl.int64) * v_l
         q = _tile(query, q_l, q_d, row_keep, 0, D, BLOCK_D, dtype)
         last = tl.minimum(first + BLOCK_M, end) - 1
-        if ORDERS == 1:
+        if RASTER:
             before, behind = _row_factors(sums, rows, first, last, end, length, False)
         for start in range(begin, end, BLOCK_N):
             columns = start + tl.arange(0, BLOCK_N)
@@ -317,9 +318,9 @@ def forward_kernel(
             k = _tile(key, k_l, k_d, keep, 0, D, BLOCK_D, dtype)
             v = _tile(value, v_l, v_d, keep, 0, DV, BLOCK_V, dtype)
             weights = _dot(q, tl.trans(k)) * scale
-            if ORDERS == 1:
+            if RASTER:
                 weights *= _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, False)
-            elif ORDERS > 1:
+            elif ORDERS > 0:
                 decay = _order_mask(sums, rows, columns, end, length, False)
                 for i in tl.static_range(1, ORDERS):
                     decay += _order_mask(sums + i * 4 * length, rows, columns, end, length, False)
@@ -330,7 +331,7 @@ def forward_kernel(
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
     if STATES:
-        left, right = _state_factors(sums, sums, rows, n, end, length, chunk, ORDERS == 1, False)
+        left, right = _state_factors(sums, sums, rows, n, end, length, chunk, RASTER, False)
         states += row * states_h + n.to(tl.int64) * states_n
         total, norm = _read_states(
             query, q_l, q_d, row_keep, states, states_side, left * scale, right * scale, total, norm, dtype,
@@ -363,8 +364,8 @@ def grad_query_kernel(
     g_b, g_h, g_l, g_d, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d, r_b, r_h, r_l, r_d,
     sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, KINDS: tl.constexpr, TILES: tl.constexpr,
-    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, RASTER: tl.constexpr, TILES: tl.constexpr,
+    KINDS: tl.constexpr, STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of targets: of query, and of F and B as far as a target receives through them.
 
@@ -400,7 +401,7 @@ def grad_query_kernel(
         key += b * k_b + h * k_h + begin.to(tl.int64) * k_l
         value += b * v_b + h * v_h + begin.to(tl.int64) * v_l
         last = tl.minimum(first + BLOCK_M, end) - 1
-        if ORDERS == 1:
+        if RASTER:
             before, behind = _row_factors(sums, rows, first, last, end, length, False)
         for start in range(begin, end, BLOCK_N):
             columns = start + tl.arange(0, BLOCK_N)
@@ -408,7 +409,7 @@ def grad_query_kernel(
             k = _tile(key, k_l, k_d, keep, 0, D, BLOCK_D, dtype)
             v = _tile(value, v_l, v_d, keep, 0, DV, BLOCK_V, dtype)
             grad_weights = _dot(g, tl.trans(v)) + change[:, None]
-            if ORDERS == 1:
+            if RASTER:
                 grad_weights *= _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, False)
                 pairs = _dot(q, tl.trans(k)) * grad_weights
                 if start + BLOCK_N <= first:
@@ -419,7 +420,7 @@ def grad_query_kernel(
                     left, right = _split_pairs(pairs, rows[:, None], columns[None, :])
                     of_left += left[:, None]
                     of_right += right[:, None]
-            elif ORDERS > 1:
+            elif ORDERS > 0:
                 unmasked = _dot(q, tl.trans(k)) * grad_weights
                 decay = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
                 for i in tl.static_range(ORDERS):
@@ -435,7 +436,7 @@ def grad_query_kernel(
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
     if STATES:
-        left, right = _state_factors(sums, sums, rows, n, end, length, chunk, ORDERS == 1, False)
+        left, right = _state_factors(sums, sums, rows, n, end, length, chunk, RASTER, False)
         states += row * states_h + n.to(tl.int64) * states_n
         result, of_left, of_right = _read_states_back(
             grad, g_l, g_d, row_keep, states, states_side, left, right, change, q, result, of_left, of_right, dtype,
@@ -443,7 +444,7 @@ def grad_query_kernel(
         )  # fmt: skip
     grad_query += b * r_b + h * r_h + first.to(tl.int64) * r_l
     _store_tile(grad_query, r_l, r_d, rows < end, result * weight[:, None], D)
-    if ORDERS >= 1:
+    if ORDERS > 0:
         places = grad_sums + row * (2 * ORDERS) * length + (2 * kinds * length)[None, :] + rows[:, None]
         inside = (rows < end)[:, None] & (kinds < ORDERS)[None, :]
         tl.store(places, of_left * weight[:, None], mask=inside)
@@ -456,8 +457,8 @@ def grad_key_value_kernel(
     g_b, g_h, g_l, g_d, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, r_b, r_h, r_l, r_d, t_b, t_h, t_l, t_d,
     sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, KINDS: tl.constexpr, TILES: tl.constexpr,
-    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, RASTER: tl.constexpr, TILES: tl.constexpr,
+    KINDS: tl.constexpr, STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of sources: of key and value, and of F and B as far as a source sends through them.
 
@@ -485,7 +486,7 @@ def grad_key_value_kernel(
         query += b * q_b + h * q_h + begin.to(tl.int64) * q_l
         grad += b * g_b + h * g_h + begin.to(tl.int64) * g_l
         last = tl.minimum(first + BLOCK_M, end) - 1
-        if ORDERS == 1:
+        if RASTER:
             before, behind = _row_factors(sums, rows, first, last, end, length, True)
         for start in range(begin, end, BLOCK_N):
             columns = start + tl.arange(0, BLOCK_N)
@@ -498,7 +499,7 @@ def grad_key_value_kernel(
             if NORMALIZE:
                 grad_weights += tl.load(delta + row * length + columns, mask=columns < end, other=0.0)[None, :]
                 weight /= tl.load(divisor + row * length + columns, mask=columns < end, other=1.0)
-            if ORDERS == 1:
+            if RASTER:
                 decay = _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, True)
                 decay *= weight[None, :]
                 grad_weights *= decay
@@ -512,7 +513,7 @@ def grad_key_value_kernel(
                     of_left += left[:, None]
                     of_right += right[:, None]
                 scores *= decay
-            elif ORDERS > 1:
+            elif ORDERS > 0:
                 scores *= weight[None, :]
                 unmasked = scores * grad_weights
                 decay = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -535,7 +536,7 @@ def grad_key_value_kernel(
             grad += BLOCK_N * g_l
     if STATES:
         totals += (b * sums_b + h * sums_h) // length * tl.cdiv(length, chunk)
-        left, right = _state_factors(sums, totals, rows, n, end, length, chunk, ORDERS == 1, True)
+        left, right = _state_factors(sums, totals, rows, n, end, length, chunk, RASTER, True)
         states += row * states_h + n.to(tl.int64) * states_n
         grad_v, _ = _read_states(
             key, k_l, k_d, row_keep, states, states_side, left, right, grad_v, of_left, dtype, D, DV, BLOCK_S, SIDES, False
@@ -550,7 +551,7 @@ def grad_key_value_kernel(
     grad_value += b * t_b + h * t_h + first.to(tl.int64) * t_l
     _store_tile(grad_key, r_l, r_d, rows < end, grad_k, D)
     _store_tile(grad_value, t_l, t_d, rows < end, grad_v, DV)
-    if ORDERS >= 1:
+    if ORDERS > 0:
         at = grad_sums + row * (2 * ORDERS) * length + (2 * kinds * length)[None, :] + rows[:, None]
         inside = (rows < end)[:, None] & (kinds < ORDERS)[None, :]
         tl.store(at, tl.load(at, mask=inside, other=0.0) - of_left, mask=inside)
