@@ -299,9 +299,12 @@ def test_the_cpu_is_never_chosen_for_the_kernels(monkeypatch):
 
 # capability, type, head size, options and cases of tests/compile_kernels.py
 COMPILED = [
-    *[(90, dtype, head, "normalize masked") for dtype in ("bfloat16", "float16", "float32") for head in (16, 64, 128, 256)],
-    (90, "bfloat16", 80, "normalize chunk"),
-    *[(80, dtype, head, "normalize masked") for dtype in ("bfloat16", "float32") for head in (64, 256)],
+    (90, "bfloat16", 64, "normalize masked"),
+    *[(90, dtype, head, "normalize chunk") for dtype in ("bfloat16", "float16", "float32") for head in (64, 80, 256)],
+    (90, "bfloat16", 256, "orders"),
+    (90, "float32", 64, "orders"),
+    (80, "bfloat16", 64, "normalize masked chunk orders"),
+    (80, "float32", 128, "chunk"),
 ]
 
 

@@ -1,9 +1,11 @@
-"""Fused GPU kernels for the three forms of the operation: shapes, launches, and registration with torch and autograd.
+"""Fused GPU kernels for the three forms of the operation: launches, scans along a row, and registration with torch.
 
-The attention form is one chunk as long as the row and takes one launch for all tokens; the chunk form adds states, which one
-kernel writes for every chunk and another passes along; without decay there are states alone, or for short rows tiles alone.
-The backward pass recomputes all of it from the inputs and, where it divides, the output and the divisor. What every kernel
-computes is said in lion_triton_kernels.py. There are no atomic additions, so equal inputs give equal gradients.
+One kernel sums up the log-decays. The attention form is one chunk as long as the row, and one launch computes all of it; the
+chunk form adds states, which one kernel writes for every chunk and another passes along; without decay there are states
+alone, or for short rows tiles alone. The backward pass recomputes all of it from the inputs and, where it divides, the output
+and the divisor. The kernels made of matrix products, and the mathematics, are in lion_triton_kernels.py. There are no atomic
+additions, so equal inputs give equal gradients. Score dropout and attention maps are left to the torch attention form,
+gradients through the recurrent form to the torch recurrent form, and float64 to torch altogether.
 """
 
 from typing import NamedTuple
@@ -27,15 +29,13 @@ LARGEST_HEAD = 256
 PLAIN_CHUNK_SIZE = 1024
 # Two orders are two chunk forms on permuted copies, so they share one chunk's scores for longer (not measured).
 LONGEST_CHUNK_OF_ORDERS = 2048
-
-
-LOG2_E = tl.constexpr(1.4426950408889634)
 # Numbers of the recurrent form's state that one program holds in registers.
 STATE_SIZE = 2048
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Blocks(NamedTuple):
-    """How a kernel is cut: a program's rows, the columns of a step, numbers of a head a step of reading states takes."""
+    """How a kernel is cut: a program's rows, the columns of a step, and the slice of a head by which it reads states."""
 
     rows: int
     columns: int
@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
 
 # By kernel, then bytes an element and largest head size. From the compiler's reports for sm_90, not measured: tiles of 64 rows
 # use the warp-group products of half types; the gradients keep more tiles at once, so theirs are narrower; float32 takes three
-# products for one and twice the space. Half types spill no register at heads of 64, and few at others (tests/test_triton.py).
+# products for one and twice the space. Of half types next to no registers spill, of float32 some (see tests/test_triton.py).
 BLOCKS = {
     "forward": {
         (2, 64): Blocks(64, 64, 64, 4, 2),
@@ -79,6 +79,7 @@ BLOCKS = {
 
 @triton.jit
 def _store_sums(base, place, length, sums, inside):
+    """A float64 number as two float32 numbers."""
     high = sums.to(tl.float32)
     tl.store(base + place, high, mask=inside)
     tl.store(base + length + place, (sums - high.to(tl.float64)).to(tl.float32), mask=inside)
@@ -90,10 +91,10 @@ def sums_kernel(
     forward_k, forward_b, forward_h, forward_l, backward_k, backward_b, backward_h, backward_l, heads, length, chunk,
     ORDERS: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """F, sums over the edges before a token of its chunk, and B, sums over those behind it and the chunk's last edge.
+    """F, sums over the edges of a chunk before a token, and B, over those behind it, the one to the next chunk included.
 
-    Reads edges (K, B, H, L) in reading order; writes sums (B, H, K, 2, 2, L) at the tokens and totals (B, H, 2, 2, N),
-    the last but one dimension being high and low part and the one before it left and right.
+    Reads edges, (K, B, H, L), in reading order. Writes sums, (B, H, K, 2, 2, L), at the tokens' places, and totals over chunks,
+    (B, H, K, 2, 2, N): for F and for B a high and a low part.
     """
     count = tl.cdiv(length, chunk)
     program = tl.program_id(0)
@@ -267,7 +268,7 @@ def _power(n: int) -> int:
 
 
 class _Call:
-    """Sizes, prefix sums and launches that the passes over one problem share; the arguments are those of `fused_forward`."""
+    """Sizes, prefix sums and launches that the two passes share; the arguments are those of `fused_forward`."""
 
     def __init__(self, query, value, forward, backward, order, mask, scale, normalize, chunk_size):
         self.batch, self.heads, self.length, self.head = query.shape
