@@ -1,9 +1,9 @@
 """Compiles the kernels for a GPU that need not be there, and prints what each takes of it, one JSON line a kernel.
 
-    python tests/compile_kernels.py 90 bfloat16 64 normalize decay
+    python tests/compile_kernels.py 90 bfloat16 64 normalize masked chunk
 
 It runs the library's own launches on small tensors, with every launch replaced by a compilation, for a compute capability, a
-type, a size of query's and value's heads, and the cases that are named: see CASES.
+type, a size of heads, and the cases that are named, or all of CASES; "normalize" and "masked" add a divisor and padding.
 """
 
 import json
@@ -20,7 +20,6 @@ from triton.runtime.jit import JITFunction
 
 from lion_hf.modeling import lion_triton
 
-# name: rows of the batch and tokens, orders, chunk size, padding
 CASES = {
     "attention": {"length": 197},
     "orders": {"length": 197, "orders": 2},

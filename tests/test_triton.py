@@ -33,6 +33,14 @@ def fused(*args, **kwargs):
     return lion_attention(*args, **kwargs, backend="triton")
 
 
+@pytest.fixture
+def device(device):
+    """Where there is a GPU the kernels are compiled for it, and the CPU is not for them."""
+    if device == "cpu" and torch.cuda.is_available():
+        pytest.skip("the interpreter runs where there is no GPU")
+    return device
+
+
 @pytest.fixture(autouse=True)
 def _round_to_nearest(monkeypatch):
     """The interpreter cuts float32 off to bfloat16; a GPU rounds to nearest."""
