@@ -36,6 +36,7 @@ CHUNK_SIZES = (
     # device, longest row, tokens a chunk, why
     ("cpu", 256, 256, "one chunk needs no states: 0.6 to 0.9 times the time of chunks of 128 (measured at 197 and 256 tokens)"),
     ("cpu", None, 128, "measured: 64 takes the same time and stores twice the states, 256 takes up to 1.3 times as long"),
+    ("cuda", 512, 512, "one chunk needs no states, which take more launches and memory than they spare (not measured)"),
     ("", None, 256, "larger products and fewer launches than on a CPU (not measured)"),
 )
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
