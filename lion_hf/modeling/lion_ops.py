@@ -135,7 +135,7 @@ class Choice(NamedTuple):
 
 
 # What "auto" stands for: the first row that fits. `CHUNK_SIZES` in lion_chunkwise.py goes on from here.
-# Source: benchmarks/results/chunks-cpu.md, `python benchmarks/run.py chunks` (12 heads of 64, fp32, 1 and 16 rows).
+# Source: benchmarks/results/chunks-cpu.md and chunks-cpu-bfloat16.md (12 heads of 64, 1 and 16 rows).
 AUTO_FORMS = (
     # gates, device ("": any), longest row in tokens for a head's size, form, why
     (False, "", lambda head_dim: head_dim - 1, "attention", "without decay a row shorter than head_dim costs least as scores"),
