@@ -32,6 +32,7 @@ class Group:
         functions: column of the table -> function without arguments.
         baseline: the column to which the others are compared; None for times alone.
         check: compares results before anything is timed; raises AssertionError where they differ.
+        work: column -> bytes that must be moved and operations that must be done, as far as they are known.
     """
 
     suite: str
@@ -40,11 +41,15 @@ class Group:
     functions: dict[str, Callable[[], object]]
     baseline: str | None
     check: Callable[[], None]
+    work: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass
 class Row:
-    """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline (25 %, 50 %, 75 %)."""
+    """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline (25 %, 50 %, 75 %).
+
+    A share is the time that the machine's measured rates of copying or of matrix products allow, over the time taken.
+    """
 
     suite: str
     length: int
@@ -52,13 +57,28 @@ class Row:
     baseline: str | None
     values: dict[str, float]
     ratios: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     repeats: int = 1
 
 
-def time_group(group: Group, device: str, seconds: float, progress: tqdm) -> Row:
+def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Bytes a second (read and written) of a large copy, and operations a second of a large matrix product."""
+    elements = 2**28 if device == "cuda" else 2**26
+    source, target = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    copying, product = (
+        statistics.median(_time(function, 1, device) for _ in range(7))
+        for function in (lambda: target.copy_(source), lambda: a @ b)
+    )
+    return 2 * elements * source.element_size() / copying, 2 * size**3 / product
+
+
+def time_group(group: Group, device: str, seconds: float, progress: tqdm, limits: tuple[float, float] | None = None) -> Row:
     """Times the functions of a group in turns, for some seconds but at least three times each.
 
-    A ratio is taken within every turn, so that a machine that becomes slower slows both.
+    A ratio is taken within every turn, so that a machine that becomes slower slows both. With `limits`, the `rates` of the
+    machine, the row has shares of them.
     """
     progress.set_postfix_str("checking that the results agree")
     group.check()
@@ -76,13 +96,15 @@ def time_group(group: Group, device: str, seconds: float, progress: tqdm) -> Row
         for name, function in group.functions.items():
             samples[name].append(_time(function, calls[name], device))
         turns += 1
-    row = Row(group.suite, group.length, group.what, group.baseline, {}, {}, turns)
+    row = Row(group.suite, group.length, group.what, group.baseline, {}, repeats=turns)
     for name, times in samples.items():
         row.values[name] = statistics.median(times) * 1e3
         if group.baseline is not None and name != group.baseline:
             ratios = [a / b for a, b in zip(times, samples[group.baseline])]
             low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
             row.ratios[name] = (low, statistics.median(ratios), high)
+        if limits is not None and name in group.work:
+            row.shares[name] = max(n / rate for n, rate in zip(group.work[name], limits)) / statistics.median(times)
     gc.collect()
     return row
 
@@ -155,6 +177,8 @@ def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: 
 def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
     """A markdown table a suite: the baseline in absolute units, the others as ratios to it with their quartiles."""
     lines = [f"{about['device']}, {about['dtype']}, {about['date']}; " + _versions(about), "", f"    {about['command']}"]
+    if "limits" in about:
+        lines += ["", f"Percentages: of the speed that {about['limits']} allow (chunks of 64, every tensor moved once)."]
     for suite in dict.fromkeys(row.suite for row in rows):
         members = [row for row in rows if row.suite == suite]
         columns = list(dict.fromkeys(name for row in members for name in row.values))
@@ -172,10 +196,11 @@ def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
 def _cell(row: Row, name: str, unit: str) -> str:
     if name not in row.values:
         return "–"
+    share = f", {row.shares[name]:.0%}" if name in row.shares else ""
     if name in row.ratios:
         low, middle, high = row.ratios[name]
-        return f"**{middle:.3g}** ({low:.3g}–{high:.3g})"
-    return f"{row.values[name]:,.4g}" + ("" if name == row.baseline else f" {unit}")
+        return f"**{middle:.3g}** ({low:.3g}–{high:.3g}){share}"
+    return f"{row.values[name]:,.4g}" + ("" if name == row.baseline else f" {unit}") + share
 
 
 def _versions(about: dict[str, str]) -> str:

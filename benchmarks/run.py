@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measure import Group, Row, environment, peak_memory, save, time_group
+from measure import Group, Row, environment, peak_memory, rates, save, time_group
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, ModernBertConfig, ModernBertModel, ViTConfig, ViTModel
@@ -78,14 +78,17 @@ def main() -> None:
 def measure(suite: str, args: argparse.Namespace) -> None:
     """Runs a suite and leaves its three reports."""
     torch.manual_seed(0)
-    about, rows = environment(args.device, args.dtype), []
+    about, rows, limits = environment(args.device, args.dtype), [], None
+    if suite == "op":
+        limits = rates(args.device, getattr(torch, args.dtype))
+        about["limits"] = f"a copy's {limits[0] / 1e9:,.0f} GB/s and a matrix product's {limits[1] / 1e9:,.0f} GFLOP/s"
     name = "-".join([suite, args.device, *(["bfloat16"] if (args.device, args.dtype) == ("cpu", "bfloat16") else [])])
     name += "-compiled" if args.compile else ""
     unit = "MiB" if suite == "memory" else "ms"
     with tqdm(list(SUITES[suite](args)), desc=suite, unit="group") as progress:
         for build in progress:
             group = build()
-            rows.append(group if isinstance(group, Row) else time_group(group, args.device, args.seconds, progress))
+            rows.append(group if isinstance(group, Row) else time_group(group, args.device, args.seconds, progress, limits))
             save(args.output, name, about, rows, unit)
     print((args.output / f"{name}.md").read_text())
 
@@ -130,7 +133,19 @@ def op_group(args, length: int, what: str) -> Group:
             x, y = (calls[name]() for name in ("two passes of simple_gla", "LION-S"))
             _assert_close(x, y.double(), 2 * TOLERANCE[dtype], f"two passes of simple_gla, {length} tokens")
 
-    return Group("operation", length, what, _timed(calls, grad, training), peer, check)
+    work = {name: least_work(name, length, dtype, training) for name in FAMILIES}
+    return Group("operation", length, what, _timed(calls, grad, training), peer, check, work)
+
+
+def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tuple[float, float]:
+    """Bytes and operations that the operation needs: every tensor moved once, and the products of chunks of 64 and states."""
+    tokens, chunk = HEADS * length, 64
+    moved = 4 + 7 * training  # query, key, value, output; and four of them with three gradients
+    inside, through = 4 + 10 * training, 8 + 16 * training  # products a token of chunk x head_dim, and of head_dim ** 2
+    if name == "LION-lit":  # one state for both directions, and nothing inside
+        inside, through = 0, 4 + 8 * training
+    operations = tokens * (inside * chunk * HEAD_DIM + through * HEAD_DIM**2)
+    return moved * tokens * HEAD_DIM * dtype.itemsize, operations
 
 
 def two_passes(query, key, value, log_decay) -> torch.Tensor:
@@ -297,23 +312,24 @@ def peak_of_model(args, name: str, length: int) -> float:
 def chunks_suite(args: argparse.Namespace) -> Iterator:
     """Forms and chunk sizes of LION-S beside each other: the source of `choose_form` and `CHUNK_SIZES`."""
     for what in ("forward", "forward + backward"):
-        for length in args.lengths or (64, 128, 197, 256, 512, 1024, 4096):
-            yield partial(chunks_group, args, length, what)
+        for length in args.lengths or (16, 32, 64, 128, 197, 256, 512, 1024, 4096):
+            for batch in (1, 16) if length <= 64 else (1,):
+                yield partial(chunks_group, args, length, batch, what)
 
 
-def chunks_group(args, length: int, what: str) -> Group:
+def chunks_group(args, length: int, batch: int, what: str) -> Group:
     training = what != "forward"
-    query, key, value = (_leaf(torch.randn(1, length, HEADS, HEAD_DIM), args, training).transpose(1, 2) for _ in range(3))
-    log_decay = _leaf(F.logsigmoid(torch.randn(1, HEADS, length) + 3), args, training, torch.float32)
+    query, key, value = (_leaf(torch.randn(batch, length, HEADS, HEAD_DIM), args, training).transpose(1, 2) for _ in range(3))
+    log_decay = _leaf(F.logsigmoid(torch.randn(batch, HEADS, length) + 3), args, training, torch.float32)
     call = partial(lion_attention, query, key, value, log_decay)
     calls = {"auto": call}
     if length <= 1024:
         calls["attention"] = partial(call, form="attention")
         calls["one chunk"] = partial(call, form="chunk", chunk_size=length)
-    for size in (32, 64, 96, 128, 192, 256, 512):
+    for size in (32, 64, 128, 256, 512):
         if size < length:
             calls[f"chunks of {size}"] = partial(call, form="chunk", chunk_size=size)
-    grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)
+    grad = torch.randn(batch, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)
 
     def check() -> None:
         inputs = (query, key, value, log_decay)
@@ -322,6 +338,7 @@ def chunks_group(args, length: int, what: str) -> Group:
             for x, y in zip(found, results["auto"]):
                 _assert_close(x, y.double(), TOLERANCE[query.dtype], f"{name}, {what}, {length} tokens")
 
+    what += f", {batch} row{'s' * (batch > 1)}"
     return Group("forms and chunk sizes", length, what, _timed(calls, grad, training), "auto", check)
 
 

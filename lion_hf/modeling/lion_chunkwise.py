@@ -31,11 +31,12 @@ LOG2_E = math.log2(math.e)
 # may be denormal numbers, which a CPU multiplies a hundred times slower.
 NEGLIGIBLE = {torch.float32: -92.0, torch.float64: -850.0}
 # Tokens a chunk: the first row that fits the device ("" is any) and the length. A row of one chunk needs no states.
-# Source: benchmarks/results/chunks-cpu.md (12 heads of 64, 1 and 8 rows, fp32 and bf16, forward and training agree).
+# Source: benchmarks/results/chunks-cpu.md and chunks-cpu-bfloat16.md (12 heads of 64; forward and training agree).
 CHUNK_SIZES = (
     # device, longest row, tokens a chunk, why
-    ("cpu", 256, 256, "one chunk needs no states: 0.6 to 0.9 times the time of chunks of 128 (measured at 197 and 256 tokens)"),
-    ("cpu", None, 128, "measured: 64 takes the same time and stores twice the states, 256 takes up to 1.3 times as long"),
+    ("cpu", 256, 256, "one chunk needs no states: 0.7 to 0.9 times the time of chunks of 128 (measured at 197 and 256 tokens)"),
+    ("cpu", None, 128, "measured: 64 takes up to 1.1 times as long and stores twice the states, 256 up to 1.3 times"),
+    ("cuda", 512, 512, "one chunk needs no states, which take more launches and memory than they spare (not measured)"),
     ("", None, 256, "larger products and fewer launches than on a CPU (not measured)"),
 )
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -233,6 +234,14 @@ def _pass_on(state: torch.Tensor, factor: torch.Tensor, a: torch.Tensor, b: torc
     return _add_product(torch.mul(state, factor, out=out), a.mT, b)
 
 
+def _no_state(chunks: list[tuple[torch.Tensor, ...]], dtype: torch.dtype) -> torch.Tensor | None:
+    """The state at a row's ends, (rows, H, D, Dv), for chunks of the output, query, key and value; None for one chunk."""
+    if len(chunks[0]) == 1:
+        return None
+    query, value = chunks[1][0], chunks[3][0]
+    return query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
+
+
 def _ready(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A chunk in the type of the computation, and so laid out that the heads of several rows are one batch of matrices."""
     return x.to(dtype) if x.shape[0] == 1 else x.to(dtype, memory_format=torch.contiguous_format)
@@ -267,19 +276,19 @@ def _forward(
     with full_precision(value):
         decays, scratch = _Decays(forward, backward, order, scale, length, chunk_size, dtype), _Scratch(query, dtype)
         for rows in _row_blocks(query, chunk_size):
-            chunks = [_chunks(x, rows, chunk_size) for x in (query, key, value, result)]
+            chunks = [_chunks(x, rows, chunk_size) for x in (result, query, key, value)]
             count = len(chunks[0])
-            empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
+            empty = _no_state(chunks, dtype)
             # 1. right to left: what the chunks behind each chunk left in T
             rights = [empty]
             for n in range(count - 1, 0, -1):
-                k, v = (_ready(x[n], dtype) for x in chunks[1:3])
+                k, v = (_ready(x[n], dtype) for x in chunks[2:])
                 k = scratch.scaled(k, decays.factor("write_right", rows, n, k.shape[2]))
                 out = states[1, n - 1, rows] if keep_states else None
                 rights.append(_pass_on(rights[-1], decays.factor("pass_right", rows, n), k, v, out))
             left = empty
             for n in range(count):
-                q, k, v = (_ready(x[n], dtype) for x in chunks[:3])
+                q, k, v = (_ready(x[n], dtype) for x in chunks[1:])
                 size = q.shape[2]
                 # 2. inside the chunk
                 mask, _ = decays.masks(rows, n, size, scratch)
@@ -293,7 +302,7 @@ def _forward(
                         k = scratch.scaled(k, decays.factor("write_left", rows, n, size))
                         out = states[0, n, rows] if keep_states else None
                         left = _pass_on(left, decays.factor("pass_left", rows, n), k, v, out)
-                chunks[3][n].copy_(output)
+                chunks[0][n].copy_(output)
     return result, states
 
 
@@ -301,9 +310,10 @@ chunkwise_forward = torch.library.custom_op("lion_hf::chunkwise", _forward, muta
 
 
 def _empty_results(query, value, chunk_size: int, keep_states: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype, edges = compute_type(value), -(-query.shape[2] // chunk_size) - 1 if keep_states else 0
-    states = query.new_empty(2, edges, *query.shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
-    return torch.empty_like(value, dtype=dtype), states
+    dtype, shape = compute_type(value), (0,)
+    if keep_states:
+        shape = 2, -(-query.shape[2] // chunk_size) - 1, *query.shape[:2], query.shape[-1], value.shape[-1]
+    return torch.empty_like(value, dtype=dtype), query.new_empty(shape, dtype=dtype)
 
 
 @chunkwise_forward.register_fake
@@ -348,7 +358,7 @@ def chunkwise_backward(
         sums = query.new_zeros(2, orders, *query.shape[:2], count, chunk_size + 1, dtype=dtype)
         for rows in _row_blocks(query, chunk_size):
             chunks = [_chunks(x, rows, chunk_size) for x in (grad, query, key, value, *grads)]
-            empty = query.new_zeros(*chunks[0][0].shape[:2], query.shape[-1], value.shape[-1], dtype=dtype)
+            empty = _no_state(chunks, dtype)
             left, right = states[:, :, rows].unbind()
             states_left, states_right = [empty, *left, empty], [*right, empty]
             # 1. right to left: U

@@ -1,13 +1,24 @@
 """`lion_attention`, the operation: checks, the table of forms, and the choice of a form."""
 
+import os
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from .lion_chunkwise import chunkwise, default_chunk_size
-from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, recurrent
+from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, needs_grad, recurrent
 from .lion_packing import nearest_token
+
+# Triton is looked for only where the kernels run: on NVIDIA's GPUs, or in its interpreter, which takes tensors on the CPU too.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_DTYPES = ()
+if INTERPRETED or (torch.cuda.is_available() and torch.version.hip is None):
+    try:
+        from .lion_triton import DTYPES as TRITON_DTYPES
+        from .lion_triton import LARGEST_HEAD, LONGEST_CHUNK_OF_ORDERS, fused_chunkwise, fused_forward, fused_recurrent
+    except ImportError:
+        pass
 
 Direction = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # order, forward, backward
 
@@ -28,6 +39,7 @@ def lion_attention(
     form: str = "auto",
     chunk_size: int | None = None,
     need_weights: bool = False,
+    backend: str = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Bidirectional linear attention with decay, in any of its equal forms.
 
@@ -57,19 +69,26 @@ def lion_attention(
         form: "auto", "attention", "recurrent" or "chunk".
         chunk_size: tokens a chunk in the chunk form; chosen if None. Without decay that form needs no chunks.
         need_weights: also return the mixing matrix, by the attention form.
+        backend: "torch", "triton" for the fused kernels, or "auto", which takes the kernels on a CUDA GPU wherever they
+            serve: for float32, bfloat16 and float16 (`value`'s type is that of the matrix products), heads of 1 to 256
+            numbers, without dropout and `need_weights`, and in the recurrent form without gradients.
 
     Returns:
         (B, H, L, Dv) in the type of `value`; with `need_weights` a pair of it and the weights, (B, H, L, L).
 
     Raises:
-        ValueError: for an unknown form, a shape that does not fit, a chunk size below 1, or dropout in a form that keeps
-            no scores.
+        ValueError: for an unknown form, a shape that does not fit, a chunk size below 1, dropout in a form that keeps
+            no scores, or a backend that cannot serve the call.
     """
     _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p)
     length, head_dim = query.shape[-2:]
+    scores = need_weights or dropout_p > 0
     if form == "auto":
-        decays, scores = log_decay is not None or seq_idx is not None, need_weights or dropout_p > 0
-        form = choose_form(length, head_dim, decays, scores, query.device.type).form
+        form = choose_form(length, head_dim, log_decay is not None or seq_idx is not None, scores, query.device.type).form
+    refusal = _triton_refusal(query, key, value, log_decay, form, scores)
+    if backend not in BACKENDS or (backend == "triton" and refusal is not None):
+        raise ValueError(f"backend={backend!r}: " + (refusal if backend in BACKENDS else f"expected one of {BACKENDS}"))
+    fused = refusal is None and (backend == "triton" or (backend == "auto" and query.is_cuda))
     scale = head_dim**-0.5 if scale is None else scale
     mask = None if attention_mask is None else attention_mask != 0
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.all():
@@ -77,18 +96,21 @@ def lion_attention(
     dtype = compute_type(value)
 
     with full_precision(value):
+        log_decay = _map(lambda x: x.to(dtype).clamp(min=LOG_ZERO[dtype]), log_decay)
+        directions = _directions(log_decay, mask, seq_idx, order, length)
+        scans = FUSED_SCANS if fused else SCANS
+        if fused and not _apart(form, directions, length, chunk_size):
+            return _fuse(query, key, value, mask, directions, scale, normalize, eps, form, chunk_size)
         inputs = (query, key, value)
         if mask is not None:
             inputs = [x.masked_fill(~mask[:, None, :, None], 0) for x in inputs]
-        log_decay = _map(lambda x: x.to(dtype).clamp(min=LOG_ZERO[dtype]), log_decay)
-        directions = _directions(log_decay, mask, seq_idx, order, length)
         weights = None
         if need_weights or form == "attention":
             weights = _weights(*(x.to(dtype) for x in inputs[:2]), directions, scale, normalize, eps)
         if form == "attention":
             output = F.dropout(weights, dropout_p) @ inputs[2].to(dtype)
         else:
-            output = _scan(SCANS[form], *inputs, directions, scale, normalize, eps, chunk_size)
+            output = _scan(scans[form], *inputs, directions, scale, normalize, eps, chunk_size)
         if value.dtype == torch.float16:  # sums that are not normalised may leave its range
             limit = torch.finfo(torch.float16).max
             output = output.clamp(-limit, limit)
@@ -99,8 +121,10 @@ def lion_attention(
 # The forms that carry states, all with the signature of `recurrent`. The attention form is the third: it multiplies by the
 # weights themselves, which it can drop out and return.
 SCANS = {"recurrent": recurrent, "chunk": chunkwise}
+FUSED_SCANS = {"recurrent": fused_recurrent, "chunk": fused_chunkwise} if TRITON_DTYPES else {}
 FORMS = ("attention", *SCANS)
 ATTENTION_FORMS = ("auto", *FORMS)
+BACKENDS = ("auto", "torch", "triton")
 
 
 class Choice(NamedTuple):
@@ -111,7 +135,7 @@ class Choice(NamedTuple):
 
 
 # What "auto" stands for: the first row that fits. `CHUNK_SIZES` in lion_chunkwise.py goes on from here.
-# Source: benchmarks/results/chunks-cpu.md, `python benchmarks/run.py chunks` (12 heads of 64, fp32, 1 and 16 rows).
+# Source: benchmarks/results/chunks-cpu.md and chunks-cpu-bfloat16.md (12 heads of 64, 1 and 16 rows).
 AUTO_FORMS = (
     # gates, device ("": any), longest row in tokens for a head's size, form, why
     (False, "", lambda head_dim: head_dim - 1, "attention", "without decay a row shorter than head_dim costs least as scores"),
@@ -171,6 +195,41 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
         count = -(-length // size)
         answer += f"; {count} chunk{'s' * (count > 1)} of {min(size, length)} tokens, because {reason}"
     return answer
+
+
+def _triton_refusal(query, key, value, log_decay, form: str, scores: bool) -> str | None:
+    """Why the fused kernels cannot serve a call, or None if they can."""
+    pair = isinstance(log_decay, tuple)
+    inputs = (query, key, value)
+    if not TRITON_DTYPES:
+        return "triton was not found, or no CUDA device; expected both, or TRITON_INTERPRET=1 in the environment"
+    if not (query.is_cuda or INTERPRETED) or (query.is_cuda and torch.cuda.get_device_properties(query.device).major < 8):
+        return f"tensors on {query.device}: expected a CUDA device of compute capability 8.0 or above"
+    if any(x.dtype not in TRITON_DTYPES for x in inputs):
+        return f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype}: expected types of {TRITON_DTYPES}"
+    if not all(0 < x.shape[-1] <= LARGEST_HEAD for x in inputs):
+        return f"heads of {query.shape[-1]} and {value.shape[-1]}: expected sizes from 1 to {LARGEST_HEAD}"
+    if scores:
+        return "dropout and need_weights need stored scores, which the kernels do not keep: expected neither"
+    if form == "recurrent" and needs_grad(*inputs, *(log_decay if pair else (log_decay,))):
+        return "form='recurrent' with gradients: expected 'attention' or 'chunk', or no gradients"
+    return None
+
+
+def _apart(form: str, directions: list[Direction], length: int, chunk_size: int | None) -> bool:
+    """Whether the kernels run each order on its own: always in the recurrent form, and in the chunk form with states."""
+    ordered = directions[0][0] is not None
+    return form == "recurrent" or (form == "chunk" and ordered and length > (chunk_size or LONGEST_CHUNK_OF_ORDERS))
+
+
+def _fuse(query, key, value, mask, directions: list[Direction], scale, normalize, eps, form, chunk_size) -> torch.Tensor:
+    """The attention and the chunk form by the fused kernels, which know padding and, in one chunk, orders."""
+    order, forward, backward = (
+        None if x[0] is None else x[0][None] if len(x) == 1 else torch.stack(x) for x in zip(*directions)
+    )
+    chunk_size = chunk_size if form == "chunk" and order is None else query.shape[2]
+    decays = (forward, backward, order, mask)
+    return fused_forward(query, key, value, *decays, scale, normalize, eps, chunk_size, value.dtype)[0]
 
 
 def _weights(query, key, directions: list[Direction], scale: float, normalize: bool, eps: float) -> torch.Tensor:
