@@ -200,7 +200,9 @@ def _cell(row: Row, name: str, unit: str) -> str:
     if name in row.ratios:
         low, middle, high = row.ratios[name]
         return f"**{middle:.3g}** ({low:.3g}–{high:.3g}){share}"
-    return f"{row.values[name]:,.4g}" + ("" if name == row.baseline else f" {unit}") + share
+    value = row.values[name]
+    shown = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return shown + ("" if name == row.baseline else f" {unit}") + share
 
 
 def _versions(about: dict[str, str]) -> str:
