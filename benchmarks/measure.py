@@ -28,7 +28,7 @@ class Group:
     Args:
         suite: the table that the group belongs to.
         length: tokens a row.
-        what: "forward", "forward + backward", ...
+        what: "forward", "forward + backward", ...; behind a comma the batch, which the plots leave out.
         functions: column of the table -> function without arguments.
         baseline: the column to which the others are compared; None for times alone.
         check: compares results before anything is timed; raises AssertionError where they differ.
@@ -178,7 +178,10 @@ def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
     """A markdown table a suite: the baseline in absolute units, the others as ratios to it with their quartiles."""
     lines = [f"{about['device']}, {about['dtype']}, {about['date']}; " + _versions(about), "", f"    {about['command']}"]
     if "limits" in about:
-        lines += ["", f"Percentages: of the speed that {about['limits']} allow (chunks of 64, every tensor moved once)."]
+        lines += [
+            "",
+            f"Percentages: of the speed that {about['limits']} allow (one chunk or chunks of 64, every tensor moved once).",
+        ]
     for suite in dict.fromkeys(row.suite for row in rows):
         members = [row for row in rows if row.suite == suite]
         columns = list(dict.fromkeys(name for row in members for name in row.values))
@@ -210,34 +213,58 @@ def _versions(about: dict[str, str]) -> str:
 
 
 def plot(path: Path, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """Ratios to the baseline over length, or the values where there is no baseline; one panel a suite and kind of work."""
+    """One panel a suite and kind of work: ratios to the baseline, or values where there is none, over length or as bars."""
     from matplotlib.figure import Figure  # here, not above: the figures do not need it
 
-    panels = list(dict.fromkeys((row.suite, row.what) for row in rows))
+    panels = list(dict.fromkeys((row.suite, row.what.split(",")[0]) for row in rows))
     columns = min(len(panels), 3)
     height = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 3.8 * height + 0.4), layout="constrained")
-    for axis, (suite, what) in zip(figure.subplots(height, columns, squeeze=False).ravel(), panels):
-        members = [row for row in rows if (row.suite, row.what) == (suite, what)]
+    axes = figure.subplots(height, columns, squeeze=False).ravel()
+    for axis, (suite, what) in zip(axes, panels):
+        members = [row for row in rows if (row.suite, row.what.split(",")[0]) == (suite, what)]
         baseline = next((row.baseline for row in members if row.baseline), None)
-        for number, name in enumerate(dict.fromkeys(n for row in members for n in row.values if n != baseline)):
-            found = [row for row in members if name in (row.ratios if baseline else row.values)]
-            lengths = [row.length for row in found]
-            middles = [row.ratios[name][1] if baseline else row.values[name] for row in found]
-            axis.plot(lengths, middles, "o-", label=name, color=f"C{number}", linewidth=1.5, markersize=4)
-            if baseline:
-                low, high = zip(*((row.ratios[name][0], row.ratios[name][2]) for row in found))
-                axis.fill_between(lengths, low, high, color=f"C{number}", alpha=0.2)
-        if baseline:
-            axis.axhline(1, color="black", linewidth=1, linestyle="--", label=baseline)
-        axis.set(xscale="log", yscale="log", xlabel="tokens a row", title=f"{suite}: {what}")
-        axis.set_ylabel(f"time over {baseline}" if baseline else unit)
-        lengths = sorted({row.length for row in members})
-        axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
-        axis.minorticks_off()
+        names = list(dict.fromkeys(name for row in members for name in row.values if name != baseline))
+        draw = _draw_bars if len(members) == 1 else _draw_lines
+        draw(axis, members, names, baseline, f"time over {baseline}" if baseline else unit)
+        axis.set_title(f"{suite}: {what}")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    for axis in figure.axes[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.remove()
     figure.suptitle(f"{about['device']}, {about['dtype']}, torch {about.get('torch', '?')}", fontsize=11)
     figure.savefig(path, dpi=110)
+
+
+def _points(row: Row, name: str, baseline: str | None) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of what is drawn."""
+    return row.ratios[name] if baseline else (row.values[name],) * 3
+
+
+def _draw_lines(axis, rows: list[Row], names: list[str], baseline: str | None, label: str) -> None:
+    from matplotlib.ticker import LogLocator
+
+    for number, name in enumerate(names):
+        found = [row for row in rows if name in (row.ratios if baseline else row.values)]
+        lengths = [row.length for row in found]
+        low, middle, high = zip(*(_points(row, name, baseline) for row in found))
+        axis.plot(lengths, middle, "o-", label=name, color=f"C{number}", linewidth=1.5, markersize=4)
+        axis.fill_between(lengths, low, high, color=f"C{number}", alpha=0.2)
+    if baseline:
+        axis.axhline(1, color="black", linewidth=1, linestyle="--", label=baseline)
+    axis.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
+    lengths = sorted({row.length for row in rows})
+    axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
+
+
+def _draw_bars(axis, rows: list[Row], names: list[str], baseline: str | None, label: str) -> None:
+    low, middle, high = zip(*(_points(rows[0], name, baseline) for name in names))
+    errors = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
+    axis.barh(names, middle, xerr=errors, color=[f"C{number}" for number in range(len(names))], height=0.6)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{label}, {rows[0].length:,} tokens a row")
+    if baseline:
+        axis.axvline(1, color="black", linewidth=1, linestyle="--")

@@ -118,12 +118,12 @@ def op_group(args, length: int, what: str) -> Group:
     grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=dtype).transpose(1, 2)
 
     def check() -> None:
-        """One head against the definition, token by token in float64; beyond 16,384 tokens against chunks in float64."""
+        """One head against the definition, token by token in float64; very long rows against chunks in float64."""
         for name, log_decay in gates.items():
             inputs = (query, key, value, log_decay)
             found = _results(calls[name], inputs, grad, training)
             one = [None if x is None else x.detach()[:, :1].double().requires_grad_(training) for x in inputs]
-            form = "recurrent" if length <= (4096 if training else 16_384) else "chunk"
+            form = "recurrent" if length <= (4096 if training else 65_536) else "chunk"
             exact = partial(lion_attention, *one, form=form, chunk_size=100)
             expected = _results(exact, one, grad[:, :1].double(), training)
             for x, y in zip(found, expected):
@@ -138,14 +138,14 @@ def op_group(args, length: int, what: str) -> Group:
 
 
 def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tuple[float, float]:
-    """Bytes and operations that the operation needs: every tensor moved once, and the products of chunks of 64 and states."""
+    """Bytes and operations that are needed: every tensor moved once, and products as in one chunk or in chunks of 64."""
     tokens, chunk = HEADS * length, 64
     moved = 4 + 7 * training  # query, key, value, output; and four of them with three gradients
-    inside, through = 4 + 10 * training, 8 + 16 * training  # products a token of chunk x head_dim, and of head_dim ** 2
+    inside, through = 4 + 10 * training, 8 + 16 * training  # operations a token for each chunk x head_dim, and head_dim ** 2
+    many = inside * chunk * HEAD_DIM + through * HEAD_DIM**2
     if name == "LION-lit":  # one state for both directions, and nothing inside
-        inside, through = 0, 4 + 8 * training
-    operations = tokens * (inside * chunk * HEAD_DIM + through * HEAD_DIM**2)
-    return moved * tokens * HEAD_DIM * dtype.itemsize, operations
+        many = (4 + 8 * training) * HEAD_DIM**2
+    return moved * tokens * HEAD_DIM * dtype.itemsize, tokens * min(many, inside * length * HEAD_DIM)
 
 
 def two_passes(query, key, value, log_decay) -> torch.Tensor:
@@ -199,12 +199,12 @@ def _model_group(args, suite, length, what, models, baseline, inputs) -> Group:
     run = {name: torch.compile(model) if args.compile else model for name, model in models.items()}
 
     def check() -> None:
-        """Every form of every LION model gives the same; the recurrent form, token by token, for short rows only."""
+        """The forms of every LION model give the same; where rows are long, LION-lit token by token, the others in chunks."""
         for name, model in models.items():
             if not isinstance(model, LionModel):
                 continue
             output = run[name](**inputs).last_hidden_state
-            for form in ("recurrent", "chunk") if length <= 512 else ("chunk",):
+            for form in ("recurrent", "chunk") if length <= 512 else ("recurrent" if name == "LION-lit" else "chunk",):
                 model.config.attention_form, model.config.chunk_size = form, 100
                 expected = model(**inputs).last_hidden_state.double()
                 model.config.attention_form, model.config.chunk_size = "auto", None
@@ -222,8 +222,9 @@ def padding_group(args) -> Group:
     input_ids = torch.randint(1000, WORDS, (batch, length), device=args.device)
     real = torch.linspace(length // batch, length - length // batch, batch, device=args.device).round()  # half of all
     mask = (torch.arange(length, device=args.device) < real[:, None]).long()
-    full = partial(model, input_ids, torch.ones_like(mask))
-    padded = partial(model, input_ids, mask)
+    run = torch.compile(model) if args.compile else model
+    full = partial(run, input_ids, torch.ones_like(mask))
+    padded = partial(run, input_ids, mask)
 
     def check() -> None:
         output = padded().last_hidden_state
@@ -251,6 +252,7 @@ def train_group(args, length: int, batch: int) -> Group:
     input_ids = torch.randint(1000, WORDS, (batch, length), device=args.device)
     labels = torch.where(torch.rand(batch, length, device=args.device) < 0.3, input_ids, -100)
     models = {name: model.to(args.device).train() for name, model in models.items()}
+    run = {name: torch.compile(model) if args.compile else model for name, model in models.items()}
 
     def loss_of(model) -> torch.Tensor:
         with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
@@ -263,7 +265,7 @@ def train_group(args, length: int, batch: int) -> Group:
             if name != "BERT":
                 for form in FORMS if length <= 128 else ("attention", "chunk"):
                     model.eval().config.attention_form = form
-                    gradient = torch.autograd.grad(loss_of(model), model.decoder.weight)[0]
+                    gradient = torch.autograd.grad(loss_of(run[name]), model.decoder.weight)[0]
                     first = expected.setdefault(name.split(",")[0], gradient.double())
                     _assert_close(gradient, first, 1e-3 if args.dtype == "float32" else 0.1, f"gradient of {name}, {form} form")
                 model.train().config.attention_form = "auto"
@@ -276,7 +278,7 @@ def train_group(args, length: int, batch: int) -> Group:
     functions = {}
     for name, model in models.items():
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-        functions[name] = partial(step, torch.compile(model) if args.compile else model, optimizer)
+        functions[name] = partial(step, run[name], optimizer)
     return Group("masked-LM training", length, f"step, {batch} x {length}", functions, "BERT", check)
 
 
@@ -303,6 +305,7 @@ def peak_of_model(args, name: str, length: int) -> float:
     else:
         model = LionModel(LionConfig(mask_type=FAMILIES[name], **size))
     model = model.to(args.device, getattr(torch, args.dtype)).eval()
+    model = torch.compile(model) if args.compile else model
     input_ids = torch.randint(1000, WORDS, (1, length), device=args.device)
     with torch.no_grad():
         model(input_ids[:, :256])  # libraries take what they need once
@@ -338,7 +341,7 @@ def chunks_group(args, length: int, batch: int, what: str) -> Group:
             for x, y in zip(found, results["auto"]):
                 _assert_close(x, y.double(), TOLERANCE[query.dtype], f"{name}, {what}, {length} tokens")
 
-    what += f", {batch} row{'s' * (batch > 1)}"
+    what += f" of {batch} row{'s' * (batch > 1)}"
     return Group("forms and chunk sizes", length, what, _timed(calls, grad, training), "auto", check)
 
 

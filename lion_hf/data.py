@@ -67,7 +67,7 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.row_length, int) or self.row_length < 1:
+        if not isinstance(self.row_length, int) or isinstance(self.row_length, bool) or self.row_length < 1:
             raise ValueError(f"row_length={self.row_length!r}: expected an integer of at least 1")
         for name, legal in (("mlm", True), ("whole_word_mask", False), ("pad_to_multiple_of", None), ("return_tensors", "pt")):
             if getattr(self, name) != legal:
@@ -76,23 +76,48 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
             raise ValueError("the tokenizer has no padding token, which fills the rows' ends: set tokenizer.pad_token")
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Packs and masks a list of tokenised documents, each with `input_ids` and optionally `token_type_ids`."""
+        """Packs and masks tokenised documents.
+
+        Args:
+            examples: each with `input_ids`, and optionally `token_type_ids` and `attention_mask`, whose zeros are left out.
+        """
+        if not examples:
+            raise ValueError("an empty list of documents: expected at least one")
         if self.seed is not None and self.generator is None:
             self.create_rng()
-        rows = pack([len(example["input_ids"]) for example in examples], self.row_length)
-        names = ["input_ids"] + ["token_type_ids"] * ("token_type_ids" in examples[0])
+        names = ["input_ids"] + ["token_type_ids"] * any("token_type_ids" in example for example in examples)
+        documents = [self._document(names, index, example) for index, example in enumerate(examples)]
+        rows = pack([document.shape[1] for document in documents], self.row_length)
         shape = len(rows), self.row_length
         batch = {name: torch.zeros(shape, dtype=torch.long) for name in (*names, "seq_idx", "attention_mask")}
         batch["input_ids"].fill_(self.tokenizer.pad_token_id)
-        for row, documents in enumerate(rows):
+        for row, members in enumerate(rows):
             start = 0
-            for number, document in enumerate(documents):
-                place = row, slice(start, start + len(examples[document]["input_ids"]))
-                for name in names:
-                    batch[name][place] = torch.as_tensor(examples[document][name])
+            for number, index in enumerate(members):
+                place = row, slice(start, start + documents[index].shape[1])
+                for name, tokens in zip(names, documents[index]):
+                    batch[name][place] = tokens
                 batch["seq_idx"][place], batch["attention_mask"][place] = number, 1
                 start = place[1].stop
-            batch["seq_idx"][row, start:] = len(documents) - 1
+            batch["seq_idx"][row, start:] = len(members) - 1
         special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
         batch["input_ids"], batch["labels"] = self.torch_mask_tokens(batch["input_ids"], special)
         return batch
+
+    def numpy_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Not offered: packed rows are made as tensors."""
+        raise ValueError("return_tensors='np': packed rows are made with 'pt' only")
+
+    def _document(self, names: list[str], index: int, example: dict[str, Any]) -> torch.Tensor:
+        """The named tokens of a document without padding, (names, tokens)."""
+        missing = [name for name in names if name not in example]
+        if missing:
+            raise ValueError(f"document {index} of the batch has no {missing[0]}: expected {names} in every document")
+        columns = [torch.as_tensor(example[name]) for name in (*names, *["attention_mask"] * ("attention_mask" in example))]
+        if any(column.shape != columns[0].shape for column in columns):
+            shapes = [tuple(column.shape) for column in columns]
+            raise ValueError(
+                f"document {index} of the batch has columns of shapes {shapes}: expected one number a token in each"
+            )
+        tokens = torch.stack(columns[: len(names)]).long()
+        return tokens[:, columns[-1] != 0] if "attention_mask" in example else tokens

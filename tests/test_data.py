@@ -65,6 +65,36 @@ def test_token_types_are_packed_too(tokenizer):
     assert batch["token_type_ids"].tolist() == [[0] * 4 + [1] * 2 + [0] * 4 + [1] * 2 + [0] * 4]
 
 
+def test_padding_is_left_out(tokenizer):
+    """Documents that were tokenised with padding="max_length"."""
+    padded = [{"input_ids": [2, 7, 3, 0, 0], "attention_mask": [1, 1, 1, 0, 0]}, {"input_ids": torch.tensor([2, 8, 9, 3])}]
+    batch = packing(tokenizer, row_length=8, mlm_probability=0.0)(padded)
+    assert batch["input_ids"].tolist() == [[2, 8, 9, 3, 2, 7, 3, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 7 + [0]]
+
+
+@pytest.mark.parametrize(
+    "examples, message",
+    [
+        ([], "an empty list of documents"),
+        (
+            [{"input_ids": [2, 3], "token_type_ids": [0, 0]}, {"input_ids": [2, 3]}],
+            "document 1 of the batch has no token_type_ids",
+        ),
+        ([{"input_ids": [2, 3], "token_type_ids": [0]}], "document 0 of the batch has columns of shapes [(2,), (1,)]"),
+        ([{"words": [2]}], "document 0 of the batch has no input_ids"),
+    ],
+)
+def test_wrong_documents(examples, message, tokenizer):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        packing(tokenizer)(examples)
+
+
+def test_other_tensors_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="packed rows are made with 'pt' only"):
+        packing(tokenizer)(documents(4), return_tensors="np")
+
+
 def test_seed(tokenizer):
     examples = documents(12, 12, 4)
     first, second = (packing(tokenizer, seed=3)(examples) for _ in range(2))

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import lion_hf
 from lion_hf import AUTO_MODELS, LionConfig, LionForImageClassification, LionForMaskedLM, LionModel
 from lion_hf.auto import image_processor
+from lion_hf.modeling import modeling_lion
 from lion_hf.modeling.configuration_lion import CHOICES, FEATURE_MAP_NAMES, MASK_TYPES
 from lion_hf.modeling.lion_ops import FORMS
 from lion_hf.modeling.modeling_lion import FEATURE_MAPS
@@ -588,6 +589,38 @@ def test_a_config_changed_after_its_checks_makes_no_model():
     config.num_attention_heads = 5
     with pytest.raises(ValueError, match="hidden_size=24 is not a multiple of num_attention_heads=5"):
         LionModel(config)
+
+
+@pytest.mark.parametrize("autocast", (False, True), ids=("float32", "autocast"))
+def test_an_mlp_in_pieces_gives_the_same(autocast, monkeypatch):
+    """Without gradients it takes some tokens at a time; value and type are those of all at once."""
+    monkeypatch.setattr(modeling_lion, "MLP_TOKENS", 7)
+    mlp, x = modeling_lion.LionMLP(text_config()), torch.randn(3, 5, 24)
+    with torch.autocast("cpu", enabled=autocast):
+        expected = mlp(x)
+        with torch.no_grad():
+            output = mlp(x)
+    assert output.dtype == expected.dtype == (torch.bfloat16 if autocast else torch.float32)
+    torch.testing.assert_close(output, expected)
+    with torch.no_grad():  # an input of other strides
+        torch.testing.assert_close(mlp(x.transpose(0, 1)), mlp(x).transpose(0, 1))
+
+
+def test_train_an_exported_program():
+    """It keeps no states for the backward pass, which then computes them again; in several chunks and in one."""
+    network = model("MaskedLM", text_config())  # chunks of 5
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(network, (), {"input_ids": token_ids(2, 9)}, dynamic_shapes={"input_ids": axes})
+    for length in (4, 13):
+        inputs = {"input_ids": token_ids(3, length)}
+        found, expected = program.module(), network
+        for one in (found, expected):
+            one.zero_grad()
+            one(**inputs).logits.square().mean().backward()
+        gradients = dict(found.named_parameters())
+        for name, parameter in expected.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_every_named_feature_map_exists():

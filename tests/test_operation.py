@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from oracle import mask_of
 from torch.nn import functional as F
 
 from lion_hf import LionConfig, choose_form, explain, lion_attention
+from lion_hf.modeling.lion_chunkwise import _Scratch
 from lion_hf.modeling.lion_naive import decay_mask
 from lion_hf.modeling.lion_ops import ATTENTION_FORMS, FORMS
 
@@ -136,6 +138,59 @@ def test_memory_of_the_recurrent_form_is_its_output():
     assert peak_memory(length, "recurrent", "selective") < 3 * length * row  # the scaled query, the output, and slack
 
 
+@pytest.mark.parametrize("gate", (1e-30, 0.5), ids=("mask by exponents", "mask by products"))
+@pytest.mark.parametrize("scale", (-0.7, 0.0, 3.0))
+def test_scale(scale, gate):
+    """Any factor of the scores, negative ones too, in one chunk and in several, output and gradients."""
+    inputs = [x.requires_grad_() for x in tensors(20, dtype=torch.float64)]
+    inputs.append(torch.where(torch.rand(2, 3, 20) < 0.3, gate, 0.9).double().log().requires_grad_())
+    weight = torch.randn(2, 3, 20, 4, dtype=torch.float64)
+    expected = lion_attention(*inputs, scale=scale, form="attention")
+    gradients = torch.autograd.grad((expected * weight).sum(), inputs)
+    for chunk_size in (7, 20):
+        output = lion_attention(*inputs, scale=scale, form="chunk", chunk_size=chunk_size)
+        torch.testing.assert_close(output, expected)
+        for found, right in zip(torch.autograd.grad((output * weight).sum(), inputs), gradients):
+            torch.testing.assert_close(found, right)
+        with torch.no_grad():
+            torch.testing.assert_close(lion_attention(*inputs, scale=scale, form="chunk", chunk_size=chunk_size), expected)
+
+
+def test_buffers_of_inference_mode_serve_training():
+    """What outlives a call in inference mode may be written by calls outside of it, and the other way round."""
+    problem = [*tensors(61, heads=2, head_dim=16), F.logsigmoid(torch.randn(2, 2, 61))]
+    expected = lion_attention(*problem, form="attention")
+    _Scratch.kept.__dict__.clear()
+    with torch.inference_mode():
+        torch.testing.assert_close(lion_attention(*problem, form="chunk", chunk_size=20), expected, rtol=1e-4, atol=1e-4)
+    leaves = [x.requires_grad_() for x in problem]
+    output = lion_attention(*leaves, form="chunk", chunk_size=20)
+    output.sum().backward()
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(lion_attention(*problem, form="chunk", chunk_size=20), output, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk_size", (10, 40), ids=("several chunks", "one chunk"))
+def test_three_orders(chunk_size):
+    inputs = [x.requires_grad_() for x in (*tensors(40, dtype=torch.float64), F.logsigmoid(torch.randn(3, 2, 3, 40)).double())]
+    order = torch.stack([torch.randperm(40) for _ in range(3)])
+    outputs = [lion_attention(*inputs, order=order, form=form, chunk_size=chunk_size) for form in ("attention", "chunk")]
+    gradients = [torch.autograd.grad(output.square().sum(), inputs) for output in outputs]
+    for expected, found in zip((outputs[0], *gradients[0]), (outputs[1], *gradients[1])):
+        torch.testing.assert_close(found, expected)
+
+
+def test_threads_do_not_share_buffers():
+    """Two threads at once give what one gives: the buffers that outlive a call are a thread's own."""
+    problems = [(*tensors(90, heads=8, head_dim=16), F.logsigmoid(torch.randn(2, 8, 90))) for _ in range(2)]
+    expected = [lion_attention(*problem, form="attention") for problem in problems]
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda n: lion_attention(*problems[n % 2], form="chunk", chunk_size=32), range(60)))
+    for n, result in enumerate(results):
+        torch.testing.assert_close(result, expected[n % 2], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_strided_inputs(form):
     """The layout of a projection, (B, L, H, D) transposed, gives what a contiguous copy gives."""
@@ -227,8 +282,10 @@ def test_auto_picks_by_length_and_need():
     assert choose_form(100_000, 64, scores=True).form == "attention"
     assert choose_form(32, 64, decays=False).form == "attention"
     assert choose_form(64, 64, decays=False).form == "chunk"
-    assert choose_form(32, 64).form == "attention"
-    assert choose_form(33, 64).form == choose_form(32, 64, device_type="cuda").form == "chunk"
+    assert choose_form(16, 64).form == "attention"
+    assert choose_form(17, 64).form == choose_form(16, 64, device_type="cuda").form == "chunk"
+    assert choose_form(64, 64, gradients=True).form == "attention"
+    assert choose_form(65, 64, gradients=True).form == "chunk"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +297,7 @@ def test_auto_picks_by_length_and_need():
             {},
             "4096 tokens on cpu: chunk form, because it is the fastest of all but short rows; 32 chunks of 128 tokens",
         ),
-        (32, {}, {}, "32 tokens on cpu: attention form, because up to 32 tokens"),
+        (16, {}, {}, "16 tokens on cpu: attention form, because up to 16 tokens"),
         (197, {}, {}, "1 chunk of 197 tokens, because one chunk needs no states"),
         (1000, {}, {"device": "cuda"}, "4 chunks of 256 tokens"),
         (4096, {"chunk_size": 64}, {}, "64 chunks of 64 tokens, because chunk_size=64 is set"),

@@ -99,7 +99,7 @@ class _Decays:
 
     def __init__(self, forward, backward, order, scale: float, length: int, chunk_size: int, dtype: torch.dtype):
         self.constant = forward.shape[-1] == 1 < length  # the same on every edge: one chunk stands for all
-        self.scale, self.negligible = scale, NEGLIGIBLE[dtype]
+        self.scale, self.chunk_size, self.negligible = scale, chunk_size, NEGLIGIBLE[dtype]
         count = 1 if self.constant else -(-length // chunk_size)
         sums = _chunk_sums(torch.stack([forward, backward]), count, chunk_size)  # (2, K, B, H, N, C + 1)
         # On a GPU looking at the sums would wait for them.
@@ -148,14 +148,19 @@ class _Decays:
         if keep and size in self.kept:
             return self.kept[size]
         masks = [self._mask(i, rows, n, size, scratch) for i in range(self.parts[0].shape[1])]
-        mean = masks[0] if len(masks) == 1 else torch.add(*masks, out=scratch("mean", *masks[0].shape)).mul_(0.5)
+        mean = masks[0]
+        if len(masks) > 1:
+            mean = torch.add(*masks[:2], out=scratch("mean", *mean.shape))
+            for mask in masks[2:]:
+                mean.add_(mask)
+            mean.mul_(1 / len(masks))
         if keep:
             self.kept[size] = mean, masks
         return mean, masks
 
     def _mask(self, i: int, rows: slice, n: int, size: int, scratch: "_Scratch") -> torch.Tensor:
         parts = [(x[:, i] if x.shape[2] == 1 else x[:, i, rows])[:, :, :, n, :size] for x in self.parts]  # (2, B, H, size)
-        mask = scratch(f"mask {i} of {size}", *parts[0].shape[1:], size)
+        mask = scratch(f"mask {i} {'whole' if size == self.chunk_size else 'rest'}", *parts[0].shape[1:], size)
         both = mask, scratch("spare", *mask.shape)
         if self.small:
             for to, at, out in zip(*parts, both):
@@ -188,7 +193,8 @@ class _Scratch:
         size = math.prod(shape)
         buffer = self.memory.get(name)
         if buffer is None or buffer.numel() < size:
-            buffer = self.like.new_empty(size, dtype=self.dtype)
+            with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside of it
+                buffer = self.like.new_empty(size, dtype=self.dtype)
             if self.like.device.type != "cpu" or size <= self.largest_kept:
                 self.memory[name] = buffer
         return buffer[:size].view(shape)
@@ -218,7 +224,7 @@ def _row_blocks(query: torch.Tensor, chunk_size: int) -> list[slice]:
     batch, heads = query.shape[:2]
     step = max(batch, 1)
     if query.device.type == "cpu":
-        step = max(1, SCORES_AT_A_TIME // (heads * chunk_size**2))
+        step = max(1, SCORES_AT_A_TIME // max(1, heads * chunk_size**2))
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
 
 
@@ -244,7 +250,7 @@ def _no_state(chunks: list[tuple[torch.Tensor, ...]], dtype: torch.dtype) -> tor
 
 def _ready(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A chunk in the type of the computation, and so laid out that the heads of several rows are one batch of matrices."""
-    return x.to(dtype) if x.shape[0] == 1 else x.to(dtype, memory_format=torch.contiguous_format)
+    return x.to(dtype) if x.shape[0] == 1 else x.to(dtype).contiguous()
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -279,13 +285,14 @@ def _forward(
             chunks = [_chunks(x, rows, chunk_size) for x in (result, query, key, value)]
             count = len(chunks[0])
             empty = _no_state(chunks, dtype)
+            if count > 1:  # in one piece, since small pieces of memory are not given back
+                rights = states[1, :, rows] if keep_states else empty.new_empty(count - 1, *empty.shape)
             # 1. right to left: what the chunks behind each chunk left in T
-            rights = [empty]
+            right = empty
             for n in range(count - 1, 0, -1):
                 k, v = (_ready(x[n], dtype) for x in chunks[2:])
                 k = scratch.scaled(k, decays.factor("write_right", rows, n, k.shape[2]))
-                out = states[1, n - 1, rows] if keep_states else None
-                rights.append(_pass_on(rights[-1], decays.factor("pass_right", rows, n), k, v, out))
+                right = _pass_on(right, decays.factor("pass_right", rows, n), k, v, rights[n - 1])
             left = empty
             for n in range(count):
                 q, k, v = (_ready(x[n], dtype) for x in chunks[1:])
@@ -296,7 +303,8 @@ def _forward(
                 if count > 1:
                     # 3. from the chunks before and from the chunks behind
                     _add_product(output, scratch.scaled(q, decays.factor("read_left", rows, n, size)), left)
-                    _add_product(output, scratch.scaled(q, decays.factor("read_right", rows, n, size)), rights.pop())
+                    right = rights[n] if n + 1 < count else empty
+                    _add_product(output, scratch.scaled(q, decays.factor("read_right", rows, n, size)), right)
                     # 4. this chunk into S
                     if n + 1 < count:
                         k = scratch.scaled(k, decays.factor("write_left", rows, n, size))
@@ -349,6 +357,8 @@ def chunkwise_backward(
     with dF_end = <S, U> after the chunk; R likewise, mirrored. Gradients of the edges are sums of dF over all later places.
     """
     length, dtype = query.shape[2], compute_type(value)
+    if states.dim() == 1:  # exported programs do not keep them
+        states = _forward(query, key, value, forward, backward, order, scale, chunk_size, True)[1]
     chunk_size = min(chunk_size or default_chunk_size(length, query.device.type)[0], length)
     grads = [torch.empty_like(x) for x in (query, key, value)]
     with full_precision(value):

@@ -51,7 +51,7 @@ def lion_attention(
         query: (B, H, L, D), any strides, after the feature map.
         key: (B, H, L, D).
         value: (B, H, L, Dv).
-        log_decay: logarithms of the tokens' gates, at most 0 (`-inf` is a gate of 0). One of
+        log_decay: logarithms of the tokens' gates, at most 0 (`-inf` is a gate of 0; above 0 the forms differ). One of
             - None: no decay, LION-lit;
             - (B or 1, H or 1, L or 1): one gate a token, LION-D and LION-S;
             - with `order`: (K, B or 1, H or 1, L or 1), gates of the K orders, tokens numbered as in `query`;
@@ -84,7 +84,9 @@ def lion_attention(
     length, head_dim = query.shape[-2:]
     scores = need_weights or dropout_p > 0
     if form == "auto":
-        form = choose_form(length, head_dim, log_decay is not None or seq_idx is not None, scores, query.device.type).form
+        decays = log_decay is not None or seq_idx is not None
+        gradients = needs_grad(query, key, value, *(log_decay if isinstance(log_decay, tuple) else (log_decay,)))
+        form = choose_form(length, head_dim, decays, scores, query.device.type, gradients).form
     refusal = _triton_refusal(query, key, value, log_decay, form, scores)
     if backend not in BACKENDS or (backend == "triton" and refusal is not None):
         raise ValueError(f"backend={backend!r}: " + (refusal if backend in BACKENDS else f"expected one of {BACKENDS}"))
@@ -137,18 +139,47 @@ class Choice(NamedTuple):
 # What "auto" stands for: the first row that fits. `CHUNK_SIZES` in lion_chunkwise.py goes on from here.
 # Source: benchmarks/results/chunks-cpu.md and chunks-cpu-bfloat16.md (12 heads of 64, 1 and 16 rows).
 AUTO_FORMS = (
-    # gates, device ("": any), longest row in tokens for a head's size, form, why
-    (False, "", lambda head_dim: head_dim - 1, "attention", "without decay a row shorter than head_dim costs least as scores"),
-    (False, "", None, "chunk", "without decay one state of size head_dim x head_dim serves the whole row"),
-    (True, "cpu", lambda head_dim: 32, "attention", "up to 32 tokens its few operations take 0.6 to 1 times one chunk's time"),
-    (True, "", None, "chunk", "it is the fastest of all but short rows"),
+    # gates, gradients (None: with or without), device ("": any), longest row in tokens for a head's size, form, why
+    (
+        False,
+        None,
+        "",
+        lambda head_dim: head_dim - 1,
+        "attention",
+        "without decay a row shorter than head_dim costs least as scores",
+    ),
+    (False, None, "", None, "chunk", "without decay one state of size head_dim x head_dim serves the whole row"),
+    (
+        True,
+        False,
+        "cpu",
+        lambda _: 32,
+        "attention",
+        "up to 32 tokens its few operations take 0.8 to 1.1 times one chunk's time",
+    ),
+    (
+        True,
+        True,
+        "cpu",
+        lambda _: 64,
+        "attention",
+        "up to 64 tokens, with gradients, it takes 0.7 to 1.1 times one chunk's time",
+    ),
+    (True, None, "", None, "chunk", "it is the fastest of all but short rows"),
 )
 
 
-def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = False, device_type: str = "cpu") -> Choice:
+def choose_form(
+    length: int,
+    head_dim: int,
+    decays: bool = True,
+    scores: bool = False,
+    device_type: str = "cpu",
+    gradients: bool = False,
+) -> Choice:
     """The form that "auto" stands for; how many tokens its chunks have is in `CHUNK_SIZES` of lion_chunkwise.py.
 
-    Training and data type do not enter: the measured crossovers are the same.
+    The data type does not enter: the measured crossovers of float32 and bfloat16 are nearly the same.
 
     Args:
         length: tokens a row.
@@ -156,13 +187,14 @@ def choose_form(length: int, head_dim: int, decays: bool = True, scores: bool = 
         decays: whether there are gates, or documents, which gates of 0 keep apart.
         scores: whether the scores themselves are needed, for attention maps or dropout.
         device_type: as in `torch.device.type`.
+        gradients: whether there will be a backward pass.
     """
     if scores:
         return Choice("attention", "maps and score dropout (attention_probs_dropout_prob in training) need the scores")
-    for gates, device, longest, form, reason in AUTO_FORMS:
+    for gates, training, device, longest, form, reason in AUTO_FORMS:
+        fits = gates == decays and training in (None, gradients) and device in ("", device_type)
         # a traced length may stand for any
-        fits = longest is None or (not torch.compiler.is_compiling() and length <= longest(head_dim))
-        if gates == decays and device in ("", device_type) and fits:
+        if fits and (longest is None or (not torch.compiler.is_compiling() and length <= longest(head_dim))):
             return Choice(form, reason)
     raise AssertionError("the last row of AUTO_FORMS fits everything")
 
@@ -184,7 +216,7 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
     config = getattr(config, "config", config)
     dropout = config.attention_probs_dropout_prob if training else 0.0
     decays = config.mask_type != "lit"
-    form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0, device)
+    form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0, device, training)
     if config.attention_form != "auto" and not output_attentions:
         form, reason = config.attention_form, f"attention_form={config.attention_form!r} is set"
     answer = f"{length} tokens on {device}: {form} form, because {reason}"
@@ -328,7 +360,7 @@ def _map(function, log_decay):
 def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p) -> None:
     if form not in ATTENTION_FORMS:
         raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
         raise ValueError(f"chunk_size={chunk_size}: expected None or an integer of at least 1")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p={dropout_p}: expected a probability in [0, 1)")
@@ -343,6 +375,8 @@ def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, c
         )
     if value.dim() != 4 or value.shape[:3] != query.shape[:3]:
         raise ValueError(f"value {tuple(value.shape)}: expected {(*query.shape[:3], 'any head_dim')}")
+    if query.shape[-1] < 1:
+        raise ValueError(f"query {tuple(query.shape)}: expected a head_dim of at least 1")
     if not all(x.is_floating_point() for x in (query, key, value)):
         raise ValueError(f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype}: expected floating-point tensors")
     batch, heads, length, _ = query.shape

@@ -32,14 +32,15 @@ from .lion_scan import snake_orders
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
 
 
-# Without gradients an MLP takes so many tokens at a time: its wide intermediate results then stay in memory that is at hand.
+# Without gradients an MLP on a CPU takes so many tokens at a time, so that its wide intermediate results stay in memory that is
+# at hand: a base model at 4,096 tokens then takes 0.95 times as long.
 MLP_TOKENS = 1024
 
 
 def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
-    if needs_grad(x):
+    if needs_grad(x) or x.device.type != "cpu":
         return F.elu(x) + 1
-    return x.clamp(max=0).exp_().add_(F.relu(x))  # the same; on a CPU elu takes seven times as long
+    return x.clamp(max=0).exp_().add_(F.relu(x))  # the same; there elu takes seven times as long
 
 
 def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
@@ -154,12 +155,11 @@ class LionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or hidden_states.shape[:-1].numel() <= MLP_TOKENS:
+        plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or hidden_states.device.type != "cpu"
+        if plain or hidden_states.shape[:-1].numel() <= MLP_TOKENS:
             return self.fc2(self.act(self.fc1(hidden_states)))
-        tokens, output = hidden_states.flatten(0, 1), torch.empty_like(hidden_states)
-        for piece, result in zip(tokens.split(MLP_TOKENS), output.flatten(0, 1).split(MLP_TOKENS)):
-            result.copy_(self.fc2(self.act(self.fc1(piece))))
-        return output
+        pieces = hidden_states.flatten(0, 1).split(MLP_TOKENS)
+        return torch.cat([self.fc2(self.act(self.fc1(piece))) for piece in pieces]).view(hidden_states.shape)
 
 
 class LionLayer(GradientCheckpointingLayer):
