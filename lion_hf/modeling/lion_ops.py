@@ -140,31 +140,10 @@ class Choice(NamedTuple):
 # Source: benchmarks/results/chunks-cpu.md and chunks-cpu-bfloat16.md (12 heads of 64, 1 and 16 rows).
 AUTO_FORMS = (
     # gates, gradients (None: with or without), device ("": any), longest row in tokens for a head's size, form, why
-    (
-        False,
-        None,
-        "",
-        lambda head_dim: head_dim - 1,
-        "attention",
-        "without decay a row shorter than head_dim costs least as scores",
-    ),
+    (False, None, "", lambda head_dim: head_dim - 1, "attention", "without decay a row below head_dim costs least as scores"),
     (False, None, "", None, "chunk", "without decay one state of size head_dim x head_dim serves the whole row"),
-    (
-        True,
-        False,
-        "cpu",
-        lambda _: 32,
-        "attention",
-        "up to 32 tokens its few operations take 0.8 to 1.1 times one chunk's time",
-    ),
-    (
-        True,
-        True,
-        "cpu",
-        lambda _: 64,
-        "attention",
-        "up to 64 tokens, with gradients, it takes 0.7 to 1.1 times one chunk's time",
-    ),
+    (True, False, "cpu", lambda _: 16, "attention", "up to 16 tokens it takes 0.8 to 1.1 times one chunk's time"),
+    (True, True, "cpu", lambda _: 64, "attention", "up to 64 tokens it trains in 0.7 to 1.1 times one chunk's time"),
     (True, None, "", None, "chunk", "it is the fastest of all but short rows"),
 )
 

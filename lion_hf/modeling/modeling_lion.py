@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import classification_loss
-from .lion_naive import full_precision, needs_grad
+from .lion_naive import FEATURE_MAPS, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import check_rows, document_indices, pool, refuse_packing, repad, unpad
 from .lion_scan import snake_orders
@@ -35,21 +35,6 @@ SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
 # Without gradients an MLP on a CPU takes so many tokens at a time, so that its wide intermediate results stay in memory that is
 # at hand: a base model at 4,096 tokens then takes 0.95 times as long.
 MLP_TOKENS = 1024
-
-
-def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
-    if needs_grad(x) or x.device.type != "cpu":
-        return F.elu(x) + 1
-    return x.clamp(max=0).exp_().add_(F.relu(x))  # the same; there elu takes seven times as long
-
-
-def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
-    features = F.silu(x).add_(0.5)
-    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp(min=1e-12)
-    return features / norm if needs_grad(x) else features.div_(norm)
-
-
-FEATURE_MAPS = {"identity": lambda x: x, "elu_plus_one": _elu_plus_one, "normalized_silu": _normalized_silu}
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
