@@ -30,10 +30,7 @@ from .lion_scan import snake_orders
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a layer.
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
-
-
-# Without gradients an MLP on a CPU takes so many tokens at a time, so that its wide intermediate results stay in memory that is
-# at hand: a base model at 4,096 tokens then takes 0.95 times as long.
+# Tokens at a time of an MLP on a CPU, without gradients: its wide intermediates stay in memory at hand (0.95 times the time).
 MLP_TOKENS = 1024
 
 
@@ -290,8 +287,7 @@ class LionModel(LionPreTrainedModel):
 
         Returns:
             `last_hidden_state` (B, L, hidden), not to be read at padding, and `pooler_output` (B, hidden), which knows nothing
-            of packing; with
-            `output_attentions` the mixing matrices of the layers, (B, heads, L, L), in any configured form.
+            of packing; with `output_attentions` the layers' mixing matrices, (B, heads, L, L), in any configured form.
 
         Raises:
             ValueError: for inputs of the other modality, both or none of `input_ids` and `inputs_embeds`, an image size that
