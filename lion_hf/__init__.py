@@ -1,6 +1,7 @@
 """LION, bidirectional linear attention, in Hugging Face transformers. Importing it registers LION with the Auto classes."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
@@ -49,6 +50,8 @@ __all__ = [
 ]
 
 register()
+if find_spec("timm") is not None:  # timm.create_model("lion_..."); it costs a tenth of this import's time
+    import_module(".timm_models", __name__)
 
 
 def __dir__() -> list[str]:
