@@ -11,6 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
+from transformers import PreTrainedConfig
 
 from .modeling.configuration_lion import LionConfig
 from .modeling.lion_packing import pool
@@ -20,8 +21,13 @@ from .modeling.modeling_lion import LionForImageClassification
 # timm's word -> `classifier_pooling`. LION's mean includes the class token; "" leaves the tokens as they are.
 GLOBAL_POOLS = {"avg": "mean", "token": "cls", "": None}
 OUTPUT_FORMATS = ("NCHW", "NLC")
-# Fields of the configuration that have a timm name of their own, or make no sense for images.
-RENAMED = {"num_channels": "in_chans", "classifier_pooling": "global_pool", "image_size": "img_size", "modality": None}
+# Fields of the configuration for which timm has words of its own.
+RENAMED = {"num_channels": "in_chans", "classifier_pooling": "global_pool", "image_size": "img_size"}
+LION_FIELDS = sorted(
+    {field.name for field in fields(LionConfig)}
+    - {field.name for field in fields(PreTrainedConfig)}
+    - {*RENAMED, "modality", "distillation_head"}
+)
 
 
 def resize_images(model: LionForImageClassification, image_size: int | list[int]) -> None:
@@ -72,11 +78,9 @@ class LionTimmModel(LionForImageClassification):
         drop_path_rate: float = 0.1,
         **lion_fields,
     ):
-        legal = {field.name for field in fields(LionConfig)} - RENAMED.keys()
         for name in lion_fields:
-            if name not in legal:
-                hint = f": its name here is {RENAMED[name]}" if RENAMED.get(name) else f", not one of {sorted(legal)}"
-                raise ValueError(f"unknown argument {name}={lion_fields[name]!r}{hint}")
+            if name not in LION_FIELDS:
+                raise ValueError(f"unknown argument {name}: expected {RENAMED.get(name, f'one of {LION_FIELDS}')}")
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate={drop_rate}: expected a probability in [0, 1)")
         super().__init__(

@@ -101,6 +101,8 @@ class LionConfig(PreTrainedConfig):
         image_size: height and width of training images in pixels, one integer or a pair. Other sizes work at run time.
         patch_size: height and width of a patch in pixels.
         num_channels: channels of an image.
+        distillation_head: whether image classifiers have a second linear head, on the class token, to be trained on a teacher's
+            answers (arXiv 2012.12877). Logits are then the mean of both heads'. It needs classifier_pooling="mean".
         patch_order: "raster", or "snake" for two S-curves with gates of their own (no effect on lit).
 
     Example:
@@ -141,6 +143,7 @@ class LionConfig(PreTrainedConfig):
     image_size: int | list[int] | tuple[int, ...] = 224
     patch_size: int = 16
     num_channels: int = 3
+    distillation_head: bool = False
     patch_order: str = "raster"
 
     def __setattr__(self, name, value):
@@ -194,6 +197,11 @@ class LionConfig(PreTrainedConfig):
             )
         if self.modality == "text" and self.patch_order != "raster":
             raise ValueError(f"patch_order={self.patch_order!r} with modality='text': expected 'raster'")
+        if self.distillation_head and (self.modality, self.classifier_pooling) != ("image", "mean"):
+            raise ValueError(
+                f"distillation_head=True with modality={self.modality!r}, classifier_pooling={self.classifier_pooling!r}:"
+                " expected 'image' and 'mean', because the class token is then the teacher's"
+            )
         if self.modality == "image":
             if isinstance(self.image_size, list) and len(self.image_size) != 2:
                 raise ValueError(f"image_size={self.image_size}: expected one integer or a pair (height, width)")

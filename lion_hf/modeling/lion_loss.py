@@ -1,9 +1,19 @@
-"""The loss of the classification heads."""
+"""The loss of the classification heads, and what image classifiers return."""
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+from transformers.modeling_outputs import ImageClassifierOutput
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+@dataclass
+class LionImageClassifierOutput(ImageClassifierOutput):
+    """`ImageClassifierOutput` with the logits (B, C) of the distillation head, if the model has one."""
+
+    distillation_logits: torch.FloatTensor | None = None
 
 
 def classification_loss(logits, labels, problem_type: str, num_items_in_batch=None) -> torch.Tensor:

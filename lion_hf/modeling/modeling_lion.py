@@ -8,7 +8,6 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
-    ImageClassifierOutput,
     MaskedImageModelingOutput,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -22,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
-from .lion_loss import classification_loss
+from .lion_loss import LionImageClassifierOutput, classification_loss
 from .lion_naive import FEATURE_MAPS, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import check_rows, document_indices, pool, refuse_packing, repad, unpad
@@ -223,7 +222,6 @@ class LionModel(LionPreTrainedModel):
     """The encoder: text or patch embeddings, layers, for images a last norm, and a pooler.
 
     Args:
-        config: sizes and family.
         add_pooling_layer: whether to compute `pooler_output`.
         use_mask_token: whether an image model has the token that replaces masked patches.
     """
@@ -241,8 +239,7 @@ class LionModel(LionPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        embeddings = self.embeddings
-        return embeddings.word_embeddings if self.config.modality == "text" else embeddings.patch_embeddings
+        return self.embeddings.word_embeddings if self.config.modality == "text" else self.embeddings.patch_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         setattr(self.embeddings, "word_embeddings" if self.config.modality == "text" else "patch_embeddings", value)
@@ -523,24 +520,27 @@ class LionForImageClassification(LionPreTrainedModel):
         self.num_labels = config.num_labels
         self.lion = LionModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.distiller = nn.Linear(config.hidden_size, config.num_labels) if config.distillation_head else None
         self.post_init()
 
     @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
-    ) -> ImageClassifierOutput:
+    ) -> LionImageClassifierOutput:
         """Takes images (B, channels, height, width) and the labels of `classification_loss`; returns `logits` (B, C).
 
-        With `config.problem_type` None it is regression for one label, else classification, and real labels (B, C), as mixup
-        makes them, are soft targets.
+        With `config.problem_type` None it is regression for one label, else classification; real labels (B, C) are soft
+        targets. The loss is the classifier's. Out of training `logits` are the mean with `distillation_logits`, if any.
         """
         outputs = self.lion(pixel_values=pixel_values, **_for_encoder(kwargs))
         logits = self.classifier(outputs.pooler_output)
+        distilled = None if self.distiller is None else self.distiller(outputs.last_hidden_state[:, 0])
+        logits = logits if self.training or distilled is None else (logits + distilled) / 2
         loss = None
         if labels is not None:
             problem_type = self.config.problem_type or ("regression" if self.num_labels == 1 else "single_label_classification")
             loss = classification_loss(logits, labels, problem_type, kwargs.get("num_items_in_batch"))
-        return ImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        return LionImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions, distilled)
 
 
 class LionForMaskedImageModeling(LionPreTrainedModel):
