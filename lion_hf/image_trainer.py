@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import Sampler
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
+from .images import RepeatedSampler
 from .trainer import LionTrainer
 
 DISTILLATIONS = ("none", "hard", "soft")
@@ -164,6 +166,9 @@ class ImageTrainer(LionTrainer):
             self.average.requires_grad_(False)
             self.add_callback(UpdateAverage(self.average))
 
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        return RepeatedSampler(train_dataset or self.train_dataset)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
         self._pixels = inputs["pixel_values"] if model.training else None
         return super().compute_loss(model, inputs, *args, **kwargs)
@@ -198,7 +203,8 @@ class ImageTrainer(LionTrainer):
         metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.average is not None:
             with self.averaged():
-                metrics |= super().evaluate(*args, metric_key_prefix=f"{metric_key_prefix}_ema", **kwargs)
+                averaged = super().evaluate(*args, metric_key_prefix=f"{metric_key_prefix}_ema", **kwargs)
+            metrics |= {name: value for name, value in averaged.items() if not name.endswith(("runtime", "per_second"))}
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

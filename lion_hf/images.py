@@ -116,8 +116,8 @@ def open_image(source: Any) -> Image.Image:
 
 def read_images(
     data_path: str | None = None,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
     train_file: str | None = None,
     validation_file: str | None = None,
     image_column: str | None = None,
@@ -128,8 +128,8 @@ def read_images(
     Args:
         data_path: folder with train/ and val/, validation/ or test/, each with one folder a class, or with parquet files whose
             names begin so.
-        dataset_name: of a data set on the Hub, or its folder.
-        dataset_config_name: its configuration.
+        dataset: of a data set on the Hub, or its folder.
+        dataset_config: its configuration.
         train_file: parquet file, with `validation_file`.
         validation_file: likewise.
         image_column: of a table; None for "image" or "img".
@@ -138,11 +138,11 @@ def read_images(
     Raises:
         ValueError: if there are no such data, or classes of the two parts differ, or a label is outside of the classes.
     """
-    given = [name for name in ("data_path", "dataset_name", "train_file") if locals()[name]]
+    sources = {"data_path": data_path, "dataset": dataset, "train_file": train_file}
+    given = [name for name, source in sources.items() if source]
     if len(given) != 1 or bool(train_file) != bool(validation_file):
         raise ValueError(
-            f"data from {given or 'nowhere'}: expected one of --data_path, --dataset_name, or --train_file with"
-            " --validation_file"
+            f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or --train_file with --validation_file"
         )
     if data_path:
         root = Path(data_path)
@@ -166,7 +166,7 @@ def read_images(
                 raise ValueError(f"{name}={file!r}: there is no such file")
         files = {"data_files": {"train": train_file, "test": validation_file}}
         return _read_tables("parquet", files, image_column, label_column)
-    return _read_tables(dataset_name, {"name": dataset_config_name}, image_column, label_column)
+    return _read_tables(dataset, {"name": dataset_config}, image_column, label_column)
 
 
 def _read_folders(train: Path, held_out: Path) -> tuple[Images, Images]:
