@@ -176,9 +176,7 @@ def _read_folders(train: Path, held_out: Path) -> tuple[Images, Images]:
         raise ValueError(f"{train} has {len(names)} class folders: expected at least two")
     if others != names:
         surplus, missing = sorted(set(others) - set(names)), sorted(set(names) - set(others))
-        raise ValueError(
-            f"class folders of {train} and {held_out} differ: only the first has {missing}, only the other {surplus}"
-        )
+        raise ValueError(f"class folders differ: {missing} are only in {train}, {surplus} only in {held_out}")
     parts = []
     for root in (train, held_out):
         files, labels = [], []
