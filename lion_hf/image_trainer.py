@@ -53,7 +53,7 @@ class Teacher(nn.Module):
 
 
 def load_teacher(name: str, path: str | None, num_labels: int, processor) -> Teacher:
-    """A teacher by name.
+    """A teacher by name. One of transformers gets images of its processor's size, one of timm the student's, if it can.
 
     Args:
         name: of a model of timm, or a transformers folder or Hub name.
@@ -71,10 +71,12 @@ def load_teacher(name: str, path: str | None, num_labels: int, processor) -> Tea
         except (OSError, ValueError) as error:
             raise ValueError(f"teacher_model={name!r} cannot be loaded as a transformers image classifier: {error}") from error
         _check_classes(name, model.config.num_labels, num_labels)
-        size = getattr(model.config, "image_size", None) if model.config.model_type != "lion" else None
-        size = (size, size) if isinstance(size, int) else size
-        # timm's wrapper has its own kind of processor
-        mean, std = (getattr(own, f"image_{x}", None) or own.data_config[x] for x in ("mean", "std"))
+        if hasattr(own, "data_config"):  # timm's wrapper
+            mean, std, size = own.data_config["mean"], own.data_config["std"], own.data_config["input_size"][1:]
+        else:
+            box = getattr(own, "crop_size", None) or own.size
+            mean, std, size = own.image_mean, own.image_std, (box.get("height"), box.get("width"))
+            size = size if all(size) else None
         return Teacher(model, mean, std, size, *student)
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.0)

@@ -196,7 +196,8 @@ class LionTrainer(Trainer):
             unit = "images" if getattr(self.model, "main_input_name", "") == "pixel_values" else "tokens"
             if self._items:
                 logs[f"{unit}_per_second"] = float(self._items) * processes / seconds
-                logs["mfu"] = float(self._flops) / seconds / self._peak_flops()
+                if float(self._flops):
+                    logs["mfu"] = float(self._flops) / seconds / self._peak_flops()
         super().log(logs, start_time)
         self._items, self._flops, self._since = 0, 0.0, None  # the next step starts the clock: evaluations are not counted
 
@@ -246,6 +247,8 @@ def items_and_flops(model: nn.Module, inputs: dict[str, Any]) -> tuple[int | tor
     rows = inputs.get(model.main_input_name) if isinstance(model, PreTrainedModel) else None
     if rows is None or rows.dim() not in (2, 4):
         return 0, 0.0
+    if rows.dim() == 4 and not hasattr(model.config, "patch_size"):  # a convolutional network: its operations are not counted
+        return rows.shape[0], 0.0
     if rows.dim() == 4:  # images
         items, length = rows.shape[0], 1 + rows.shape[-2:].numel() // model.config.patch_size**2
         tokens = items * length
