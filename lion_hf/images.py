@@ -263,7 +263,7 @@ class TrainingTransform:
             raise ValueError(f"aa={name!r}: timm knows no such augmentation ({error})") from error
         if augmentation.src:
             resize = transforms.Resize(min(size) if size[0] == size[1] else size, transforms.InterpolationMode.BICUBIC)
-            crop = transforms.RandomCrop(size, padding=augmentation.src_padding, padding_mode="reflect")
+            crop = transforms.RandomCrop(size, padding=augmentation.src_padding or None, padding_mode="reflect")
             self.augment.transforms[0] = transforms.Compose([resize, crop])
 
     def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def build_trainer(model_settings, data, augmentation, teaching, args) -> ImageTr
         data_collator=ImageCollator(len(train.names), augmentation),
         processing_class=processor,
         compute_metrics=partial(accuracies, num_classes=len(train.names)),
-        preprocess_logits_for_metrics=best_classes,
+        preprocess_logits_for_metrics=answers,
         teacher=teacher,
         distillation=teaching.distillation_type,
         alpha=teaching.distillation_alpha,
@@ -331,16 +331,18 @@ def build_timm_model(settings: ModelSettings, labels: dict) -> TimmWrapperForIma
         ) from error
 
 
-def best_classes(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Tensor:
-    """The five best classes, or as many as there are, (B, <= 5)."""
+def answers(logits: torch.Tensor | tuple, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The five best classes, or as many as there are, (B, <= 5), and the loss of each image, (B,)."""
     logits = logits[0] if isinstance(logits, tuple) else logits
-    return logits.topk(min(5, logits.shape[-1])).indices
+    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+    return logits.topk(min(5, logits.shape[-1])).indices, losses
 
 
 def accuracies(prediction, num_classes: int) -> dict[str, float]:
-    """Share of images whose class is the best one, and with more than five classes among the best five."""
-    right = prediction.predictions == prediction.label_ids[:, None]
-    result = {"accuracy": float(right[:, 0].mean())}
+    """Share of images whose class is the best one, and with more than five classes among the best five; the mean loss."""
+    best, losses = prediction.predictions
+    right = best == prediction.label_ids[:, None]
+    result = {"accuracy": float(right[:, 0].mean()), "exact_loss": float(losses.mean())}
     return result | ({"accuracy_top5": float(right.any(1).mean())} if num_classes > 5 else {})
 
 
