@@ -39,17 +39,18 @@ def start_processes() -> None:
 
 
 def _asked_processes(command: list[str]) -> int | None:
-    """The number of processes in accelerate's command line, or in the file that it names; None if it is no such command."""
-    from accelerate.commands.config.config_args import load_config_from_file
+    """The number of processes in accelerate's command line, or in its settings file; None if it is no such command."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
     place = next((i for i, word in enumerate(command) if os.path.basename(word) in LAUNCHERS), None)
     if place is None:
         return None
     args = launch_command_parser().parse_args(command[place + 1 :])
-    if args.num_processes is None and args.config_file is not None:
-        args.num_processes = load_config_from_file(args.config_file).num_processes
-    return args.num_processes if args.num_machines in (None, 1) else None
+    if args.num_machines not in (None, 1):
+        return None
+    file = args.config_file or (None if args.cpu or not os.path.isfile(default_config_file) else default_config_file)
+    return args.num_processes or (1 if file is None else load_config_from_file(file).num_processes)
 
 
 def use_cpu_without_accelerator() -> None:
