@@ -83,3 +83,12 @@ def settle_fsdp(accelerator: Accelerator) -> bool:
         exact = {"reduce_dtype": torch.float32, "output_dtype": None}
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, **exact)
     return plugin is not None
+
+
+@torch.no_grad()
+def share_weights(model: torch.nn.Module, device: torch.device) -> None:
+    """Gives all processes the first one's weights. DDP does so by itself; FSDP2 would cut up what each process has made."""
+    for tensor in model.state_dict().values():
+        shared = tensor.to(device)
+        torch.distributed.broadcast(shared, 0)
+        tensor.copy_(shared)

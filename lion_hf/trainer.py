@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import checkpoints
-from .distributed import settle_fsdp, use_cpu_without_accelerator
+from .distributed import settle_fsdp, share_weights, use_cpu_without_accelerator
 from .modeling.modeling_lion import LionPreTrainedModel
 
 NEVER = torch.iinfo(torch.long).max  # the step at which the loss was not finite, while it always was
@@ -101,6 +101,8 @@ class LionTrainer(Trainer):
                 self.add_callback(Progress)
         self.add_callback(LogAtCheckpoints)
         self.add_callback(SetEpoch)
+        if self.is_fsdp_enabled and self.args.world_size > 1:
+            share_weights(self.model, self.args.device)
         self._bad_step = torch.tensor(NEVER, device=self.args.device)
         self._items, self._flops, self._since, self._peak = 0, 0.0, None, None
 

@@ -17,6 +17,10 @@ from safetensors.torch import load_file
 from lion_hf import LionForMaskedLM, distributed
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "run_scripts"))
+
+import run_mlm  # noqa: E402
+
 SETTINGS = ROOT / "configs" / "accelerate"
 WORKER = str(Path(__file__).with_name("distributed_worker.py"))
 BATCH = 8  # in all, of one process or of two
@@ -38,6 +42,28 @@ LAUNCHES = {
 TRAININGS = [(launch, case) for launch, (_, cases) in LAUNCHES.items() for case in cases if case not in ("bf16", "broken")]
 
 
+def start(commands: list[list[str]], *program: str) -> None:
+    """Runs a program under launchers, side by side, and waits for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    hidden = ("TRITON_INTERPRET", "ACCELERATE_USE_CPU", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = []
+    for command in commands:
+        words = [*(port if word == "PORT" else word for word in command), *program]
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        processes.append(process)
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs):
+        assert process.returncode == 0, output[-5000:]
+
+
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     """Runs a launch when its first test asks for it; gives the folder that it wrote."""
@@ -45,28 +71,9 @@ def launched(tmp_path_factory):
 
     def launch(name: str) -> Path:
         if name not in folders:
-            folders[name] = folder = tmp_path_factory.mktemp(name)
+            folders[name] = tmp_path_factory.mktemp(name)
             commands, cases = LAUNCHES[name]
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = str(free.getsockname()[1])
-            hidden = ("TRITON_INTERPRET", "ACCELERATE_USE_CPU", "MASTER_PORT")
-            environment = {key: value for key, value in os.environ.items() if key not in hidden}
-            environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            processes = [
-                subprocess.Popen(
-                    [*(port if word == "PORT" else word for word in command), WORKER, str(folder), str(BATCH // 2), *cases],
-                    env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                )
-                for command in commands
-            ]  # fmt: skip
-            try:
-                outputs = [process.communicate(timeout=300)[0] for process in processes]
-            finally:
-                for process in processes:
-                    process.kill()
-            for process, output in zip(processes, outputs):
-                assert process.returncode == 0, output[-5000:]
+            start(commands, WORKER, str(folders[name]), str(BATCH // 2), *cases)
         return folders[name]
 
     return launch
@@ -147,6 +154,30 @@ def test_bf16_with_fsdp2_logs_losses_that_are_not_rounded_to_it(launched, alone)
     assert first == second
     assert first["losses"][:3] == pytest.approx(alone("bf16")["losses"][:3], abs=0.05)
     assert any(loss != torch.tensor(loss).bfloat16().item() for loss in first["losses"])
+
+
+@pytest.mark.slow
+def test_run_mlm_with_fsdp2_is_run_mlm(tmp_path):
+    """The script itself, evaluation and final model included, without an option more."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "train.txt").write_text("\n".join(lines[:120]), encoding="utf-8")
+    (tmp_path / "validation.txt").write_text("\n".join(lines[120:160]), encoding="utf-8")
+    sizes = "hidden_size=24,num_hidden_layers=2,num_attention_heads=3,intermediate_size=40"
+    options = {
+        "--train_file": tmp_path / "train.txt", "--validation_file": tmp_path / "validation.txt", "--max_length": "24",
+        "--model": ROOT / "configs" / "lion-d-base", "--max_steps": "4", "--logging_steps": "1", "--report_to": "none",
+        "--model_overrides": f"{sizes},hidden_dropout_prob=0,attention_probs_dropout_prob=0", "--learning_rate": "1e-2",
+    }  # fmt: skip
+    argv = [str(word) for pair in options.items() for word in pair]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    expected = run_mlm.main(
+        [*argv, "--output_dir", str(alone), "--train_tokenizer", "--vocab_size", "300", "--per_device_train_batch_size", "8"]
+    )
+    argv += ["--output_dir", str(shared), "--tokenizer", str(alone), "--per_device_train_batch_size", "4"]
+    start(LAUNCHES["fsdp2"][0], run_mlm.__file__, *argv)
+    found = json.loads((shared / "metrics.json").read_text())
+    for name in ("train_loss", "eval_masked_accuracy", "eval_exact_loss", "eval_perplexity"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("file", sorted(SETTINGS.glob("*.yaml")), ids=lambda file: file.stem)
