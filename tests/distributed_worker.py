@@ -6,7 +6,6 @@ FOLDER/CASE-PROCESS.json then holds what the training logged.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -131,7 +130,6 @@ def train(case: str, folder: Path, batch: int) -> dict:
 
 if __name__ == "__main__":
     start_processes()
-    os.environ["HF_HUB_OFFLINE"] = "1"
     folder, batch = Path(sys.argv[1]), int(sys.argv[2])
     for case in sys.argv[3:]:
         result = train(case, folder, batch)

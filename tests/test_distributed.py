@@ -12,6 +12,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from distributed_worker import train
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from lion_hf import LionForMaskedLM, distributed
@@ -66,15 +67,18 @@ def start(commands: list[list[str]], *program: str) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Runs a launch when its first test asks for it; gives the folder that it wrote."""
-    folders = {}
+    """Runs a launch when its first test asks for it, once for all of pytest's workers; gives the folder that it wrote."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
 
     def launch(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            commands, cases = LAUNCHES[name]
-            start(commands, WORKER, str(folders[name]), str(BATCH // 2), *cases)
-        return folders[name]
+        folder = shared / f"launch-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                commands, cases = LAUNCHES[name]
+                start(commands, WORKER, str(folder), str(BATCH // 2), *cases)
+        return folder
 
     return launch
 
