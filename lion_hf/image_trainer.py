@@ -163,7 +163,9 @@ class ImageTrainer(LionTrainer):
         self.average, self._pixels = None, None
         if average_decay is not None:
             if self.is_fsdp_enabled:
-                raise ValueError("average_decay with FSDP: expected None, because no device has all of the weights")
+                raise ValueError(
+                    "average_decay with FSDP: expected None (--no_model_ema), because no device has all of the weights"
+                )
             self.average = ModelEmaV3(self.model, decay=average_decay, use_warmup=average_warmup)
             self.average.requires_grad_(False)
             self.add_callback(UpdateAverage(self.average))

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_distributed import LAUNCHES, start
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -143,6 +145,28 @@ def test_original_command_lines(folder, tmp_path, words, fields):
     assert {name: getattr(config, name) for name in fields} == fields
     assert config.feature_map == ("elu_plus_one" if fields["mask_type"] == "lit" else "normalized_silu")
     assert 0 <= metrics["eval_accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(folder, tmp_path):
+    command = ["--model", "lion_tiny_patch16_224", "--data-path", str(folder), "--mask_type", "Selective", "--order", "S"]
+    command += ["--format", "Chunk", "--model_overrides", f"{SIZES},num_hidden_layers=1", "--input-size", "16"]
+    command += ["--drop-path", "0", "--max_steps", "7", "--logging_steps", "1", "--disable_tqdm", "true"]
+    command += ["--lr", "0.1", "--model_ema_decay", "0.5", "--report_to", "none"]
+    script.main([*command, "--batch-size", "12", "--output_dir", str(tmp_path / "one"), "--use_cpu"])
+    start(LAUNCHES["torchrun"][0], script.__file__, *command, "--batch-size", "6", "--output_dir", str(tmp_path / "two"))
+    one, two = (json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("one", "two"))
+    for name in ("train_loss", "eval_loss", "eval_accuracy", "eval_ema_loss"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5), name
+    one, two = ([float(loss) for loss in losses(tmp_path / x)] for x in ("one", "two"))
+    assert one == pytest.approx(two, abs=1e-5) and len(set(one)) == 7
+
+
+def test_top5():
+    best, losses = torch.tensor([[3, 1, 2, 0, 4], [5, 1, 2, 0, 4], [0, 1, 2, 3, 4]]).numpy(), np.array([1.0, 2, 3])
+    prediction = SimpleNamespace(predictions=(best, losses), label_ids=np.array([3, 4, 5]))
+    expected = {"accuracy": 1 / 3, "accuracy_top5": 2 / 3, "exact_loss": 2.0}
+    assert script.accuracies(prediction, 6) == pytest.approx(expected)
 
 
 def test_original_sizes():
@@ -415,8 +439,8 @@ def test_repeats():
     assert len(order) == len(set(order)) == 100  # every repeat has an index, and so a seed, of its own
     assert sorted({images.count(image) for image in set(images)}) in ([3], [1, 3], [2, 3])
     assert all(one != two for one, two in zip(images[::2], images[1::2]))
-    for start in range(0, 72, 24):
-        assert len(set(images[start : start + 24])) == 8  # near each other
+    for first in range(0, 72, 24):
+        assert len(set(images[first : first + 24])) == 8  # near each other
     assert list(RepeatedSampler(dataset)) == order
     dataset.set_epoch(1)
     assert list(RepeatedSampler(dataset)) != order
