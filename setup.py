@@ -26,8 +26,11 @@ setup(
     install_requires=[
         "accelerate>=1.1",
         "datasets>=3.0",
+        "evaluate>=0.4",
         "huggingface-hub>=1.0",
+        "pyyaml",
         "safetensors>=0.5",
+        "timm>=1.0",
         "torch>=2.11",
         "torchvision",
         "transformers>=5.17",

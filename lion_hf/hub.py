@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -50,6 +51,7 @@ def save_for_hub(
     license: str = "apache-2.0",
     dataset: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Writes a folder for the Hub that loads with `trust_remote_code=True` where lion_hf is not installed, for every head.
 
@@ -65,6 +67,7 @@ def save_for_hub(
         license: the licence of the weights, by the Hub's names.
         dataset: data set that the metrics belong to, by its name on the Hub.
         metrics: results for the model card, by the Hub's names of metrics, such as {"accuracy": 0.798}.
+        state_dict: the weights, where the model itself has only a share of them (FSDP).
 
     Returns:
         The folder.
@@ -87,7 +90,7 @@ def save_for_hub(
     card = _model_card(
         model, auto_name, processing_class, repo_id or folder.resolve().name, language, license, dataset, metrics
     )
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state_dict)
     if (folder / "model.safetensors").exists():  # not sharded: the index of an older, sharded save would be read first
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     config = copy.deepcopy(model.config)

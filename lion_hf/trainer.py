@@ -1,19 +1,88 @@
-"""Trainer with LION's exemptions from weight decay, and items counted for every head."""
+"""Trainer for LION: weight decay, items counted for every head, sealed checkpoints, a stop at NaN, speed in the logs."""
+
+import importlib.util
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from . import checkpoints
 from .modeling.modeling_lion import LionPreTrainedModel
+
+NEVER = torch.iinfo(torch.long).max  # the step at which the loss was not finite, while it always was
+
+
+@dataclass
+class LionTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with defaults for long runs, and how to continue an interrupted one.
+
+    Args:
+        output_dir: the run's folder; required.
+        resume: "auto" continues from the newest whole checkpoint in `output_dir` if there is one, "never" starts anew, a
+            checkpoint's folder continues from it.
+        peak_tflops: the device's peak in TFLOP/s, for model FLOPs utilisation; None to measure its rate of matrix products.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder of the run: checkpoints, final model, curves, settings, metrics."})
+    resume: str = field(
+        default="auto",
+        metadata={"help": "auto: continue from the newest whole checkpoint in output_dir; never; or a checkpoint's folder."},
+    )
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak of the device in TFLOP/s for model FLOPs utilisation; measured with matrix products if not given."
+        },
+    )
+    report_to: None | str | list[str] = field(
+        default_factory=lambda: "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
+        metadata={"help": "Where to report to besides curves.csv and curves.png: tensorboard (if installed), wandb, none, ..."},
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, besides the best one."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: a loss that is not finite stops the run."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns that the model's forward does not take."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Whether batches are made in pinned memory."}
+    )
+
+    def __post_init__(self):
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"save_total_limit={self.save_total_limit}: expected None or an integer of at least 1")
+        super().__post_init__()
 
 
 class LionTrainer(Trainer):
-    """`transformers.Trainer` with two differences.
+    """`transformers.Trainer` that a long run can be left alone with. Works with other models than LION's too.
 
-    Weight decay also spares class token, mask token and position embeddings. (Trainer itself spares biases and norms, and
-    with them LION's decays and gate biases, `gate.bias`.) And gradient accumulation is exact for question answering and
-    masked image modelling too, whose batches have no `labels` that Trainer could count.
+    - Weight decay also spares class token, mask token and position embeddings. (Trainer itself spares biases and norms, and
+      with them LION's decays and gate biases, `gate.bias`.)
+    - Gradient accumulation is exact for question answering and masked image modelling too, whose batches have no `labels` that
+      Trainer could count.
+    - A checkpoint is sealed (`lion_hf.checkpoints`) before older ones go. If it cannot be written, no half of it stays.
+    - A loss that is not finite stops the run with FloatingPointError, which says where.
+    - Logs hold tokens (or images) a second and model FLOPs utilisation, and the progress bar the latest numbers.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for callback in self.callback_handler.callbacks:
+            if type(callback) is ProgressCallback:
+                self.remove_callback(callback)
+                self.add_callback(Progress)
+        self.add_callback(LogAtCheckpoints)
+        self._bad_step = torch.tensor(NEVER, device=self.args.device)
+        self._items, self._flops, self._since, self._peak = 0, 0.0, None, None
+
+    # What the loss is divided by, and what decays
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters to which weight decay applies, also in a model that wraps a LION model (PEFT, for one)."""
@@ -27,6 +96,185 @@ class LionTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         return super()._get_num_items_in_batch([_with_labels(batch) for batch in batch_samples], device)
+
+    # Losses that are not finite
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+        if self._since is None:
+            self._since = time.perf_counter()
+        items, flops = items_and_flops(self.model, inputs)
+        self._items, self._flops = self._items + items, self._flops + flops
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        here = torch.full_like(self._bad_step, self.state.global_step)
+        self._bad_step = torch.where(loss.isfinite(), self._bad_step, torch.minimum(self._bad_step, here))
+        if self.args.device.type == "cpu":  # elsewhere asking would wait for the device, so logs and checkpoints do
+            self._stop_if_not_finite(inputs)
+        return loss
+
+    def _stop_if_not_finite(self, inputs: dict[str, Any] | None = None) -> None:
+        step = self._bad_step.item()
+        if step == NEVER:
+            return
+        rate = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler is not None else float("nan")
+        whole = [folder for folder in checkpoints.checkpoints(self.args.output_dir) if checkpoints.damage(folder) is None]
+        raise FloatingPointError(
+            f"the loss became nan or infinite in step {step + 1} (epoch {self.state.epoch:.2f}, learning rate {rate:.3g});"
+            f" {where_not_finite(self.model, inputs)}. {f'{whole[-1]} is from before' if whole else 'There is no checkpoint'}."
+            " Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16, other data."
+        )
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._stop_if_not_finite()
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():  # of an earlier try
+            checkpoints.remove(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go after this one is whole
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.seal(folder)
+        except Exception as error:
+            if not _cannot_write(error):
+                raise
+            if self.args.should_save and folder.exists():
+                checkpoints.remove(folder)
+            raise OSError(
+                f"{folder} could not be written and was removed: {error}. Make room and start the run again: it continues"
+                " from its last whole checkpoint"
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            checkpoints.rotate(folder.parent, limit, keep=self.state.best_model_checkpoint)
+
+    # Speed
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs the numbers; to those of training it adds items a second, of all processes, and model FLOPs utilisation."""
+        self._stop_if_not_finite()
+        if "loss" in logs and self._since is not None:
+            seconds, processes = time.perf_counter() - self._since, self.args.world_size
+            unit = "images" if getattr(self.model, "main_input_name", "") == "pixel_values" else "tokens"
+            if self._items:
+                logs[f"{unit}_per_second"] = float(self._items) * processes / seconds
+                logs["mfu"] = float(self._flops) / seconds / self._peak_flops()
+        super().log(logs, start_time)
+        self._items, self._flops, self._since = 0, 0.0, None  # the next step starts the clock: evaluations are not counted
+
+    def _peak_flops(self) -> float:
+        if self._peak is None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+            given = self.args.peak_tflops
+            self._peak = matmul_rate(self.args.device, dtype) if given is None else given * 1e12
+        return self._peak
+
+
+class Progress(ProgressCallback):
+    """Trainer's progress bar with the latest numbers behind it, instead of a line for every log entry."""
+
+    SHOWN = ("loss", "eval_loss", "eval_accuracy", "eval_masked_accuracy", "tokens_per_second", "images_per_second", "mfu")
+
+    def __init__(self):
+        super().__init__()
+        self.shown = {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.shown |= {name: f"{logs[name]:.4g}" for name in self.SHOWN if name in (logs or {})}
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self.shown)
+
+
+class LogAtCheckpoints(TrainerCallback):
+    """Logs wherever a checkpoint is written: the log's means are then over the same steps in a run that was cut there."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
+
+
+def items_and_flops(model: nn.Module, inputs: dict[str, Any]) -> tuple[int | torch.Tensor, float | torch.Tensor]:
+    """Tokens (or images) of a batch, padding not counted, and the floating-point operations of a training step on them.
+
+    Two operations a weight and token forward, four backward, for every matrix that is multiplied; and for LION the mixing of
+    tokens, which is the lesser of 4 L D (scores) and 8 D^2 (two states) a token and head forward. What a form, recomputation or
+    padding needs beyond is not counted, as usual for model FLOPs utilisation (arXiv 2204.02311, appendix B).
+
+    Args:
+        model: a model of transformers; for others both numbers are 0.
+        inputs: what it is called with.
+    """
+    rows = inputs.get(model.main_input_name) if isinstance(model, PreTrainedModel) else None
+    if rows is None or rows.dim() not in (2, 4):
+        return 0, 0.0
+    if rows.dim() == 4:  # images
+        items, length = rows.shape[0], 1 + rows.shape[-2:].numel() // model.config.patch_size**2
+        tokens = items * length
+    else:
+        mask, length = inputs.get("attention_mask"), rows.shape[1]
+        items = tokens = rows.numel() if mask is None else mask.sum()
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))
+    if getattr(model.config, "sparse_prediction", False) and "labels" in inputs:  # the decoder sees only the labelled tokens
+        decoder = model.get_output_embeddings().weight.numel()
+        weights = weights - decoder + decoder * (inputs["labels"] != -100).sum() / tokens
+    heads = model.config.num_attention_heads
+    head_dim = model.config.hidden_size // heads
+    mixing = min(4 * length * head_dim, 8 * head_dim**2) if isinstance(model, LionPreTrainedModel) else 4 * length * head_dim
+    return items, 3.0 * tokens * (2 * weights + model.config.num_hidden_layers * heads * mixing)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of square matrix products, measured: the best of several."""
+    synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    matrix @ matrix
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        synchronize()
+        start = time.perf_counter()
+        matrix @ matrix
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+@torch.no_grad()
+def where_not_finite(model: nn.Module, inputs: dict[str, Any] | None = None) -> str:
+    """Says which parameter, input or module's output is the first that is not finite."""
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        return f"{len(broken)} parameters are not finite, first {broken[0]}: an earlier step broke them"
+    for name, value in (inputs or {}).items():
+        if torch.is_tensor(value) and not value.isfinite().all():
+            return f"the batch's {name} holds values that are not finite"
+    found: list[str] = []
+
+    def look(name, output):
+        tensors = [x for x in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(x)]
+        if not found and any(not x.isfinite().all() for x in tensors):
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: look(name, out)) for name, module in model.named_modules()
+    ]
+    try:
+        if inputs:
+            model(**{name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"the first output that is not finite is that of {found[0]}" if found else "all parameters are finite"
+
+
+def _cannot_write(error: Exception) -> bool:
+    """Whether an error means that a file could not be written: Python's own, that of safetensors, or that of torch.save."""
+    return isinstance(error, OSError | SafetensorError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("PytorchStreamWriter", "inline_container"))
+    )
 
 
 def _with_labels(batch: dict) -> dict:

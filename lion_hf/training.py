@@ -1,0 +1,132 @@
+"""A training run from start to end: continue or start, train, evaluate, and leave a model that others can use."""
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+
+from . import plots
+from .checkpoints import find_checkpoint
+from .hub import save_for_hub
+from .modeling.modeling_lion import LionPreTrainedModel
+from .settings import SETTINGS_FILE, resolved_settings, save_settings
+from .trainer import LionTrainer
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+# Settings that may differ between a run and its continuation without changing what is computed.
+FREE = ("resume", "report_to", "save_total_limit", "logging_steps", "eval_steps", "save_steps", "disable_tqdm", "peak_tflops")
+
+
+def run(
+    trainer: LionTrainer,
+    *,
+    title: str,
+    metric: str | None = None,
+    dataset: str | None = None,
+    settings: Sequence[Any] = (),
+) -> dict[str, float]:
+    """Trains and evaluates, continuing an interrupted run, and writes the results.
+
+    In `trainer.args.output_dir` it leaves the model (for LION's classes with code and model card, as `save_for_hub` writes
+    them), tokenizer or image processor, `curves.csv` and, with matplotlib, `curves.png`, the settings (`settings.yaml`), and
+    last `metrics.json`.
+
+    Args:
+        trainer: with its data sets; `processing_class` is saved with the model.
+        title: above the curves.
+        metric: the evaluation's main metric, without "eval_", for the curves.
+        dataset: name of the data for the model card.
+        settings: the script's dataclasses, saved with the trainer's arguments.
+
+    Returns:
+        The metrics of the last evaluation, and loss and speed of the training.
+
+    Raises:
+        ValueError: for `resume` as in `find_checkpoint`.
+        FloatingPointError: if the loss is not finite.
+        OSError: if a checkpoint cannot be written.
+    """
+    args = trainer.args
+    checkpoint = find_checkpoint(args.output_dir, args.resume)
+    if checkpoint is not None:
+        logger.warning("continuing from %s", checkpoint)
+    if args.should_save:
+        for change in _changes(Path(args.output_dir), resolved_settings(*settings, args)) if checkpoint else ():
+            logger.warning("not as when the run began: %s", change)
+        save_settings(args.output_dir, *settings, args)
+    curves = Curves(title, metric)
+    trainer.add_callback(curves)
+    trained = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint)).metrics
+    metrics = {name: trained[name] for name in ("train_loss", "train_runtime") if name in trained}
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    save(trainer, dataset, {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")})
+    if trainer.is_world_process_zero():
+        curves.write(args, trainer.state)
+        write_json(Path(args.output_dir, METRICS_FILE), metrics)
+    return metrics
+
+
+def save(trainer: LionTrainer, dataset: str | None, metrics: Mapping[str, float]) -> None:
+    """Writes the trainer's model to its folder, with code and a card that has the metrics if it is one of LION's."""
+    folder, model = trainer.args.output_dir, trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if not isinstance(model, LionPreTrainedModel):
+        trainer.save_model(folder)
+        return
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on all processes: shares are gathered
+    if trainer.args.should_save:
+        speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+        results = {name: round(value, 4) for name, value in metrics.items() if name not in speed}
+        save_for_hub(
+            model,
+            folder,
+            processing_class=trainer.processing_class,
+            dataset=dataset,
+            metrics=results if dataset else None,
+            state_dict=state_dict,
+        )
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Curves(TrainerCallback):
+    """Keeps `curves.csv` and, with matplotlib, `curves.png` in the run's folder up to date."""
+
+    def __init__(self, title: str, metric: str | None):
+        self.title, self.metric = title, metric
+
+    def write(self, args, state) -> None:
+        history = [entry for entry in state.log_history if "step" in entry]
+        plots.save_history(history, Path(args.output_dir, "curves.csv"))
+        if importlib.util.find_spec("matplotlib") and any("loss" in entry or "eval_loss" in entry for entry in history):
+            plots.plot_curves(history, Path(args.output_dir, "curves.png"), self.title, metric=self.metric)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.write(args, state)
+
+    on_evaluate = on_save
+
+
+def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
+    """How settings differ from those that an earlier part of the run left in the folder."""
+    try:
+        before = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    names = [name for name in (before | settings) if name not in FREE and before.get(name) != settings.get(name)]
+    return [f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in names]
