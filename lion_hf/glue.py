@@ -12,13 +12,16 @@ The metrics are `evaluate.Metric`s that need no network, and give the numbers of
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import evaluate
 import numpy as np
+import yaml
 
+# What `read_recipes` may change.
+RECIPE = {"epochs": float, "batch_size": int, "learning_rate": float, "weight_decay": float, "seeds": int}
 SEEDS = (19, 8364, 717, 10536, 90166)  # a task takes the first ones
 
 
@@ -215,6 +218,34 @@ def task_names(text: str) -> list[str]:
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"task={name!r}: {hint}expected names among {tuple(TASKS)}, or 'all' for {ALL}")
     return sorted(dict.fromkeys(names), key=lambda name: name != "mnli")
+
+
+def read_recipes(path: str | Path) -> dict[str, Task]:
+    """`TASKS` with the changes of a YAML file, such as `rte: {epochs: 5, learning_rate: 3e-5}`.
+
+    Raises:
+        ValueError: if the file cannot be read, or names no task or none of its settings, or a value that is no number above 0.
+    """
+    try:
+        changes = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"recipes={str(path)!r} cannot be read: {error}") from error
+    if not isinstance(changes, dict) or not all(isinstance(change, dict) for change in changes.values()):
+        raise ValueError(f"recipes={str(path)!r}: expected lines such as `rte: {{epochs: 5}}`")
+    tasks = dict(TASKS)
+    for task, change in changes.items():
+        task_names(str(task))
+        for name, value in change.items():
+            if name not in RECIPE:
+                raise ValueError(f"recipes={str(path)!r}: {name!r} of {task}: expected among {tuple(RECIPE)}")
+            try:
+                number = RECIPE[name](value)  # YAML takes 3e-5 for a word
+            except (TypeError, ValueError):
+                number = 0
+            if number <= 0 and not (name == "weight_decay" and value == 0):
+                raise ValueError(f"recipes={str(path)!r}: {name}={value!r} of {task}: expected {RECIPE[name].__name__} > 0")
+            tasks[task] = replace(tasks[task], **{name: number})
+    return tasks
 
 
 def statistics(values: Iterable[float]) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from .glue import METRICS, Task
 
@@ -84,6 +84,31 @@ def _json_rows(text: str, path: Path) -> list[dict]:
     return [{name: row.get(name) for name in names} for row in rows]
 
 
+def read_glue(task: str, split: str, data_dir: str | None = None) -> tuple[Dataset, str]:
+    """A split of a GLUE task, and where it is from, for messages.
+
+    Args:
+        task: its name.
+        split: its name on the Hub.
+        data_dir: a folder with files `<task>/<split>` of one of `SUFFIXES`; None for nyu-mll/glue on the Hub.
+
+    Raises:
+        ValueError: if there is no such file, or the Hub is not reached.
+    """
+    if data_dir is None:
+        source = f"nyu-mll/glue, {task}, {split}"
+        try:
+            return load_dataset("nyu-mll/glue", task, split=split), source
+        except OSError as error:
+            raise ValueError(f"{source} is not to be had from the Hub ({error}): data_dir takes it from files") from error
+    folder = Path(data_dir, task)
+    for suffix in SUFFIXES:
+        if (folder / f"{split}{suffix}").is_file():
+            return read_table(folder / f"{split}{suffix}"), str(folder / f"{split}{suffix}")
+    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else "no such folder"
+    raise ValueError(f"data_dir={data_dir!r}: {folder} lacks {split} as {', '.join(SUFFIXES)}; there is {there}")
+
+
 def own_task(
     data: Dataset,
     source: str,
@@ -111,6 +136,8 @@ def own_task(
         label = next((name for name in LABEL_COLUMNS if name in columns), None)
         if label is None:
             raise ValueError(f"label_column: none of {LABEL_COLUMNS} is in {source}; name one of its columns {columns}")
+    if label not in columns:
+        raise ValueError(f"column {label!r} is not in {source}: its columns are {columns}")
     rest = [name for name in columns if name not in (label, "idx", "index", "id")]
     if not sentences:
         sentences = next((names for names in SENTENCE_COLUMNS if set(names) <= set(columns)), rest if len(rest) == 1 else None)

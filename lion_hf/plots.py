@@ -85,7 +85,7 @@ def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> Non
     """
     tasks = summary["tasks"]
     means = [100 * task["score"]["mean"] for task in tasks.values()]
-    deviations = [100 * (task["score"]["deviation"] or 0.0) for task in tasks.values()]
+    deviations = [100 * (task["score"]["deviation"] or np.nan) for task in tasks.values()]
     figure = _figure(2.5 + 0.9 * len(tasks), 4.2)
     axis = figure.subplots()
     bars = axis.bar(list(tasks), means, yerr=deviations, width=0.6, color="tab:blue", alpha=0.75, capsize=4)

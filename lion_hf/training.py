@@ -83,8 +83,8 @@ def save(trainer: LionTrainer, dataset: str | None, metrics: Mapping[str, float]
         return
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on all processes: shares are gathered
     if trainer.args.should_save:
-        speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-        results = {name: round(value, 4) for name, value in metrics.items() if name not in speed}
+        speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # of each evaluation set
+        results = {name: round(value, 4) for name, value in metrics.items() if not name.endswith(speed)}
         save_for_hub(
             model,
             folder,
