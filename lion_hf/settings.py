@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 SETTINGS_FILE = "settings.yaml"
 
@@ -66,8 +66,29 @@ def save_settings(folder: str | os.PathLike, *instances: Any) -> dict[str, Any]:
 def resolved_settings(*instances: Any) -> dict[str, Any]:
     """The instances' fields as plain values, without empty ones, tokens of the Hub, and the number of the process."""
     settings = {field.name: _plain(getattr(x, field.name)) for x in instances for field in fields(x) if field.init}
+    if settings.get("report_to") == []:  # what "none" has become
+        settings["report_to"] = "none"
     hidden = ("hub_token", "local_rank")
     return {name: value for name, value in settings.items() if value not in (None, "", [], {}) and name not in hidden}
+
+
+def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any]:
+    """Fields of a configuration from `name=value,name=value`, or from a mapping in YAML.
+
+    Raises:
+        ValueError: for a text of another form, or a name that the configuration does not have, with the nearest one.
+    """
+    if not text:
+        return {}
+    try:
+        overrides = yaml.safe_load(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r}: expected name=value,name=value") from error
+    legal = sorted(set(config.to_dict()) - {"model_type", "architectures", "transformers_version"})
+    for name in overrides:
+        if name not in legal:
+            raise ValueError(_unknown("field", str(name), legal).replace(" (--help shows all)", ""))
+    return overrides
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -25,6 +25,7 @@ class LionTrainingArguments(TrainingArguments):
         output_dir: the run's folder; required.
         resume: "auto" continues from the newest whole checkpoint in `output_dir` if there is one, "never" starts anew, a
             checkpoint's folder continues from it.
+        total_batch_size: samples a step over all processes; sets `gradient_accumulation_steps`.
         peak_tflops: the device's peak in TFLOP/s, for model FLOPs utilisation; None to measure its rate of matrix products.
     """
 
@@ -32,6 +33,9 @@ class LionTrainingArguments(TrainingArguments):
     resume: str = field(
         default="auto",
         metadata={"help": "auto: continue from the newest whole checkpoint in output_dir; never; or a checkpoint's folder."},
+    )
+    total_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples a step over all processes; sets gradient_accumulation_steps."}
     )
     peak_tflops: float | None = field(
         default=None,
@@ -58,6 +62,14 @@ class LionTrainingArguments(TrainingArguments):
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"save_total_limit={self.save_total_limit}: expected None or an integer of at least 1")
         super().__post_init__()
+        if self.total_batch_size is not None:
+            at_once = self.per_device_train_batch_size * self.world_size
+            if self.total_batch_size < 1 or self.total_batch_size % at_once:
+                raise ValueError(
+                    f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once} samples at a time"
+                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on {self.world_size} processes)"
+                )
+            self.gradient_accumulation_steps = self.total_batch_size // at_once
 
 
 class LionTrainer(Trainer):
@@ -74,6 +86,13 @@ class LionTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        config = getattr(self.model, "config", None)
+        form, dropout = getattr(config, "attention_form", "auto"), getattr(config, "attention_probs_dropout_prob", 0)
+        if form in ("chunk", "recurrent") and dropout:
+            raise ValueError(
+                f"attention_form={form!r} with attention_probs_dropout_prob={dropout}: only 'attention' (which 'auto' then"
+                " picks) keeps scores to drop; set the dropout to 0 to train in this form"
+            )
         for callback in self.callback_handler.callbacks:
             if type(callback) is ProgressCallback:
                 self.remove_callback(callback)
@@ -96,6 +115,14 @@ class LionTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         return super()._get_num_items_in_batch([_with_labels(batch) for batch in batch_samples], device)
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As in Trainer; a metric `exact_loss` of `compute_metrics` takes the place of the mean of the batches' losses."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        exact = output.metrics.pop(f"{metric_key_prefix}_exact_loss", None)
+        if exact is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = exact
+        return output
 
     # Losses that are not finite
 

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from transformers import (
     BertTokenizer,
     DataCollatorForLanguageModeling,
-    ProgressCallback,
     TrainingArguments,
     ViTImageProcessor,
     default_data_collator,
@@ -61,15 +60,6 @@ class Result:
     target: str
     seconds: float
     passed: bool
-
-
-class Progress(ProgressCallback):
-    """Trainer's progress bar with the latest numbers behind it, instead of a line for every log entry."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss", "eval_accuracy") if name in logs}
-        if self.training_bar is not None and shown:
-            self.training_bar.set_postfix(shown)
 
 
 def main() -> None:
@@ -342,8 +332,6 @@ def training_arguments(folder: Path, seed: int, **settings) -> TrainingArguments
 
 def train_and_save(trainer: LionTrainer, processor: ViTImageProcessor | BertTokenizer, folder: Path) -> None:
     """Trains under a progress bar, then writes model, processor and the table of the curves."""
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Progress)
     trainer.train()
     trainer.save_model(folder)
     processor.save_pretrained(folder)
