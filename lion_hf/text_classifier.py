@@ -14,13 +14,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .settings import parse_overrides
 
-def load_config(path: str, changes: Mapping[str, Any], max_length: int, trust_remote_code: bool = False) -> PreTrainedConfig:
+
+def load_config(
+    path: str, overrides: str | None, changes: Mapping[str, Any], max_length: int, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """A text model's configuration with changed settings.
 
     Args:
         path: folder or name on the Hub.
-        changes: settings to change, by the configuration's names.
+        overrides: settings to change, as `parse_overrides` reads them.
+        changes: more of them, by the configuration's names.
         max_length: tokens of a row at most.
         trust_remote_code: whether code that comes with the model may run.
 
@@ -34,7 +39,7 @@ def load_config(path: str, changes: Mapping[str, Any], max_length: int, trust_re
         raise ValueError(f"model {path}: expected a folder with config.json or a name on the Hub ({error})") from error
     if getattr(config, "modality", "text") != "text":
         raise ValueError(f"model {path} is for images: expected a text model")
-    for name, value in changes.items():
+    for name, value in (parse_overrides(overrides, config) | changes).items():
         if not hasattr(config, name):
             raise ValueError(f"{name}={value!r}: {path} is a {config.model_type} model, which has no such setting")
         setattr(config, name, value)
@@ -88,6 +93,9 @@ def build_classifier(
         classes: their names in the order of their numbers.
         from_scratch: whether all weights are random.
         trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        ValueError: if weights other than the classifier's have other shapes than the configuration asks for.
     """
     names = tuple(classes) or ("target",)
     config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
@@ -95,6 +103,10 @@ def build_classifier(
     options = {"config": config, "trust_remote_code": trust_remote_code}
     if from_scratch:
         return AutoModelForSequenceClassification.from_config(**options)
-    return AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, ignore_mismatched_sizes=True, **options
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **options
     )
+    for name, found, asked in sorted(info["mismatched_keys"]):
+        if name.startswith(f"{model.base_model_prefix}."):  # only the classifier is meant to differ
+            raise ValueError(f"model {path}: {name} has shape {tuple(found)}, the configuration asks for {tuple(asked)}")
+    return model

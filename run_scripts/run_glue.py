@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from torch.nn import functional as F
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 import lion_hf  # noqa: F401  (registers LION with the Auto classes)
 from lion_hf.checkpoints import RESUME, checkpoints, find_checkpoint, remove
@@ -45,13 +47,6 @@ from lion_hf.trainer import LionTrainer, LionTrainingArguments
 from lion_hf.training import run
 
 RECIPE = ("learning_rate", "weight_decay", "num_train_epochs", "per_device_train_batch_size", "seed")
-MODEL_SETTINGS = (
-    "attention_form",
-    "classifier_pooling",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-)
 # Settings by which two runs may differ and still be the same.
 FREE = ("output_dir", "run_name", "resume", "redo", "predict", "keep_checkpoints", "per_device_train_batch_size",
         "gradient_accumulation_steps", "per_device_eval_batch_size", "disable_tqdm", "report_to", "peak_tflops", "data_dir",
@@ -100,10 +95,9 @@ class GlueArguments:
     start_from_mnli: bool = option("Start RTE, MRPC and STS-B from the model fine-tuned on MNLI, which then runs first.", False)
     mnli_checkpoint: str | None = option("The same, from this model fine-tuned on MNLI before.")
     attention_form: str | None = option("LION's form: auto, attention, chunk or recurrent.")
-    classifier_pooling: str | None = option("What the classifier of a LION model reads: cls or mean.")
-    hidden_dropout_prob: float | None = option("Dropout after embeddings, attention and MLP.")
-    attention_probs_dropout_prob: float | None = option("Dropout of the scores; 0 for training in linear time.")
-    classifier_dropout: float | None = option("Dropout before the classifier.")
+    model_overrides: str | None = option(
+        "Fields of the model's configuration, name=value,name=value: classifier_pooling=mean, hidden_dropout_prob=0.2, ..."
+    )
     predict: bool = option("Also write predictions of the test sets, as GLUE's server takes them.", False)
     redo: bool = option("Delete and repeat runs that are finished, or were begun with other settings.", False)
     keep_checkpoints: bool = option("Keep the checkpoints of finished runs.", False)
@@ -150,10 +144,13 @@ class GlueTrainingArguments(LionTrainingArguments):
 
     def __post_init__(self):
         self.given = {name: getattr(self, name) for name in RECIPE if getattr(self, name) is not None}
-        defaults = {f.name: f.default for f in dataclasses.fields(LionTrainingArguments)}
+        defaults = {f.name: f.default for f in dataclasses.fields(LionTrainingArguments)} | {"per_device_train_batch_size": 1}
         for name in RECIPE:
             setattr(self, name, self.given.get(name, defaults[name]))
+        steps = self.gradient_accumulation_steps
         super().__post_init__()
+        if "per_device_train_batch_size" not in self.given:
+            self.gradient_accumulation_steps = steps  # as given: `arguments_of` divides the batch
 
 
 @dataclass
@@ -262,13 +259,15 @@ def load_model_parts(options: GlueArguments) -> PreTrainedTokenizerBase:
 
 def configuration(path: str, options: GlueArguments) -> PreTrainedConfig:
     """A model's configuration with the changes that the options ask for."""
-    changes = {name: getattr(options, name) for name in MODEL_SETTINGS if getattr(options, name) is not None}
-    return load_config(path, changes, options.max_length, options.trust_remote_code)
+    form = {} if options.attention_form is None else {"attention_form": options.attention_form}
+    return load_config(path, options.model_overrides, form, options.max_length, options.trust_remote_code)
 
 
 def plan(data: dict, options: GlueArguments, args: GlueTrainingArguments, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
     """All runs with their settings; those that are finished have their metrics."""
     pairs = []
+    if options.seeds and "seed" in args.given:
+        raise ValueError(f"seeds={options.seeds} and seed={args.seed}: expected one of them")
     for name, (task, splits) in data.items():
         seeds = options.seeds or ([args.given["seed"]] if "seed" in args.given else SEEDS[: task.seeds])
         for seed in dict.fromkeys(seeds):
@@ -295,13 +294,14 @@ def plan(data: dict, options: GlueArguments, args: GlueTrainingArguments, tokeni
 def arguments_of(name: str, task: Task, seed: int, args: GlueTrainingArguments) -> GlueTrainingArguments:
     """The trainer's arguments for a run: the task's own, where the user gave no others."""
     parts = max(1, args.world_size) * max(1, args.n_gpu) * args.gradient_accumulation_steps
-    if "per_device_train_batch_size" not in args.given and task.batch_size % parts:
+    total = args.total_batch_size or task.batch_size
+    if "per_device_train_batch_size" not in args.given and total % parts:
         raise ValueError(
-            f"{name} takes batches of {task.batch_size} rows, which {parts} parts (processes times"
+            f"{name} takes batches of {total} rows, which {parts} parts (processes times"
             " gradient_accumulation_steps) cannot share evenly: give per_device_train_batch_size"
         )
     recipe = {"learning_rate": task.learning_rate, "weight_decay": task.weight_decay, "num_train_epochs": task.epochs}
-    recipe |= {"per_device_train_batch_size": task.batch_size // parts} | args.given | {"seed": seed}
+    recipe |= {"per_device_train_batch_size": total // parts} | args.given | {"seed": seed}
     own = copy.copy(args)
     for key, value in {**recipe, "output_dir": str(Path(args.output_dir, name, str(seed)))}.items():
         setattr(own, key, value)
@@ -334,7 +334,7 @@ def fine_tune(pair: Pair, splits: dict[str, Examples], options: GlueArguments, t
         train_dataset=tokens["train"],
         eval_dataset=evaluation.get("", evaluation),
         processing_class=tokenizer,
-        compute_metrics=lambda found: task.compute(task.predictions(logits_of(found)), found.label_ids),
+        compute_metrics=lambda found: measure(found, task),
     )
     metrics = run(
         trainer,
@@ -353,6 +353,13 @@ def fine_tune(pair: Pair, splits: dict[str, Examples], options: GlueArguments, t
         finish(folder, pair.settings, pair.metrics)
         for checkpoint in [] if options.keep_checkpoints else checkpoints(folder):
             remove(checkpoint)
+
+
+def measure(found: EvalPrediction, task: Task) -> dict[str, float]:
+    """The task's metrics, and the loss over exactly the rows there are, on any number of processes."""
+    logits, labels = torch.tensor(logits_of(found)), torch.tensor(found.label_ids)
+    loss = F.cross_entropy(logits, labels) if task.classes else F.mse_loss(logits.flatten(), labels)
+    return {"exact_loss": loss.item(), **task.compute(task.predictions(logits_of(found)), found.label_ids)}
 
 
 def logits_of(found) -> np.ndarray:

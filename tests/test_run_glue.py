@@ -136,7 +136,8 @@ def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_p
 
 def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
     """Named classes are learnt and saved; a second call runs nothing; other settings are refused; --redo repeats."""
-    learn = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--per_device_train_batch_size", "8"]
+    learn = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--total_batch_size", "8"]
+    learn += ["--eval_strategy", "no"]
     argv = own(folder, tmp_path, *QUICK, *learn, "--seeds", "1", "2", "--task", "reviews", "--metrics", "accuracy", "f1")
     summary = script.main([*argv, "--test_file", str(folder / "validation.csv")])
     assert summary["tasks"]["reviews"]["metrics"]["accuracy"]["mean"] > 0.9
@@ -157,7 +158,7 @@ def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
         for option, value, message in (
             ("--learning_rate", "2e-2", "learning_rate was 0.01 and is 0.02"),
             ("--max_length", "64", "max_length was 128 and is 64"),
-            ("--classifier_pooling", "mean", "classifier_pooling was None and is 'mean'"),
+            ("--model_overrides", "classifier_pooling=mean", "model_overrides was None and is 'classifier_pooling=mean'"),
         ):
             with pytest.raises(SystemExit, match=re.escape(message)):
                 script.main([*argv, option, value])
@@ -181,20 +182,8 @@ def test_other_data_and_other_weights_are_other_runs(script, folder, tmp_path):
 
 def test_an_interrupted_run_continues(script, folder, tmp_path, monkeypatch):
     """Killed in step 5 of 6, after a checkpoint at 4, it does two steps more and ends in the same weights and metrics."""
-    argv = [
-        *QUICK,
-        "--max_steps",
-        "6",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "2",
-        "--seed",
-        "5",
-        "--learning_rate",
-        "1e-2",
-    ]
-    argv += ["--hidden_dropout_prob", "0.1"]
+    argv = "--max_steps 6 --save_strategy steps --save_steps 2 --seed 5 --learning_rate 1e-2"
+    argv = [*QUICK, *argv.split(), "--model_overrides", "hidden_dropout_prob=0.1"]
     whole = script.main(own(folder, tmp_path / "whole", *argv))
     step, steps = script.LionTrainer.training_step, []
 
@@ -268,8 +257,13 @@ ERRORS = [
     ("{own} --label_column stars", "column 'stars' is not in {0}/train.csv"),
     ("{own} --metrics rouge", "metrics='rouge': expected among ['accuracy', 'f1', 'matthews_correlation'] for 2 classes"),
     ("{own} --attention_form chnk", "attention_form='chnk': expected one of"),
-    ("{own} --attention_form chunk --attention_probs_dropout_prob 0.1", "attention_form='chunk' cannot drop out scores"),
-    ("{own} --hidden_dropout_prob 2", "hidden_dropout_prob=2.0: expected a probability"),
+    (
+        "{own} --attention_form chunk --model_overrides attention_probs_dropout_prob=0.1",
+        "attention_form='chunk' cannot drop",
+    ),
+    ("{own} --model_overrides hidden_dropout_prob=2", "hidden_dropout_prob=2: expected a probability"),
+    ("{own} --model_overrides hiden_dropout_prob=0", "unknown field hiden_dropout_prob: did you mean hidden_dropout_prob?"),
+    ("{own} --seed 1 --seeds 1 2", "seeds=[1, 2] and seed=1: expected one of them"),
     ("{own} --model_name_or_path {0}/nowhere", "nowhere: expected a folder with config.json or a name on the Hub"),
     ("{own} --model_name_or_path {0}/untokenized", "untokenized has no tokenizer"),
     ("{own} --model_name_or_path {0}/weightless", "weightless holds no weights: from_scratch starts from random ones"),
@@ -331,6 +325,13 @@ def test_errors_of_the_command_line(arguments, message, script, tmp_path, capsys
     with pytest.raises(SystemExit):
         script.main(["--model_name_or_path", "m", "--output_dir", str(tmp_path), *arguments.split()])
     assert message in capsys.readouterr().err
+
+
+def test_weights_of_another_shape_are_refused(script, folder, tmp_path):
+    """Only the classifier may have another number of classes than the checkpoint."""
+    argv = own(folder, tmp_path, *ONCE, "--seed", "1", "--model_overrides", "intermediate_size=44")
+    with pytest.raises(ValueError, match=re.escape("bias has shape (40,), the configuration asks for (44,)")):
+        script.main(argv)
 
 
 def test_recipes_and_options_change_the_table(script, folder, tmp_path):
