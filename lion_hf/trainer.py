@@ -124,6 +124,12 @@ class LionTrainer(Trainer):
             output.metrics[f"{metric_key_prefix}_loss"] = exact
         return output
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """As in Trainer, but nothing for a run that was interrupted after its last step, in which Trainer would do one more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     # Losses that are not finite
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
@@ -183,6 +189,8 @@ class LionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the numbers; to those of training it adds items a second, of all processes, and model FLOPs utilisation."""
         self._stop_if_not_finite()
+        if "train_loss" in logs:  # Trainer's knows only the steps since the run was continued
+            logs["train_loss"] = _mean_loss(self.state.log_history)
         if "loss" in logs and self._since is not None:
             seconds, processes = time.perf_counter() - self._since, self.args.world_size
             unit = "images" if getattr(self.model, "main_input_name", "") == "pixel_values" else "tokens"
@@ -295,6 +303,13 @@ def where_not_finite(model: nn.Module, inputs: dict[str, Any] | None = None) -> 
         for hook in hooks:
             hook.remove()
     return f"the first output that is not finite is that of {found[0]}" if found else "all parameters are finite"
+
+
+def _mean_loss(log_history: list[dict[str, float]]) -> float:
+    """The mean over all logged steps, of which every entry has the mean since the one before."""
+    entries = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    starts = [0, *(step for step, _ in entries)]
+    return sum(loss * (step - start) for (step, loss), start in zip(entries, starts)) / max(starts[-1], 1)
 
 
 def _cannot_write(error: Exception) -> bool:

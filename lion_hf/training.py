@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .trainer import LionTrainer
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
+SECONDS_BETWEEN_PICTURES = 30.0
 # Settings that may differ between a run and its continuation without changing what is computed.
 FREE = ("resume", "report_to", "save_total_limit", "logging_steps", "eval_steps", "save_steps", "disable_tqdm", "peak_tflops")
 
@@ -107,17 +109,18 @@ class Curves(TrainerCallback):
     """Keeps `curves.csv` and, with matplotlib, `curves.png` in the run's folder up to date."""
 
     def __init__(self, title: str, metric: str | None):
-        self.title, self.metric = title, metric
+        self.title, self.metric, self.drawn = title, metric, float("-inf")
 
-    def write(self, args, state) -> None:
+    def write(self, args, state, draw: bool = True) -> None:
         history = [entry for entry in state.log_history if "step" in entry]
         plots.save_history(history, Path(args.output_dir, "curves.csv"))
-        if importlib.util.find_spec("matplotlib") and any("loss" in entry or "eval_loss" in entry for entry in history):
+        if draw and history and importlib.util.find_spec("matplotlib"):
             plots.plot_curves(history, Path(args.output_dir, "curves.png"), self.title, metric=self.metric)
+            self.drawn = time.monotonic()
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.write(args, state)
+            self.write(args, state, draw=time.monotonic() > self.drawn + SECONDS_BETWEEN_PICTURES)
 
     on_evaluate = on_save
 

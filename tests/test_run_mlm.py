@@ -227,8 +227,8 @@ def test_counts_are_the_loss_and_accuracy_of_all_masked_tokens(sparse):
         (["--validation_file", "empty.txt"], "--text_column text: all of the 3 documents are empty"),
         (["--text_column", "txt"], "--text_column txt: the train data has text"),
         (
-            ["--train_file", "numbers.csv", "--validation_file", "numbers.csv", "--text_column", "number"],
-            "--text_column number holds int64: expected text",
+            ["--train_file", "x.csv", "--validation_file", "x.csv", "--text_column", "n"],
+            "--text_column n holds int64: expected text",
         ),
         (["--train_file", "train.txt", "x.csv"], "expected files of one kind"),
         (["--train_file", "train.docx"], "expected files of one kind among .txt, .json"),
