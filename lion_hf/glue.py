@@ -18,7 +18,9 @@ from pathlib import Path
 import datasets
 import evaluate
 import numpy as np
+import torch
 import yaml
+from torch.nn import functional as F
 
 # What `read_recipes` may change.
 RECIPE = {"epochs": float, "batch_size": int, "learning_rate": float, "weight_decay": float, "seeds": int}
@@ -170,16 +172,24 @@ class Task:
         results = (METRICS[key]().compute(predictions=predictions, references=references) for key in self.metrics)
         return {key: value for result in results for key, value in result.items()}
 
-    def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Classes or targets (N,) from a model's logits (N, classes or 1).
+    def predictions(self, logits: np.ndarray | tuple) -> np.ndarray:
+        """Classes or targets (N,) from a model's logits (N, classes or 1), or from outputs of which they are the first.
 
         Raises:
             ValueError: if a logit is not finite, which no metric would show.
         """
+        logits = logits[0] if isinstance(logits, tuple) else logits
         bad = (~np.isfinite(logits)).any(axis=-1).sum()
         if bad:
             raise ValueError(f"the model's logits are not finite for {bad} of {len(logits)} rows: its weights are broken")
         return logits.argmax(axis=-1) if self.classes else logits.astype(np.float64).reshape(len(logits))
+
+    def measure(self, logits: np.ndarray | tuple, references: np.ndarray) -> dict[str, float]:
+        """The metrics of a model's logits, as in `predictions`, and the loss over exactly these rows, `exact_loss`."""
+        scores = torch.tensor(logits[0] if isinstance(logits, tuple) else logits).float()
+        labels = torch.tensor(references)
+        loss = F.cross_entropy(scores, labels) if self.classes else F.mse_loss(scores.flatten(), labels.float())
+        return {"exact_loss": loss.item(), **self.compute(self.predictions(logits), references)}
 
 
 ONE, PAIR, QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")

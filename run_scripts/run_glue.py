@@ -19,11 +19,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
 from datasets import Dataset
-from torch.nn import functional as F
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 import lion_hf  # noqa: F401  (registers LION with the Auto classes)
 from lion_hf.checkpoints import RESUME, checkpoints, find_checkpoint, remove
@@ -110,15 +107,15 @@ class GlueArguments:
             raise ValueError(f"task={self.task!r} with train_file: that is one of GLUE's; name your own data otherwise")
         if own and Path(self.task or "own").name != (self.task or "own"):
             raise ValueError(f"task={self.task!r}: expected a name for your own data that can be a folder's")
-        for name in ("validation_file", "test_file", "sentence1_column", "sentence2_column", "label_column", "regression"):
-            if getattr(self, name) is not None and not own:
+        columns = ("sentence1_column", "sentence2_column", "label_column")
+        for name in ("validation_file", "test_file", *columns, "regression", "metrics"):
+            if getattr(self, name) not in (None, []) and not own:
                 raise ValueError(f"{name}={getattr(self, name)!r} without train_file: it is for your own data")
         if own and self.validation_file is None:
             raise ValueError("train_file without validation_file: expected both")
-        if own and (self.data_dir or self.predict or self.start_from_mnli or self.mnli_checkpoint):
-            raise ValueError(
-                "data_dir, predict, start_from_mnli, mnli_checkpoint: expected none with train_file, they are for GLUE"
-            )
+        for name in ("data_dir", "recipes", "predict", "start_from_mnli", "mnli_checkpoint"):
+            if getattr(self, name) and own:
+                raise ValueError(f"{name}={getattr(self, name)!r} with train_file: it is for GLUE's tasks")
         if self.sentence2_column and not self.sentence1_column:
             raise ValueError(f"sentence2_column={self.sentence2_column!r} without sentence1_column")
         if self.max_length < 3:
@@ -182,11 +179,17 @@ def main(argv: list[str] | None = None) -> dict:
 
     results = {}
     for pair in pairs:
-        if pair.metrics is None:
-            say(f"\n{pair.name}, seed {pair.seed}: {pair.args.output_dir}")
-            fine_tune(pair, data[pair.name][1], options, tokenizer)
-        else:
-            say(f"{pair.name}, seed {pair.seed}: finished before, in {pair.args.output_dir}")
+        task, splits = data[pair.name]
+        done, tested = pair.metrics is not None, set(task.test_splits) & set(splits)
+        say(f"\n{pair.name}, seed {pair.seed}: {'finished before, in ' if done else ''}{pair.args.output_dir}")
+        if done:
+            pair.model, pair.from_scratch = pair.args.output_dir, False
+        if tested or not done:
+            trainer = make_trainer(pair, splits, options, tokenizer)
+        if not done:
+            fine_tune(pair, trainer, options)
+        if tested:
+            predict(pair, trainer, splits, options)
         results.setdefault(pair.name, {})[pair.seed] = pair.metrics
         summary = summarize(results)
         if args.process_index == 0:
@@ -318,53 +321,52 @@ def settings_of(options, args, tokenizer, splits: dict[str, Examples]) -> dict:
     return settings | {f"{split} data": found.digest for split, found in splits.items() if not split.startswith("test")}
 
 
-def fine_tune(pair: Pair, splits: dict[str, Examples], options: GlueArguments, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Trains and evaluates a run, writes predictions if asked, and leaves its metrics in the pair and on disk."""
-    task, folder, first = pair.task, Path(pair.args.output_dir), pair.args.process_index == 0
-    if first:
-        begin(folder, pair.settings)
+def make_trainer(
+    pair: Pair, splits: dict[str, Examples], options: GlueArguments, tokenizer: PreTrainedTokenizerBase
+) -> LionTrainer:
+    """The trainer of a run with its model and data."""
+    task = pair.task
     tokens = {split: tokenize(found.data, tokenizer, options.max_length) for split, found in splits.items()}
     evaluation = {prefix.rstrip("_"): tokens[split] for split, prefix in task.splits}
     set_seed(pair.seed)
     config = configuration(pair.model, options)
-    trainer = LionTrainer(
+    return LionTrainer(
         build_classifier(pair.model, config, task.classes, pair.from_scratch, options.trust_remote_code),
         pair.args,
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=tokens["train"],
         eval_dataset=evaluation.get("", evaluation),
         processing_class=tokenizer,
-        compute_metrics=lambda found: measure(found, task),
+        compute_metrics=lambda found: task.measure(found.predictions, found.label_ids),
     )
+
+
+def fine_tune(pair: Pair, trainer: LionTrainer, options: GlueArguments) -> None:
+    """Trains and evaluates a run, and leaves its metrics in the pair and on disk."""
+    task, folder = pair.task, pair.args.output_dir
+    if trainer.is_world_process_zero():
+        begin(folder, pair.settings)
     metrics = run(
         trainer,
         title=f"{pair.name}, seed {pair.seed}",
         metric=task.splits[0][1] + task.metrics[0],
         dataset=pair.name if task.own else "nyu-mll/glue",
-        settings=[dataclasses.replace(options, task=None if pair.name == "own" else pair.name, seeds=[], redo=False)],
+        settings=[dataclasses.replace(options, task=pair.name, seeds=[], redo=False)],
     )
-    for split, file in zip(task.test_splits, task.submission):
-        if split in tokens:
-            predicted = task.predictions(logits_of(trainer.predict(tokens[split])))
-            if first:
-                write_predictions(folder / file, predicted, task)
     pair.metrics = {prefix + key: metrics[f"eval_{prefix}{key}"] for _, prefix in task.splits for key in task.metrics}
-    if first:
+    if trainer.is_world_process_zero():
         finish(folder, pair.settings, pair.metrics)
         for checkpoint in [] if options.keep_checkpoints else checkpoints(folder):
             remove(checkpoint)
 
 
-def measure(found: EvalPrediction, task: Task) -> dict[str, float]:
-    """The task's metrics, and the loss over exactly the rows there are, on any number of processes."""
-    logits, labels = torch.tensor(logits_of(found)), torch.tensor(found.label_ids)
-    loss = F.cross_entropy(logits, labels) if task.classes else F.mse_loss(logits.flatten(), labels)
-    return {"exact_loss": loss.item(), **task.compute(task.predictions(logits_of(found)), found.label_ids)}
-
-
-def logits_of(found) -> np.ndarray:
-    """The logits among what a model predicted."""
-    return found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+def predict(pair: Pair, trainer: LionTrainer, splits: dict[str, Examples], options: GlueArguments) -> None:
+    """Writes the predictions of the test sets that were read."""
+    for split, file in zip(pair.task.test_splits, pair.task.submission):
+        if split in splits:
+            found = trainer.predict(tokenize(splits[split].data, trainer.processing_class, options.max_length))
+            if trainer.is_world_process_zero():
+                write_predictions(Path(pair.args.output_dir, file), pair.task.predictions(found.predictions), pair.task)
 
 
 if __name__ == "__main__":

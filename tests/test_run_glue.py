@@ -61,7 +61,8 @@ def script():
 def folder(tmp_path_factory):
     """A model with tokenizer, GLUE's nine tasks, and a user's own files."""
     folder = tmp_path_factory.mktemp("glue")
-    network = model("MaskedLM", text_config("decay", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "sparse_prediction": True}  # as from run_mlm.py
+    network = model("MaskedLM", text_config("decay", **options))
     network.save_pretrained(folder / "model")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate([*special, *WORDS])})
@@ -153,7 +154,9 @@ def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(script, "fine_tune", lambda *_: pytest.fail("a finished run was repeated"))
-        assert script.main(argv) == summary
+        (run / "predictions.tsv").unlink()
+        assert script.main([*argv, "--test_file", str(folder / "validation.csv")]) == summary
+        assert (run / "predictions.tsv").read_text().splitlines() == predictions, "the saved model predicts"
         assert "seed 2: finished before" in capsys.readouterr().out
         for option, value, message in (
             ("--learning_rate", "2e-2", "learning_rate was 0.01 and is 0.02"),
@@ -315,7 +318,8 @@ def test_errors_before_any_work(arguments, message, script, broken, tmp_path, mo
         ("--train_file a.csv", "train_file without validation_file"),
         ("--train_file a.csv --validation_file b.csv --task rte", "task='rte' with train_file: that is one of GLUE's"),
         ("--train_file a.csv --validation_file b.csv --task a/b", "task='a/b': expected a name"),
-        ("--train_file a.csv --validation_file b.csv --predict", "expected none with train_file"),
+        ("--train_file a.csv --validation_file b.csv --predict", "predict=True with train_file: it is for GLUE's tasks"),
+        ("--task rte --metrics f1", "metrics=['f1'] without train_file"),
         ("--task rte --label_column y", "label_column='y' without train_file"),
         ("--task rte --max_length 2", "max_length=2: expected at least 3"),
         ("--task rte --learning_rat 1", "unknown option --learning_rat: did you mean --learning_rate?"),
