@@ -252,6 +252,8 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
                 number = RECIPE[name](value)  # YAML takes 3e-5 for a word
             except (TypeError, ValueError):
                 number = 0
+            if name == "seeds" and number > len(SEEDS):
+                raise ValueError(f"recipes={str(path)!r}: seeds={value!r} of {task}: expected at most {len(SEEDS)}")
             if number <= 0 and not (name == "weight_decay" and value == 0):
                 raise ValueError(f"recipes={str(path)!r}: {name}={value!r} of {task}: expected {RECIPE[name].__name__} > 0")
             tasks[task] = replace(tasks[task], **{name: number})

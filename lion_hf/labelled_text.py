@@ -147,7 +147,7 @@ def own_task(
             )
     task = replace(OWN, sentences=tuple(sentences), label=label)
     check_columns(data, source, task)
-    values = [_plain(value) for value in data[label]]
+    values = [_plain(value) for value in data[label][:]]
     _refuse_missing(values, source, label)
     numbers = [_number(value) for value in values]
     if regression is None:
@@ -204,10 +204,10 @@ def examples(data: Dataset, source: str, task: Task, labelled: bool = True) -> E
         ValueError: for a missing column, missing labels, labels that the task does not have, or no text at all.
     """
     check_columns(data, source, task, labelled)
-    texts = [["" if text is None else str(text).strip() for text in data[name]] for name in task.sentences]
+    texts = [["" if text is None else str(text).strip() for text in data[name][:]] for name in task.sentences]
     columns = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
     if labelled:
-        columns["labels"] = _numbered([_plain(value) for value in data[task.label]], source, task)
+        columns["labels"] = _numbered([_plain(value) for value in data[task.label][:]], source, task)
     kept = [row for row, sentences in enumerate(zip(*texts)) if all(sentences) or not labelled]
     if not kept:
         raise ValueError(f"{source}: every row of {list(task.sentences)} is empty")

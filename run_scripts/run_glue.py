@@ -177,19 +177,21 @@ def main(argv: list[str] | None = None) -> dict:
     for name, (task, splits) in data.items():
         say(describe(name, task, splits))
 
-    results = {}
+    results, tokens = {}, {}
     for pair in pairs:
         task, splits = data[pair.name]
         done, tested = pair.metrics is not None, set(task.test_splits) & set(splits)
         say(f"\n{pair.name}, seed {pair.seed}: {'finished before, in ' if done else ''}{pair.args.output_dir}")
         if done:
             pair.model, pair.from_scratch = pair.args.output_dir, False
+        if (tested or not done) and pair.name not in tokens:
+            tokens = {pair.name: {split: tokenize(x.data, tokenizer, options.max_length) for split, x in splits.items()}}
         if tested or not done:
-            trainer = make_trainer(pair, splits, options, tokenizer)
+            trainer = make_trainer(pair, tokens[pair.name], options, tokenizer)
         if not done:
             fine_tune(pair, trainer, options)
         if tested:
-            predict(pair, trainer, splits, options)
+            predict(pair, trainer, tokens[pair.name])
         results.setdefault(pair.name, {})[pair.seed] = pair.metrics
         summary = summarize(results)
         if args.process_index == 0:
@@ -268,7 +270,7 @@ def configuration(path: str, options: GlueArguments) -> PreTrainedConfig:
 
 def plan(data: dict, options: GlueArguments, args: GlueTrainingArguments, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
     """All runs with their settings; those that are finished have their metrics."""
-    pairs = []
+    pairs, digests = [], {}
     if options.seeds and "seed" in args.given:
         raise ValueError(f"seeds={options.seeds} and seed={args.seed}: expected one of them")
     for name, (task, splits) in data.items():
@@ -279,10 +281,10 @@ def plan(data: dict, options: GlueArguments, args: GlueTrainingArguments, tokeni
             start = (options.mnli_checkpoint or pairs[0].args.output_dir) if after_mnli else options.model_name_or_path
             random = options.from_scratch and not after_mnli
             settings = settings_of(options, own, tokenizer, splits)
-            if after_mnli and not options.mnli_checkpoint:  # MNLI's first run, whose settings make its weights
-                settings["model"] = digest(pairs[0].settings)
-            else:
-                settings["model"] = model_digest(start, weights=not random)
+            if start not in digests:  # of MNLI's first run, which has no weights yet, what they will be made by
+                waits = after_mnli and not options.mnli_checkpoint
+                digests[start] = digest(pairs[0].settings) if waits else model_digest(start, weights=not random)
+            settings["model"] = digests[start]
             pairs.append(Pair(name, task, seed, start, random, own, settings))
     if args.resume not in RESUME and len(pairs) > 1:
         raise ValueError(f"resume={args.resume!r} with {len(pairs)} runs: expected one of {RESUME}, or one task and one seed")
@@ -322,11 +324,10 @@ def settings_of(options, args, tokenizer, splits: dict[str, Examples]) -> dict:
 
 
 def make_trainer(
-    pair: Pair, splits: dict[str, Examples], options: GlueArguments, tokenizer: PreTrainedTokenizerBase
+    pair: Pair, tokens: dict[str, Dataset], options: GlueArguments, tokenizer: PreTrainedTokenizerBase
 ) -> LionTrainer:
     """The trainer of a run with its model and data."""
     task = pair.task
-    tokens = {split: tokenize(found.data, tokenizer, options.max_length) for split, found in splits.items()}
     evaluation = {prefix.rstrip("_"): tokens[split] for split, prefix in task.splits}
     set_seed(pair.seed)
     config = configuration(pair.model, options)
@@ -360,13 +361,13 @@ def fine_tune(pair: Pair, trainer: LionTrainer, options: GlueArguments) -> None:
             remove(checkpoint)
 
 
-def predict(pair: Pair, trainer: LionTrainer, splits: dict[str, Examples], options: GlueArguments) -> None:
+def predict(pair: Pair, trainer: LionTrainer, tokens: dict[str, Dataset]) -> None:
     """Writes the predictions of the test sets that were read."""
     for split, file in zip(pair.task.test_splits, pair.task.submission):
-        if split in splits:
-            found = trainer.predict(tokenize(splits[split].data, trainer.processing_class, options.max_length))
+        if split in tokens:
+            logits = trainer.predict(tokens[split]).predictions
             if trainer.is_world_process_zero():
-                write_predictions(Path(pair.args.output_dir, file), pair.task.predictions(found.predictions), pair.task)
+                write_predictions(Path(pair.args.output_dir, file), pair.task.predictions(logits), pair.task)
 
 
 if __name__ == "__main__":

@@ -367,6 +367,7 @@ def test_recipes_and_options_change_the_table(script, folder, tmp_path):
             "'epoch' of rte: expected among ('epochs', 'batch_size', 'learning_rate', 'weight_decay', 'seeds')",
         ),
         ("rte: {epochs: many}", "epochs='many' of rte: expected float > 0"),
+        ("rte: {seeds: 6}", "seeds=6 of rte: expected at most 5"),
         ("rte: {batch_size: 0}", "batch_size=0 of rte: expected int > 0"),
         ("rte: 3", "expected lines such as"),
         ("rte: [", "cannot be read"),
