@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow
+import pyarrow.parquet
 from datasets import Dataset, load_dataset
 
 from .glue import METRICS, Task
@@ -42,7 +43,7 @@ def read_table(path: str | Path) -> Dataset:
         raise ValueError(f"{path}: there is no such file")
     try:
         if path.suffix.lower() == ".parquet":
-            data = Dataset.from_parquet(str(path), keep_in_memory=True)
+            data = Dataset.from_dict(pyarrow.parquet.read_table(path).to_pydict())
         else:
             text = path.read_text(encoding="utf-8-sig")
             data = Dataset.from_list(_csv_rows(text, path) if path.suffix.lower() == ".csv" else _json_rows(text, path))
@@ -56,14 +57,16 @@ def read_table(path: str | Path) -> Dataset:
 def _csv_rows(text: str, path: Path) -> list[dict[str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = next(reader, [])
-        rows = []
+        header, rows = next(reader, []), []
+        if len(set(header)) < len(header):
+            raise ValueError(f"{path}: two columns have the same name: {header}")
         for row in reader:
             if row and len(row) != len(header):
                 raise ValueError(
                     f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)}: {header}"
                 )
-            rows += [dict(zip(header, row))] * bool(row)
+            if row:
+                rows.append(dict(zip(header, row)))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     return rows

@@ -213,6 +213,7 @@ def test_files_are_read_alike(tmp_path):
         ("a.csv", "text,label\nx,1\ny,1,2\n", "a.csv, line 3: 3 fields, but the header has 2"),
         ("a.csv", 'text,label\n"x,1\n', "a.csv, line 2: unexpected end of data"),
         ("a.csv", "text,label\n", "holds no rows"),
+        ("a.csv", "text,text\nx,1\n", "two columns have the same name: ['text', 'text']"),
         ("a.csv", "", "holds no rows"),
         ("a.jsonl", '{"text": "x"}\n{"text": \n', "a.jsonl, line 2: Expecting value"),
         ("a.jsonl", "1\n", "a.jsonl, row 1: expected an object"),
