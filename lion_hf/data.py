@@ -76,7 +76,7 @@ class SeededDataset(Dataset):
         return len(self.dataset) * self.repeats
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch's random numbers; accelerate's data loaders call it."""
+        """Chooses the epoch's random numbers; `LionTrainer` calls it."""
         if self.vary:
             self.epoch.fill_(epoch)
 

@@ -75,7 +75,7 @@ def save_for_hub(
     Raises:
         ValueError: for a model of another class, or metrics without data set.
     """
-    auto_name = {own: auto for auto, own in AUTO_MODELS.items()}.get(type(model).__name__)
+    auto_name = {own: auto for auto, own in AUTO_MODELS.items()}.get(type(model).__name__.removeprefix("FSDP"))
     if auto_name is None:
         raise ValueError(
             f"model is a {type(model).__name__}: expected one of {tuple(AUTO_MODELS.values())}, because only their code travels"

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from .distributed import start_processes
+
 SETTINGS_FILE = "settings.yaml"
 
 
@@ -32,6 +34,8 @@ def parse_settings(description: str, *types: type, argv: Sequence[str] | None = 
         SystemExit: with a message for an unknown key or option, which names the nearest legal one, a file that cannot be
             read, a value of the wrong type, or what the dataclasses' own checks raise as ValueError.
     """
+    if argv is None:
+        start_processes()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.usage = "%(prog)s [--config FILE.yaml] [--option value ...]"  # the full one fills a screen

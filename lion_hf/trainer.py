@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from . import checkpoints
+from .distributed import settle_fsdp, share_weights, use_cpu_without_accelerator
 from .modeling.modeling_lion import LionPreTrainedModel
 
 NEVER = torch.iinfo(torch.long).max  # the step at which the loss was not finite, while it always was
@@ -61,6 +62,7 @@ class LionTrainingArguments(TrainingArguments):
             raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(f"save_total_limit={self.save_total_limit}: expected None or an integer of at least 1")
+        use_cpu_without_accelerator()
         super().__post_init__()
         if self.total_batch_size is not None:
             at_once = self.per_device_train_batch_size * self.world_size
@@ -98,8 +100,15 @@ class LionTrainer(Trainer):
                 self.remove_callback(callback)
                 self.add_callback(Progress)
         self.add_callback(LogAtCheckpoints)
+        self.add_callback(SetEpoch)
+        if self.is_fsdp_enabled and self.args.world_size > 1:
+            share_weights(self.model, self.args.device)
         self._bad_step = torch.tensor(NEVER, device=self.args.device)
         self._items, self._flops, self._since, self._peak = 0, 0.0, None, None
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = settle_fsdp(self.accelerator)
 
     # What the loss is divided by, and what decays
 
@@ -145,14 +154,17 @@ class LionTrainer(Trainer):
         return loss
 
     def _stop_if_not_finite(self, inputs: dict[str, Any] | None = None) -> None:
-        step = self._bad_step.item()
+        step = self.accelerator.gather(self._bad_step).min().item()  # all processes stop, or some would wait for others
         if step == NEVER:
             return
+        place = where_not_finite(self.model, inputs)
+        if self._bad_step.item() != step:
+            place = "it did so in another process and was finite in this one"
         rate = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler is not None else float("nan")
         whole = [folder for folder in checkpoints.checkpoints(self.args.output_dir) if checkpoints.damage(folder) is None]
         raise FloatingPointError(
             f"the loss became nan or infinite in step {step + 1} (epoch {self.state.epoch:.2f}, learning rate {rate:.3g});"
-            f" {where_not_finite(self.model, inputs)}. {f'{whole[-1]} is from before' if whole else 'There is no checkpoint'}."
+            f" {place}. {f'{whole[-1]} is from before' if whole else 'There is no checkpoint'}."
             " Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16, other data."
         )
 
@@ -188,7 +200,8 @@ class LionTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs the numbers; to those of training it adds items a second, of all processes, and model FLOPs utilisation."""
-        self._stop_if_not_finite()
+        if "loss" in logs or "train_loss" in logs:
+            self._stop_if_not_finite()
         if "train_loss" in logs:  # Trainer's knows only the steps since the run was continued
             logs["train_loss"] = _mean_loss(self.state.log_history)
         if "loss" in logs and self._since is not None:
@@ -203,7 +216,7 @@ class LionTrainer(Trainer):
     def _peak_flops(self) -> float:
         if self._peak is None:
             dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-            given = self.args.peak_tflops
+            given = getattr(self.args, "peak_tflops", None)
             self._peak = matmul_rate(self.args.device, dtype) if given is None else given * 1e12
         return self._peak
 
@@ -230,6 +243,15 @@ class LogAtCheckpoints(TrainerCallback):
         control.should_log |= control.should_save
 
     on_epoch_end = on_step_end
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the data which epoch begins. accelerate's loaders do so for one process, but forget it for several."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        dataset = getattr(train_dataloader, "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch))
 
 
 def items_and_flops(model: nn.Module, inputs: dict[str, Any]) -> tuple[int | torch.Tensor, float | torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from . import plots
@@ -58,6 +59,12 @@ def run(
     """
     args = trainer.args
     checkpoint = find_checkpoint(args.output_dir, args.resume)
+    found = gather_object([checkpoint and checkpoint.name])
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"resume={args.resume!r}: the processes found different checkpoints in {args.output_dir}: {found}; expected one"
+            " folder that all machines see, or, with save_on_each_node, the same checkpoints on each"
+        )
     if checkpoint is not None:
         logger.warning("continuing from %s", checkpoint)
     if args.should_save:
@@ -84,6 +91,8 @@ def save(trainer: LionTrainer, dataset: str | None, metrics: Mapping[str, float]
         trainer.save_model(folder)
         return
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on all processes: shares are gathered
+    for tied in model.all_tied_weights_keys:  # gathered apart, it would be saved twice
+        state_dict.pop(tied, None)
     if trainer.args.should_save:
         speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # of each evaluation set
         results = {name: round(value, 4) for name, value in metrics.items() if not name.endswith(speed)}
