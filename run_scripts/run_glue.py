@@ -48,7 +48,7 @@ RECIPE = ("learning_rate", "weight_decay", "num_train_epochs", "per_device_train
 FREE = ("output_dir", "run_name", "resume", "redo", "predict", "keep_checkpoints", "per_device_train_batch_size",
         "gradient_accumulation_steps", "per_device_eval_batch_size", "disable_tqdm", "report_to", "peak_tflops", "data_dir",
         "train_file", "validation_file", "test_file", "task", "seeds", "recipes", "model_name_or_path", "tokenizer_name",
-        "start_from_mnli", "mnli_checkpoint", "local_rank", "project")  # fmt: skip
+        "start_from_mnli", "mnli_checkpoint", "local_rank", "project", "total_batch_size")  # fmt: skip
 FREE_GROUPS = ("logging_", "log_", "save_", "dataloader_", "hub_", "push_to_hub", "ddp_", "trackio_")
 
 
@@ -350,6 +350,7 @@ def fine_tune(pair: Pair, trainer: LionTrainer, options: GlueArguments) -> None:
     metrics = run(
         trainer,
         title=f"{pair.name}, seed {pair.seed}",
+        name=f"{Path(options.model_name_or_path).name}-{pair.name}-{pair.seed}",
         metric=task.splits[0][1] + task.metrics[0],
         dataset=pair.name if task.own else "nyu-mll/glue",
         settings=[dataclasses.replace(options, task=pair.name, seeds=[], redo=False)],

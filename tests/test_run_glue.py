@@ -146,6 +146,7 @@ def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
     run = tmp_path / "reviews" / "2"
     for file in ("curves.csv", "curves.png", "settings.yaml", "metrics.json", "README.md", "modeling_lion.py"):
         assert (run / file).is_file(), file
+    assert "# model-reviews-2\n" in (run / "README.md").read_text()
     assert not list(run.glob("checkpoint-*")), "finished runs keep no checkpoints"
     predictions = (run / "predictions.tsv").read_text().splitlines()
     assert len(predictions) == 19 and {line.split("\t")[1] for line in predictions[1:]} == {"neg", "pos"}
