@@ -24,10 +24,11 @@ setup(
     package_dir={"lion_hf.model_cards": "model_cards"},
     package_data={"lion_hf.model_cards": ["*.md"]},
     install_requires=[
-        "accelerate>=1.1",
+        "accelerate>=1.10",
         "datasets>=3.0",
         "evaluate>=0.4",
         "huggingface-hub>=1.0",
+        "psutil",
         "pyyaml",
         "safetensors>=0.5",
         "timm>=1.0",

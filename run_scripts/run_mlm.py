@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise SystemExit(f"--max_steps {args.max_steps}: a stream has no end, so --streaming needs a number of steps")
 
     train, validation = load_text(data, "train"), load_text(data, "validation")
-    with args.main_process_first():  # a tokenizer is trained and rows are prepared once, the other processes read the cache
+    with args.main_process_first(local=False):  # a tokenizer is trained and rows are prepared once, others read them
         tokenizer = load_tokenizer(model_settings, train, data.text_column, Path(args.output_dir), args.should_save)
         model = build_model(model_settings, tokenizer)
         check_length(model.config, data.max_length)
@@ -202,6 +202,8 @@ def load_tokenizer(
         return tokenizer
     if (folder / "tokenizer.json").is_file():
         return AutoTokenizer.from_pretrained(folder)
+    if not write:
+        raise SystemExit(f"--train_tokenizer: {folder} is not the first process's folder; pass --tokenizer FOLDER instead")
     if isinstance(train, datasets.IterableDataset):
         raise SystemExit("--train_tokenizer needs all of the text: train it without --streaming, then pass --tokenizer FOLDER")
     logger.info("training a tokenizer of %d words", settings.vocab_size)
@@ -210,8 +212,11 @@ def load_tokenizer(
     tokenizer = BertTokenizer().train_new_from_iterator(
         ([text for text in batch if text] for batch in batches), vocab_size=settings.vocab_size, show_progress=False
     )
-    if write:
-        tokenizer.save_pretrained(folder)
+    partial = folder / ".tokenizer"
+    tokenizer.save_pretrained(partial)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "tokenizer.json"):  # last the one that is looked for
+        file.replace(folder / file.name)
+    partial.rmdir()
     return tokenizer
 
 
