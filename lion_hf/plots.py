@@ -5,7 +5,7 @@ leaves matplotlib's global state alone, so it works without a display and inside
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,34 @@ def plot_curves(
         axis.set_xlabel("optimiser steps")
         axis.grid(alpha=0.3)
         axis.legend()
+    _save(figure, path, title)
+
+
+def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> None:
+    """Scores of tasks as bars with the deviation over seeds, each seed a dot, and the overall score as a line.
+
+    Args:
+        summary: what `lion_hf.glue.summarize` returns.
+        path: file to write; its suffix is the format.
+        title: above the picture.
+    """
+    tasks = summary["tasks"]
+    means = [100 * task["score"]["mean"] for task in tasks.values()]
+    deviations = [100 * (task["score"]["deviation"] or np.nan) for task in tasks.values()]
+    figure = _figure(2.5 + 0.9 * len(tasks), 4.2)
+    axis = figure.subplots()
+    bars = axis.bar(list(tasks), means, yerr=deviations, width=0.6, color="tab:blue", alpha=0.75, capsize=4)
+    axis.bar_label(bars, [f"{mean:.1f}" for mean in means], label_type="center", color="white")
+    for place, task in enumerate(tasks.values()):
+        scores = [100 * np.mean(list(metrics.values())) for metrics in task["seeds"].values()]
+        axis.plot([place] * len(scores), scores, "k.", markersize=5, alpha=0.6)
+    if len(tasks) > 1:
+        overall = 100 * summary["overall"]
+        axis.axhline(overall, linestyle="--", linewidth=1.2, color="tab:red", label=f"overall {overall:.1f}")
+        axis.legend()
+    axis.set_ylabel("score (%)")
+    axis.set_ylim(min(0, *means), 100)
+    axis.grid(axis="y", alpha=0.3)
     _save(figure, path, title)
 
 

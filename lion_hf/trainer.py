@@ -278,8 +278,9 @@ def items_and_flops(model: nn.Module, inputs: dict[str, Any]) -> tuple[int | tor
         mask, length = inputs.get("attention_mask"), rows.shape[1]
         items = tokens = rows.numel() if mask is None else mask.sum()
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))
-    if getattr(model.config, "sparse_prediction", False) and "labels" in inputs:  # the decoder sees only the labelled tokens
-        decoder = model.get_output_embeddings().weight.numel()
+    decoder = model.get_output_embeddings()  # None in classifiers, also of a checkpoint that predicted sparsely
+    if decoder is not None and getattr(model.config, "sparse_prediction", False) and "labels" in inputs:
+        decoder = decoder.weight.numel()  # only for the labelled tokens
         weights = weights - decoder + decoder * (inputs["labels"] != -100).sum() / tokens
     heads = model.config.num_attention_heads
     head_dim = model.config.hidden_size // heads

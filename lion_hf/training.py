@@ -34,6 +34,7 @@ def run(
     title: str,
     metric: str | None = None,
     dataset: str | None = None,
+    name: str | None = None,
     settings: Sequence[Any] = (),
 ) -> dict[str, float]:
     """Trains and evaluates, continuing an interrupted run, and writes the results.
@@ -47,6 +48,7 @@ def run(
         title: above the curves.
         metric: the evaluation's main metric, without "eval_", for the curves.
         dataset: name of the data for the model card.
+        name: the model's name on its card; that of the folder if None.
         settings: the script's dataclasses, saved with the trainer's arguments.
 
     Returns:
@@ -77,14 +79,19 @@ def run(
     metrics = {name: trained[name] for name in ("train_loss", "train_runtime") if name in trained}
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
-    save(trainer, dataset, {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")})
+    save(
+        trainer,
+        dataset,
+        name,
+        {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")},
+    )
     if trainer.is_world_process_zero():
         curves.write(args, trainer.state)
         write_json(Path(args.output_dir, METRICS_FILE), metrics)
     return metrics
 
 
-def save(trainer: LionTrainer, dataset: str | None, metrics: Mapping[str, float]) -> None:
+def save(trainer: LionTrainer, dataset: str | None, name: str | None, metrics: Mapping[str, float]) -> None:
     """Writes the trainer's model to its folder, with code and a card that has the metrics if it is one of LION's."""
     folder, model = trainer.args.output_dir, trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, LionPreTrainedModel):
@@ -94,12 +101,13 @@ def save(trainer: LionTrainer, dataset: str | None, metrics: Mapping[str, float]
     for tied in model.all_tied_weights_keys:  # gathered apart, it would be saved twice
         state_dict.pop(tied, None)
     if trainer.args.should_save:
-        speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-        results = {name: round(value, 4) for name, value in metrics.items() if name not in speed}
+        speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")  # of each evaluation set
+        results = {name: round(value, 4) for name, value in metrics.items() if not name.endswith(speed)}
         save_for_hub(
             model,
             folder,
             processing_class=trainer.processing_class,
+            repo_id=name,
             dataset=dataset,
             metrics=results if dataset else None,
             state_dict=state_dict,
