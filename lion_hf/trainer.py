@@ -238,10 +238,13 @@ class Progress(ProgressCallback):
 
 
 class LogAtCheckpoints(TrainerCallback):
-    """Logs wherever a checkpoint is written: the log's means are then over the same steps in a run that was cut there."""
+    """Logs wherever a checkpoint is written: the log's means are then over the same steps in a run that was cut there.
+
+    And at the last step, so that the log, from which the mean loss of the training is taken, lacks none.
+    """
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_log |= control.should_save
+        control.should_log |= control.should_save or control.should_training_stop
 
     on_epoch_end = on_step_end
 
