@@ -77,6 +77,18 @@ def test_training_from_scratch(folder, rows):
     assert "masked_accuracy" in (output / "README.md").read_text()
 
 
+def test_compiled_weights_have_their_own_names(folder):
+    run(folder, "compiled", "--max_steps", "1", "--torch_compile_backend", "eager")
+    _, info = AutoModelForMaskedLM.from_pretrained(folder / "compiled", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_a_checkpoint_of_the_model_only_is_not_continued_from(folder):
+    run(folder, "model_only", "--max_steps", "2", "--save_only_model", "true")
+    with pytest.raises(ValueError, match="checkpoint-2 holds a model only"):
+        run(folder, "model_only", "--max_steps", "4")
+
+
 def test_training_from_a_checkpoint(folder):
     start = AutoModelForMaskedLM.from_pretrained(folder / "model").state_dict()
 
