@@ -77,6 +77,26 @@ def test_training_from_scratch(folder, rows):
     assert "masked_accuracy" in (output / "README.md").read_text()
 
 
+def test_training_from_half_precision_goes_on_in_single(folder):
+    half = AutoModelForMaskedLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    torch.save(half.state_dict(), folder / "pytorch_model.bin")  # of the older kind, which is found too
+    half.config.save_pretrained(folder / "half")
+    AutoTokenizer.from_pretrained(folder / "model").save_pretrained(folder / "half")
+    (folder / "pytorch_model.bin").rename(folder / "half" / "pytorch_model.bin")
+    settings = run_mlm.ModelSettings(model=str(folder / "half"))
+    found = run_mlm.build_model(settings, AutoTokenizer.from_pretrained(folder / "half"))
+    for name, weight in found.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, half.state_dict()[name].float()), name
+
+
+def test_a_larger_vocabulary_than_the_tokenizer_s_is_kept(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    settings = run_mlm.ModelSettings(model=str(ROOT / "configs/lion-s-base"), model_overrides=f"{SMALL},vocab_size=320")
+    assert run_mlm.build_model(settings, tokenizer).config.vocab_size == 320
+    settings = run_mlm.ModelSettings(model=str(ROOT / "configs/lion-s-base"), model_overrides=SMALL)
+    assert run_mlm.build_model(settings, tokenizer).config.vocab_size == len(tokenizer)
+
+
 def test_compiled_weights_have_their_own_names(folder):
     run(folder, "compiled", "--max_steps", "1", "--torch_compile_backend", "eager")
     _, info = AutoModelForMaskedLM.from_pretrained(folder / "compiled", output_loading_info=True)
