@@ -138,10 +138,11 @@ class StreamingTrainer(LionTrainer):
         )
         return DataLoader(
             self.train_dataset,
-            batch_size=args.per_device_train_batch_size,
+            batch_size=args.train_batch_size,
             collate_fn=_WithPlace(self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
         )
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
