@@ -183,7 +183,9 @@ class ImageTrainer(LionTrainer):
         if self._pixels is not None and self.teacher is not None:
             distilled = outputs.get("distillation_logits")
             student = logits if distilled is None else distilled
-            lesson = distillation_loss(student, self.teacher(self._pixels), self.distillation, self.tau)
+            with self.accelerator.autocast():  # Trainer's own covers the student alone
+                answers = self.teacher(self._pixels)
+            lesson = distillation_loss(student, answers, self.distillation, self.tau)
             losses = (1 - self.alpha) * losses + self.alpha * lesson
         if num_items_in_batch is None:
             return losses.mean()

@@ -65,11 +65,11 @@ class LionTrainingArguments(TrainingArguments):
         use_cpu_without_accelerator()
         super().__post_init__()
         if self.total_batch_size is not None:
-            at_once = self.per_device_train_batch_size * self.world_size
+            at_once = self.train_batch_size * self.world_size  # with several GPUs in a process, of all of them
             if self.total_batch_size < 1 or self.total_batch_size % at_once:
                 raise ValueError(
                     f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once} samples at a time"
-                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on {self.world_size} processes)"
+                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on {at_once // self.per_device_train_batch_size} devices)"
                 )
             self.gradient_accumulation_steps = self.total_batch_size // at_once
 
@@ -291,8 +291,9 @@ def items_and_flops(model: nn.Module, inputs: dict[str, Any]) -> tuple[int | tor
     return items, 3.0 * tokens * (2 * weights + model.config.num_hidden_layers * heads * mixing)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.3) -> float:
     """Floating-point operations a second of square matrix products, measured: the best of several."""
+    size = size or (2048 if device.type == "cpu" else 8192)  # on a GPU smaller ones end before they are well begun
     synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     matrix @ matrix

@@ -132,7 +132,9 @@ class TeachingSettings:
     """A teacher, and the average of the weights."""
 
     distillation_type: str = field(default="none", metadata={"help": "none, hard (the teacher's class) or soft."})
-    teacher_model: str = field(default="regnety_160", metadata={"help": "Model of timm, or transformers folder or Hub name."})
+    teacher_model: str = field(
+        default="regnety_160.deit_in1k", metadata={"help": "Model of timm, or transformers folder or Hub name."}
+    )
     teacher_path: str | None = field(
         default=None, metadata={"help": "File with weights of a timm teacher; timm's own if none."}
     )
@@ -191,7 +193,7 @@ class ImageTrainingArguments(LionTrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": self.min_lr}
         super().__post_init__()
         if not self.learning_rate:
-            batch = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.lr * batch / 512
 
 

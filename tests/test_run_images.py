@@ -398,6 +398,20 @@ def test_loss_with_a_teacher(folder, tmp_path, kind, token, monkeypatch):
     assert metrics["train_loss"] == pytest.approx(built["value"], abs=1e-4)
 
 
+def test_a_teacher_computes_in_the_student_s_precision(folder, tmp_path, monkeypatch):
+    seen = []
+
+    class Answers(torch.nn.Linear):
+        def forward(self, pixels):
+            seen.append(super().forward(pixels.flatten(1)))
+            return seen[-1]
+
+    model, ones = Answers(3 * 16 * 16, 3), [1.0] * 3
+    monkeypatch.setattr(script, "load_teacher", lambda *_: Teacher(model, ones, ones, None, ones, ones))
+    run(folder, tmp_path, "--distillation-type", "hard", "--max_steps", "1", "--bf16")
+    assert seen[0].dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
     """A convolutional teacher, then a student that agrees with it; from the folder and from a file of weights."""
