@@ -52,4 +52,6 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
 
 def has_weights(model: str) -> bool:
     """Whether a folder holds weights; a name on the Hub is taken to."""
-    return not Path(model).is_dir() or any(file for kind in ("*.safetensors", "pytorch_model*.bin") for file in Path(model).glob(kind))
+    return not Path(model).is_dir() or any(
+        file for kind in ("*.safetensors", "pytorch_model*.bin") for file in Path(model).glob(kind)
+    )

@@ -69,7 +69,7 @@ class LionTrainingArguments(TrainingArguments):
             if self.total_batch_size < 1 or self.total_batch_size % at_once:
                 raise ValueError(
                     f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once} samples at a time"
-                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on {at_once // self.per_device_train_batch_size} devices)"
+                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on each device)"
                 )
             self.gradient_accumulation_steps = self.total_batch_size // at_once
 
