@@ -106,11 +106,15 @@ class StreamingTrainer(LionTrainer):
     A run continues with the number of processes and workers that it began with.
 
     Raises:
-        ValueError: without `max_steps`, or if training continues with other processes or workers.
+        ValueError: without `max_steps`, to evaluate, save or log by epochs, which a stream without end has none of, or if training
+            continues with other processes or workers.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+            if getattr(self.args, name) == "epoch":
+                raise ValueError(f"{name}='epoch': a stream has no end, so expected 'steps' or 'no'")
         self.args.ignore_data_skip = True  # the stream itself goes to its place
         self.add_callback(_Continue(self))
         self.places, self.last_reader, self.checkpoint = {}, -1, None

@@ -141,6 +141,8 @@ def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
 def test_streams_say_what_they_need(folder):
     with pytest.raises(SystemExit, match="--max_steps -1: a stream has no end"):
         run(folder, "endless", data="stream")
+    with pytest.raises(ValueError, match="save_strategy='epoch': a stream has no end"):
+        run(folder, "endless", "--max_steps", "2", "--save_strategy", "epoch", data="stream")
     argv = ["--max_steps", "4", "--save_steps", "2"]
     run(folder, "workers", *argv, data="stream")
     shutil.rmtree(folder / "workers" / "checkpoint-4")
