@@ -106,8 +106,8 @@ class StreamingTrainer(LionTrainer):
     A run continues with the number of processes and workers that it began with.
 
     Raises:
-        ValueError: without `max_steps`, to evaluate, save or log by epochs, which a stream without end has none of, or if training
-            continues with other processes or workers.
+        ValueError: without `max_steps`, to evaluate, save or log by epochs, which never end, or if training continues with
+            other processes or workers.
     """
 
     def __init__(self, *args, **kwargs):
