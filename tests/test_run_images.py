@@ -358,6 +358,15 @@ def test_errors_of_tables(folder, tmp_path):
         read_images()
 
 
+def test_the_best_average_is_loaded_at_the_end(folder, tmp_path):
+    options = "--load_best_model_at_end true --metric_for_best_model ema_loss --greater_is_better false --eval_strategy steps"
+    options += " --eval_steps 1 --save_strategy steps --save_steps 1 --max_steps 4 --learning_rate 3"
+    metrics = run(folder, tmp_path, *options.split(), "--model-ema", "--model_ema_decay", "0.1")
+    with open(tmp_path / "curves.csv", encoding="utf-8", newline="") as file:
+        losses = [float(row["eval_ema_loss"]) for row in csv.DictReader(file) if row["eval_ema_loss"]][:3]
+    assert metrics["eval_ema_loss"] == pytest.approx(min(losses)) and max(losses) > min(losses)
+
+
 # Teachers
 
 
