@@ -312,7 +312,8 @@ def where_not_finite(model: nn.Module, inputs: dict[str, Any] | None = None) -> 
     """Says which parameter, input or module's output is the first that is not finite."""
     broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if broken:
-        return f"{len(broken)} parameters are not finite, first {broken[0]}: an earlier step broke them"
+        when = "by now, steps later" if inputs is None else "an earlier step broke them"
+        return f"{len(broken)} parameters are not finite, first {broken[0]}: {when}"
     for name, value in (inputs or {}).items():
         if torch.is_tensor(value) and not value.isfinite().all():
             return f"the batch's {name} holds values that are not finite"
