@@ -25,7 +25,7 @@ setup(
     package_data={"lion_hf.model_cards": ["*.md"]},
     install_requires=[
         "accelerate>=1.10",
-        "datasets>=3.0",
+        "datasets>=4.0",
         "evaluate>=0.4",
         "huggingface-hub>=1.0",
         "psutil",

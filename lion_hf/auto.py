@@ -1,5 +1,7 @@
 """LION's entries in the Auto classes of transformers."""
 
+from pathlib import Path
+
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BertTokenizer, BitImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
@@ -45,4 +47,11 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
         resample=PILImageResampling.BICUBIC,
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
+    )
+
+
+def has_weights(model: str) -> bool:
+    """Whether a folder holds weights; a name on the Hub is taken to."""
+    return not Path(model).is_dir() or any(
+        file for kind in ("*.safetensors", "pytorch_model*.bin") for file in Path(model).glob(kind)
     )

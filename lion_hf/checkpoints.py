@@ -60,8 +60,8 @@ def find_checkpoint(output_dir: str | os.PathLike, resume: str = "auto") -> Path
             anew; or a checkpoint's folder.
 
     Raises:
-        ValueError: if the named folder is no whole checkpoint, or for "never" if there are checkpoints, which would be
-            overwritten.
+        ValueError: if the named folder is no whole checkpoint, or there are later ones in `output_dir`; or for "never" if there
+            are checkpoints, which would be overwritten.
     """
     found = checkpoints(output_dir)
     if resume == "never":
@@ -74,6 +74,15 @@ def find_checkpoint(output_dir: str | os.PathLike, resume: str = "auto") -> Path
         problem = damage(resume) if Path(resume).is_dir() else "there is no such folder"
         if problem:
             raise ValueError(f"resume={resume!r}: {problem}; expected 'auto', 'never' or a whole checkpoint's folder")
+        places = [folder.resolve() for folder in found]
+        own = Path(resume).resolve()
+        later = found[places.index(own) + 1 :] if own in places else found
+        whole = [folder.name for folder in later if damage(folder) is None]
+        if whole:
+            raise ValueError(
+                f"resume={resume!r}, but {output_dir} holds {', '.join(whole)} of another continuation, which 'auto' would take"
+                " the next time: remove them, choose another output_dir, or take 'auto'"
+            )
         return Path(resume)
     for folder in reversed(found):
         problem = damage(folder)
@@ -90,8 +99,10 @@ def remove(folder: Path) -> None:
 
 
 def rotate(output_dir: str | os.PathLike, limit: int | None, keep: str | None = None) -> None:
-    """Deletes the oldest checkpoints but `limit` of them (None: all stay), and never the one named by `keep`."""
-    for folder in checkpoints(output_dir)[:-limit] if limit else []:
+    """Deletes the oldest checkpoints but `limit` whole ones (None: all stay), and never the one named by `keep`."""
+    found = checkpoints(output_dir)
+    sealed = [folder for folder in found if (folder / MANIFEST).is_file()]
+    for folder in found[: found.index(sealed[-limit])] if limit and len(sealed) > limit else []:
         if keep is None or folder.resolve() != Path(keep).resolve():
             remove(folder)
 

@@ -183,7 +183,9 @@ class ImageTrainer(LionTrainer):
         if self._pixels is not None and self.teacher is not None:
             distilled = outputs.get("distillation_logits")
             student = logits if distilled is None else distilled
-            lesson = distillation_loss(student, self.teacher(self._pixels), self.distillation, self.tau)
+            with self.accelerator.autocast():  # Trainer's own covers the student alone
+                answers = self.teacher(self._pixels)
+            lesson = distillation_loss(student, answers, self.distillation, self.tau)
             losses = (1 - self.alpha) * losses + self.alpha * lesson
         if num_items_in_batch is None:
             return losses.mean()
@@ -219,8 +221,15 @@ class ImageTrainer(LionTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_average(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_average(self.state.best_model_checkpoint)
+
+    def _load_average(self, checkpoint: str) -> None:
         if self.average is not None:
-            file = os.path.join(resume_from_checkpoint, AVERAGE_FILE)
+            file = os.path.join(checkpoint, AVERAGE_FILE)
             if not os.path.isfile(file):
-                raise ValueError(f"{resume_from_checkpoint} has no {AVERAGE_FILE}: its run had no average of the weights")
+                raise ValueError(f"{checkpoint} has no {AVERAGE_FILE}: its run had no average of the weights")
             self.average.module.load_state_dict(load_file(file, device=str(self.args.device)))

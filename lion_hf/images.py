@@ -202,7 +202,7 @@ def _read_tables(path: str, kwargs: dict, image_column: str | None, label_column
     image_column = _column("image_column", image_column, IMAGE_COLUMNS, columns)
     label_column = _column("label_column", label_column, LABEL_COLUMNS, columns)
     feature = tables["train"].features[label_column]
-    labels = [np.asarray(tables[name][label_column]) for name in ("train", held_out)]
+    labels = [np.asarray(tables[name][label_column][:]) for name in ("train", held_out)]
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
     elif labels[0].dtype.kind in "iu":

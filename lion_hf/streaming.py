@@ -106,11 +106,15 @@ class StreamingTrainer(LionTrainer):
     A run continues with the number of processes and workers that it began with.
 
     Raises:
-        ValueError: without `max_steps`, or if training continues with other processes or workers.
+        ValueError: without `max_steps`, to evaluate, save or log by epochs, which never end, or if training continues with
+            other processes or workers.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+            if getattr(self.args, name) == "epoch":
+                raise ValueError(f"{name}='epoch': a stream has no end, so expected 'steps' or 'no'")
         self.args.ignore_data_skip = True  # the stream itself goes to its place
         self.add_callback(_Continue(self))
         self.places, self.last_reader, self.checkpoint = {}, -1, None
@@ -138,10 +142,11 @@ class StreamingTrainer(LionTrainer):
         )
         return DataLoader(
             self.train_dataset,
-            batch_size=args.per_device_train_batch_size,
+            batch_size=args.train_batch_size,
             collate_fn=_WithPlace(self.data_collator),
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
         )
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:

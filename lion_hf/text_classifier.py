@@ -1,7 +1,6 @@
 """Loading a text model for fine-tuning as a classifier: everything that could fail later is checked here."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .auto import has_weights
 from .settings import parse_overrides
 
 
@@ -78,7 +78,7 @@ def load_tokenizer(name: str, config: PreTrainedConfig, trust_remote_code: bool 
 
 def check_weights(path: str) -> None:
     """Raises ValueError if a folder has a configuration but no weights."""
-    if Path(path).is_dir() and not [file for pattern in ("*.safetensors", "*.bin") for file in Path(path).glob(pattern)]:
+    if not has_weights(path):
         raise ValueError(f"model {path} holds no weights: from_scratch starts from random ones")
 
 

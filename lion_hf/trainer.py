@@ -65,11 +65,11 @@ class LionTrainingArguments(TrainingArguments):
         use_cpu_without_accelerator()
         super().__post_init__()
         if self.total_batch_size is not None:
-            at_once = self.per_device_train_batch_size * self.world_size
+            at_once = self.train_batch_size * self.world_size  # with several GPUs in a process, of all of them
             if self.total_batch_size < 1 or self.total_batch_size % at_once:
                 raise ValueError(
                     f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once} samples at a time"
-                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on {self.world_size} processes)"
+                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on each device)"
                 )
             self.gradient_accumulation_steps = self.total_batch_size // at_once
 
@@ -238,10 +238,13 @@ class Progress(ProgressCallback):
 
 
 class LogAtCheckpoints(TrainerCallback):
-    """Logs wherever a checkpoint is written: the log's means are then over the same steps in a run that was cut there."""
+    """Logs wherever a checkpoint is written: the log's means are then over the same steps in a run that was cut there.
+
+    And at the last step, so that the log, from which the mean loss of the training is taken, lacks none.
+    """
 
     def on_step_end(self, args, state, control, **kwargs):
-        control.should_log |= control.should_save
+        control.should_log |= control.should_save or control.should_training_stop
 
     on_epoch_end = on_step_end
 
@@ -288,8 +291,9 @@ def items_and_flops(model: nn.Module, inputs: dict[str, Any]) -> tuple[int | tor
     return items, 3.0 * tokens * (2 * weights + model.config.num_hidden_layers * heads * mixing)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.3) -> float:
     """Floating-point operations a second of square matrix products, measured: the best of several."""
+    size = size or (2048 if device.type == "cpu" else 8192)  # on a GPU smaller ones end before they are well begun
     synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     matrix @ matrix
@@ -308,7 +312,8 @@ def where_not_finite(model: nn.Module, inputs: dict[str, Any] | None = None) -> 
     """Says which parameter, input or module's output is the first that is not finite."""
     broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     if broken:
-        return f"{len(broken)} parameters are not finite, first {broken[0]}: an earlier step broke them"
+        when = "by now, steps later" if inputs is None else "an earlier step broke them"
+        return f"{len(broken)} parameters are not finite, first {broken[0]}: {when}"
     for name, value in (inputs or {}).items():
         if torch.is_tensor(value) and not value.isfinite().all():
             return f"the batch's {name} holds values that are not finite"

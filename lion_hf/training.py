@@ -68,6 +68,11 @@ def run(
             " folder that all machines see, or, with save_on_each_node, the same checkpoints on each"
         )
     if checkpoint is not None:
+        if not Path(checkpoint, "scheduler.pt").is_file():  # else Trainer would go on with a new optimizer and schedule
+            raise ValueError(
+                f"{checkpoint} holds a model only (save_only_model), with which no run can be continued: choose another"
+                " output_dir, or remove it"
+            )
         logger.warning("continuing from %s", checkpoint)
     if args.should_save:
         for change in _changes(Path(args.output_dir), resolved_settings(*settings, args)) if checkpoint else ():
@@ -98,6 +103,7 @@ def save(trainer: LionTrainer, dataset: str | None, name: str | None, metrics: M
         trainer.save_model(folder)
         return
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on all processes: shares are gathered
+    state_dict = {name.replace("_orig_mod.", ""): weight for name, weight in state_dict.items()}  # as torch.compile calls them
     for tied in model.all_tied_weights_keys:  # gathered apart, it would be saved twice
         state_dict.pop(tied, None)
     if trainer.args.should_save:

@@ -44,7 +44,7 @@ from transformers import (
 )
 
 from lion_hf import LionConfig, save_for_hub
-from lion_hf.auto import image_processor
+from lion_hf.auto import has_weights, image_processor
 from lion_hf.data import SeededDataset
 from lion_hf.image_trainer import DISTILLATIONS, ImageTrainer, load_teacher
 from lion_hf.images import (
@@ -132,7 +132,9 @@ class TeachingSettings:
     """A teacher, and the average of the weights."""
 
     distillation_type: str = field(default="none", metadata={"help": "none, hard (the teacher's class) or soft."})
-    teacher_model: str = field(default="regnety_160", metadata={"help": "Model of timm, or transformers folder or Hub name."})
+    teacher_model: str = field(
+        default="regnety_160.deit_in1k", metadata={"help": "Model of timm, or transformers folder or Hub name."}
+    )
     teacher_path: str | None = field(
         default=None, metadata={"help": "File with weights of a timm teacher; timm's own if none."}
     )
@@ -191,7 +193,7 @@ class ImageTrainingArguments(LionTrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": self.min_lr}
         super().__post_init__()
         if not self.learning_rate:
-            batch = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.lr * batch / 512
 
 
@@ -287,7 +289,7 @@ def build_model(settings: ModelSettings, names: list[str], distillation_head: bo
             f"model={name!r} is no folder with config.json, no preset and no model of timm; did you mean {nearest}?"
         )
     source = str(folder or name)
-    weights = (folder is None or any(folder.glob("*.safetensors"))) and not settings.from_scratch
+    weights = has_weights(source) and not settings.from_scratch
     config = AutoConfig.from_pretrained(source)
     if not isinstance(config, LionConfig) or config.modality != "image":
         raise ValueError(f"model={name!r} is a {config.model_type}: expected a LION model for images")
@@ -304,7 +306,9 @@ def build_model(settings: ModelSettings, names: list[str], distillation_head: bo
         return AutoModelForImageClassification.from_config(config)
     if found != len(names):
         logger.warning("the classifier of %s for %d classes is replaced by a random one for %d", name, found, len(names))
-    model = AutoModelForImageClassification.from_pretrained(source, config=config, ignore_mismatched_sizes=found != len(names))
+    model = AutoModelForImageClassification.from_pretrained(
+        source, config=config, ignore_mismatched_sizes=found != len(names), dtype=torch.float32
+    )
     if settings.input_size:
         resize_images(model, settings.input_size)
     return model

@@ -26,6 +26,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, set_seed
 
 import lion_hf  # noqa: F401  registers LION with the Auto classes
+from lion_hf.auto import has_weights
 from lion_hf.data import MaskTokens, SeededDataset, pack, pad_rows
 from lion_hf.settings import parse_overrides, parse_settings
 from lion_hf.streaming import StreamingTrainer, TextStream
@@ -223,23 +224,23 @@ def load_tokenizer(
 def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
     """The model of the settings, with weights if there are any and they are wanted."""
     config = AutoConfig.from_pretrained(settings.model)
-    weights = not Path(settings.model).is_dir() or any(Path(settings.model).glob("*.safetensors"))
-    weights = weights and not settings.from_scratch
+    weights = not settings.from_scratch and has_weights(settings.model)
     try:
         overrides = parse_overrides(settings.model_overrides, config)
     except ValueError as error:
         raise SystemExit(f"--model_overrides: {error}") from error
     if not weights:
-        overrides |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        overrides = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | overrides
     config = AutoConfig.from_pretrained(settings.model, **overrides)
     if len(tokenizer) > config.vocab_size:
         raise SystemExit(
             f"the tokenizer has {len(tokenizer)} words, {settings.model} only {config.vocab_size}: use its own tokenizer"
         )
     config.sparse_prediction = settings.sparse_prediction
+    logger.info("weights: %s", settings.model if weights else "random")
     if weights:
-        return AutoModelForMaskedLM.from_pretrained(settings.model, config=config)
-    return AutoModelForMaskedLM.from_config(config)
+        return AutoModelForMaskedLM.from_pretrained(settings.model, config=config, dtype=torch.float32)
+    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
 
 
 def check_length(config, max_length: int) -> None:
@@ -263,8 +264,10 @@ def prepare_rows(text: datasets.Dataset, data: DataSettings, make_rows) -> datas
     if empty:
         logger.warning("%d of %d documents are empty and left out", empty, len(text))
 
+    column = data.text_column  # not all of the settings, by which the cache would be told apart
+
     def columns(batch: dict[str, list]) -> dict[str, list]:
-        rows = make_rows([document for document in batch[data.text_column] if not is_empty(document)])
+        rows = make_rows([document for document in batch[column] if not is_empty(document)])
         return {name: [row[name] for row in rows] for name in ("input_ids", "word_ids", "seq_idx") if rows and name in rows[0]}
 
     workers = data.preprocessing_workers

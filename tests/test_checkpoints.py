@@ -52,6 +52,19 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, kind, caplo
     assert checkpoints.find_checkpoint(tmp_path, str(older)) == older
 
 
+def test_an_older_checkpoint_is_not_mixed_with_newer_ones(tmp_path):
+    for step in (9, 10):
+        checkpoints.seal(fill(tmp_path / f"checkpoint-{step}"))
+    assert checkpoints.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")).name == "checkpoint-10"
+    with pytest.raises(ValueError, match="holds checkpoint-10 of another continuation"):
+        checkpoints.find_checkpoint(tmp_path, str(tmp_path / "checkpoint-9"))
+    other = fill(tmp_path / "other" / "checkpoint-20")
+    checkpoints.seal(other)
+    assert checkpoints.find_checkpoint(tmp_path / "new", str(other)) == other
+    with pytest.raises(ValueError, match="holds checkpoint-9, checkpoint-10 of"):
+        checkpoints.find_checkpoint(tmp_path, str(other))
+
+
 def test_never_does_not_overwrite(tmp_path):
     assert checkpoints.find_checkpoint(tmp_path, "never") is None
     assert checkpoints.find_checkpoint(tmp_path / "nowhere", "auto") is None
@@ -64,7 +77,7 @@ def test_never_does_not_overwrite(tmp_path):
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (5, 10, 15, 20):
-        fill(tmp_path / f"checkpoint-{step}")
+        checkpoints.seal(fill(tmp_path / f"checkpoint-{step}"))
     (tmp_path / "checkpoint-best").mkdir()
     checkpoints.rotate(tmp_path, None)
     checkpoints.rotate(tmp_path, 2, keep=str(tmp_path / "checkpoint-5"))
@@ -74,6 +87,15 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
         "checkpoint-5",
         "checkpoint-best",
     ]
+
+
+def test_rotation_does_not_count_broken_checkpoints(tmp_path):
+    for step in (5, 10, 20):
+        fill(tmp_path / f"checkpoint-{step}")
+    for step in (5, 10):
+        checkpoints.seal(tmp_path / f"checkpoint-{step}")
+    checkpoints.rotate(tmp_path, 1)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-20"]
 
 
 # Training
@@ -182,6 +204,13 @@ def test_full_disk(tmp_path):
     assert "checkpoint-8 could not be written and was removed" in done.stderr and "Make room" in done.stderr
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
     assert checkpoints.damage(folder / "checkpoint-4") is None
+
+
+def test_the_mean_loss_is_that_of_all_steps(tmp_path):
+    run = trainer(tmp_path, save_strategy="no", max_steps=5, logging_steps=3)
+    mean = run.train().metrics["train_loss"]
+    entries = losses(run)
+    assert list(entries) == [3, 5] and mean == pytest.approx((3 * entries[3] + 2 * entries[5]) / 5)
 
 
 def test_speed_is_logged(tmp_path):

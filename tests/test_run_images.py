@@ -358,6 +358,15 @@ def test_errors_of_tables(folder, tmp_path):
         read_images()
 
 
+def test_the_best_average_is_loaded_at_the_end(folder, tmp_path):
+    options = "--load_best_model_at_end true --metric_for_best_model ema_loss --greater_is_better false --eval_strategy steps"
+    options += " --eval_steps 1 --save_strategy steps --save_steps 1 --max_steps 4 --learning_rate 3"
+    metrics = run(folder, tmp_path, *options.split(), "--model-ema", "--model_ema_decay", "0.1")
+    with open(tmp_path / "curves.csv", encoding="utf-8", newline="") as file:
+        losses = [float(row["eval_ema_loss"]) for row in csv.DictReader(file) if row["eval_ema_loss"]][:3]
+    assert metrics["eval_ema_loss"] == pytest.approx(min(losses)) and max(losses) > min(losses)
+
+
 # Teachers
 
 
@@ -396,6 +405,20 @@ def test_loss_with_a_teacher(folder, tmp_path, kind, token, monkeypatch):
     lesson = distillation_loss(distilled if token else logits, seen["answer"], kind, 2.0)
     torch.testing.assert_close(torch.tensor(built["value"]), (0.7 * own + 0.3 * lesson).mean())
     assert metrics["train_loss"] == pytest.approx(built["value"], abs=1e-4)
+
+
+def test_a_teacher_computes_in_the_student_s_precision(folder, tmp_path, monkeypatch):
+    seen = []
+
+    class Answers(torch.nn.Linear):
+        def forward(self, pixels):
+            seen.append(super().forward(pixels.flatten(1)))
+            return seen[-1]
+
+    model, ones = Answers(3 * 16 * 16, 3), [1.0] * 3
+    monkeypatch.setattr(script, "load_teacher", lambda *_: Teacher(model, ones, ones, None, ones, ones))
+    run(folder, tmp_path, "--distillation-type", "hard", "--max_steps", "1", "--bf16")
+    assert seen[0].dtype == torch.bfloat16
 
 
 @pytest.mark.slow

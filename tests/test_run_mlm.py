@@ -77,6 +77,38 @@ def test_training_from_scratch(folder, rows):
     assert "masked_accuracy" in (output / "README.md").read_text()
 
 
+def test_training_from_half_precision_goes_on_in_single(folder):
+    half = AutoModelForMaskedLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    torch.save(half.state_dict(), folder / "pytorch_model.bin")  # of the older kind, which is found too
+    half.config.save_pretrained(folder / "half")
+    AutoTokenizer.from_pretrained(folder / "model").save_pretrained(folder / "half")
+    (folder / "pytorch_model.bin").rename(folder / "half" / "pytorch_model.bin")
+    settings = run_mlm.ModelSettings(model=str(folder / "half"))
+    found = run_mlm.build_model(settings, AutoTokenizer.from_pretrained(folder / "half"))
+    for name, weight in found.state_dict().items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, half.state_dict()[name].float()), name
+
+
+def test_a_larger_vocabulary_than_the_tokenizer_s_is_kept(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    settings = run_mlm.ModelSettings(model=str(ROOT / "configs/lion-s-base"), model_overrides=f"{SMALL},vocab_size=320")
+    assert run_mlm.build_model(settings, tokenizer).config.vocab_size == 320
+    settings = run_mlm.ModelSettings(model=str(ROOT / "configs/lion-s-base"), model_overrides=SMALL)
+    assert run_mlm.build_model(settings, tokenizer).config.vocab_size == len(tokenizer)
+
+
+def test_compiled_weights_have_their_own_names(folder):
+    run(folder, "compiled", "--max_steps", "1", "--torch_compile_backend", "eager")
+    _, info = AutoModelForMaskedLM.from_pretrained(folder / "compiled", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_a_checkpoint_of_the_model_only_is_not_continued_from(folder):
+    run(folder, "model_only", "--max_steps", "2", "--save_only_model", "true")
+    with pytest.raises(ValueError, match="checkpoint-2 holds a model only"):
+        run(folder, "model_only", "--max_steps", "4")
+
+
 def test_training_from_a_checkpoint(folder):
     start = AutoModelForMaskedLM.from_pretrained(folder / "model").state_dict()
 
@@ -109,6 +141,8 @@ def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
 def test_streams_say_what_they_need(folder):
     with pytest.raises(SystemExit, match="--max_steps -1: a stream has no end"):
         run(folder, "endless", data="stream")
+    with pytest.raises(ValueError, match="save_strategy='epoch': a stream has no end"):
+        run(folder, "endless", "--max_steps", "2", "--save_strategy", "epoch", data="stream")
     argv = ["--max_steps", "4", "--save_steps", "2"]
     run(folder, "workers", *argv, data="stream")
     shutil.rmtree(folder / "workers" / "checkpoint-4")
@@ -277,8 +311,9 @@ def test_mistakes_of_the_command_line(capsys, argv, message):
 def test_empty_documents_are_counted(folder, caplog):
     caplog.set_level("WARNING")
     run(folder, "counted", "--max_steps", "1")
-    empty = sum(not line.strip() for line in (folder / "train.txt").read_text().splitlines())
-    assert empty > 10 and f"{empty} of 200 documents are empty and left out" in caplog.text
+    lines = (folder / "train.txt").read_text(encoding="utf-8").splitlines()
+    empty = sum(not line.strip() for line in lines)
+    assert empty > 10 and f"{empty} of {len(lines)} documents are empty and left out" in caplog.text
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/mlm").glob("*.yaml")), ids=lambda file: file.stem)

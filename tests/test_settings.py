@@ -96,6 +96,13 @@ def test_total_batch_size(tmp_path, capsys):
     assert "total_batch_size=10: expected a multiple of the 4 samples" in capsys.readouterr().err
 
 
+def test_total_batch_size_of_one_process_with_several_gpus(tmp_path, monkeypatch):
+    """Trainer spreads the batch over them by DataParallel."""
+    monkeypatch.setattr(LionTrainingArguments, "n_gpu", 2)
+    argv = ["--output_dir", str(tmp_path), "--per_device_train_batch_size", "4", "--use_cpu", "--total_batch_size", "16"]
+    assert parse_settings("", LionTrainingArguments, argv=argv)[0].gradient_accumulation_steps == 2
+
+
 def test_overrides():
     config = text_config()
     assert parse_overrides("hidden_size=64, mask_type=lit,normalize_attention=true,drop_path_rate=0.1", config) == {
