@@ -1,7 +1,7 @@
 """LION, bidirectional linear attention, in Hugging Face transformers. Importing it registers LION with the Auto classes."""
 
+from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
@@ -50,8 +50,8 @@ __all__ = [
 ]
 
 register()
-if find_spec("timm") is not None:  # timm.create_model("lion_..."); it costs a tenth of this import's time
-    import_module(".timm_models", __name__)
+with suppress(ImportError, RuntimeError):  # a timm or torchvision that does not load is no reason to do without text models
+    import_module(".timm_models", __name__)  # timm.create_model("lion_..."); a tenth of this import's time
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, BertTo
 
 import lion_hf  # noqa: F401  registers LION with the Auto classes
 from lion_hf.auto import has_weights
+from lion_hf.checkpoints import find_checkpoint
 from lion_hf.data import MaskTokens, SeededDataset, pack, pad_rows
 from lion_hf.settings import parse_overrides, parse_settings
 from lion_hf.streaming import StreamingTrainer, TextStream
@@ -109,6 +110,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     if data.streaming and args.max_steps < 1:
         raise SystemExit(f"--max_steps {args.max_steps}: a stream has no end, so --streaming needs a number of steps")
+    try:
+        find_checkpoint(args.output_dir, args.resume)
+    except ValueError as error:
+        raise SystemExit(f"--{error}") from error
 
     train, validation = load_text(data, "train"), load_text(data, "validation")
     with args.main_process_first(local=False):  # a tokenizer is trained and rows are prepared once, others read them

@@ -28,7 +28,8 @@ EVERYWHERE += ["--peak_tflops", "1", "--dataloader_num_workers", "0", "--per_dev
 IMAGES = ["--eval_strategy", "no", "--save_strategy", "no"]
 # What is added to a command so that it is small: first word that a command has -> options.
 SMALLER = {
-    "configs/mlm/lion-s-base.yaml": ["--model_overrides", SIZES, "--total_batch_size", "8", "--validation_rows", "8"],
+    "configs/mlm/lion-s-base.yaml": ["--model_overrides", SIZES, "--total_batch_size", "8", "--validation_rows", "8",
+                                     "--dataloader_num_workers", "1"],
     "run_scripts/run_mlm.py": ["--model_overrides", SIZES, "--validation_rows", "8"],
     "configs/glue.yaml": ["--data_dir", "glue"],
     "run_scripts/run_glue.py": [],
@@ -109,7 +110,7 @@ def test_commands(place, monkeypatch):
             for file in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copy(Path("outputs/my-lion", file), "google-bert/bert-base-uncased")
         small = next(options for word, options in SMALLER.items() if word in command)
-        metrics = main_of(command[start])([*command[start + 1 :], *small, *EVERYWHERE])
+        metrics = main_of(command[start])([*command[start + 1 :], *EVERYWHERE, *small])
         assert metrics, command
         output = Path(command[command.index("--output_dir") + 1])
         assert (output / "metrics.json").is_file() or (output / "results.md").is_file(), command
