@@ -42,3 +42,11 @@ def test_ci_runs_the_command_of_the_readme():
     (pattern,) = re.findall(r"grep -m 1 -F '(.+)' README.md", (ROOT / ".ci/run").read_text())
     line = next(line for line in (ROOT / "README.md").read_text().splitlines() if pattern in line)
     assert line.startswith("python -m venv") and line.endswith("-m pytest -n 2")
+
+
+def test_results_of_training_stand_in_the_report():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme[readme.index("**What they reached here**") : readme.index("**Several processes.**")]
+    report = (ROOT / "benchmarks/results/training.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in shown.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 10 and not [row for row in rows if row not in report]
