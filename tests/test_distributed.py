@@ -28,7 +28,6 @@ BATCH = 8  # in all, of one process or of two
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "PORT"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "PORT"]
-TWO_MACHINES = [*LAUNCH, "--config_file", str(SETTINGS / "two_machines.yaml"), "--main_process_ip", "127.0.0.1"]
 
 # Name of a launch -> its commands, which run side by side, and the cases of distributed_worker.py that it trains.
 LAUNCHES = {
@@ -38,7 +37,6 @@ LAUNCHES = {
         [[*LAUNCH, "--config_file", str(SETTINGS / "fsdp2.yaml")]],
         ("selective", "decay", "lit", "snake", "recomputed", "bf16", "resumed", "broken"),
     ),
-    "two-machines": ([[*TWO_MACHINES, "--machine_rank", rank] for rank in "01"], ("decay",)),
 }
 TRAININGS = [(launch, case) for launch, (_, cases) in LAUNCHES.items() for case in cases if case not in ("bf16", "broken")]
 

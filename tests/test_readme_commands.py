@@ -85,6 +85,8 @@ def place(tmp_path_factory) -> Path:
 
 
 def main_of(script: str):
+    if Path(script).stem in sys.modules:  # one copy of a script for all tests: checkpoints pickle its classes
+        return sys.modules[Path(script).stem].main
     spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
     module = sys.modules[Path(script).stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
