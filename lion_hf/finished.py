@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, TrainingArguments
 
+from .settings import differences
 from .training import write_json
 
 STATE_FILE = "run.json"  # what a run depends on, and, once it is finished, its metrics
@@ -44,10 +45,8 @@ def finished(folder: str | os.PathLike, settings: Mapping[str, Any], redo: bool 
     if not file.is_file():
         return None
     state = json.loads(file.read_text(encoding="utf-8"))
-    before, now = state["settings"], json.loads(json.dumps(settings))
-    names = [name for name in before | now if before.get(name) != now.get(name)]
-    if names:
-        changes = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names)
+    changes = "; ".join(differences(state["settings"], json.loads(json.dumps(settings))).values())
+    if changes:
         raise ValueError(f"{folder} was made with other settings ({changes}): choose another output_dir, or redo")
     return state.get("metrics")
 

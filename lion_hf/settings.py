@@ -6,7 +6,7 @@ import enum
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,33 @@ def resolved_settings(*instances: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value not in (None, "", [], {}) and name not in hidden}
 
 
-def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any]:
-    """Fields of a configuration from `name=value,name=value`, or from a mapping in YAML.
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that differ between two runs, each with both values in words."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return {name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names}
+
+
+def parse_mapping(text: str | None) -> dict[str, Any]:
+    """Values by name from `name=value,name=value`, or from a mapping in YAML.
 
     Raises:
-        ValueError: for a text of another form, or a name that the configuration does not have, with the nearest one.
+        ValueError: for a text of another form.
     """
     if not text:
         return {}
     try:
-        overrides = yaml.safe_load(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
+        return yaml.safe_load(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r}: expected name=value,name=value") from error
+
+
+def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any]:
+    """Fields of a configuration as `parse_mapping` reads them.
+
+    Raises:
+        ValueError: for a text of another form, or a name that the configuration does not have, with the nearest one.
+    """
+    overrides = parse_mapping(text)
     legal = sorted(set(config.to_dict()) - {"model_type", "architectures", "transformers_version"})
     for name in overrides:
         if name not in legal:

@@ -17,7 +17,7 @@ from . import plots
 from .checkpoints import find_checkpoint
 from .hub import save_for_hub
 from .modeling.modeling_lion import LionPreTrainedModel
-from .settings import SETTINGS_FILE, resolved_settings, save_settings
+from .settings import SETTINGS_FILE, differences, resolved_settings, save_settings
 from .trainer import LionTrainer
 
 logger = logging.getLogger(__name__)
@@ -154,5 +154,4 @@ def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
         before = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return []
-    names = [name for name in (before | settings) if name not in FREE and before.get(name) != settings.get(name)]
-    return [f"{name} was {before.get(name)!r} and is {settings.get(name)!r}" for name in names]
+    return [change for name, change in differences(before, settings).items() if name not in FREE]

@@ -31,7 +31,6 @@ from pathlib import Path
 
 import timm
 import torch
-import yaml
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -55,7 +54,7 @@ from lion_hf.images import (
     describe,
     read_images,
 )
-from lion_hf.settings import parse_overrides, parse_settings
+from lion_hf.settings import parse_mapping, parse_overrides, parse_settings
 from lion_hf.timm_models import resize_images
 from lion_hf.trainer import LionTrainingArguments
 from lion_hf.training import run
@@ -325,7 +324,7 @@ def softmax_model(config: LionConfig, labels: dict) -> ViTForImageClassification
 
 def build_timm_model(settings: ModelSettings, labels: dict) -> TimmWrapperForImageClassification:
     """Another model of timm, without weights: a convolutional teacher, for one. Its overrides are timm's arguments."""
-    arguments = yaml.safe_load("{" + (settings.model_overrides or "").replace("=", ": ") + "}")
+    arguments = parse_mapping(settings.model_overrides)
     try:
         config = TimmWrapperConfig(architecture=settings.model, model_args=arguments, **labels)
         return TimmWrapperForImageClassification(config)
