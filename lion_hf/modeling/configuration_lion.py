@@ -215,6 +215,11 @@ class LionConfig(PreTrainedConfig):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def classifier_dropout_prob(self) -> float:
+        """Dropout before text classifiers, with `classifier_dropout` None resolved."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+    @property
     def image_height_width(self) -> tuple[int, int]:
         """Height and width of training images in pixels."""
         return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)

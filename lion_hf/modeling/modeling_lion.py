@@ -186,14 +186,18 @@ class LionPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["LionTextEmbeddings", "LionImageEmbeddings", "LionLayer"]
     _keep_in_fp32_modules_strict = ["gate"]
     _can_record_outputs = {"hidden_states": LionLayer, "attentions": LionAttention}
-    modalities: tuple[str, ...] = ("text",)  # of the inputs that a class takes
+    input_modalities: tuple[str, ...] = ("text",)
 
     def __init__(self, config: LionConfig, *args, **kwargs):
-        if config.modality not in self.modalities:
-            raise ValueError(f"{type(self).__name__} with modality={config.modality!r}: expected one of {self.modalities}")
+        if config.modality not in self.input_modalities:
+            raise ValueError(
+                f"{type(self).__name__} with modality={config.modality!r}: expected one of {self.input_modalities}"
+            )
         config.check()
         super().__init__(config, *args, **kwargs)
         self.main_input_name = "input_ids" if config.modality == "text" else "pixel_values"
+        if config.mask_type == "lit":  # no gates
+            self._keep_in_fp32_modules_strict = []
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -226,7 +230,7 @@ class LionModel(LionPreTrainedModel):
         use_mask_token: whether an image model has the token that replaces masked patches.
     """
 
-    modalities = ("text", "image")
+    input_modalities = ("text", "image")
 
     def __init__(self, config: LionConfig, add_pooling_layer: bool = True, use_mask_token: bool = False):
         super().__init__(config)
@@ -381,7 +385,7 @@ class LionForSequenceClassification(LionPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.lion = LionModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -421,7 +425,7 @@ class LionForTokenClassification(LionPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.lion = LionModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -479,7 +483,7 @@ class LionForMultipleChoice(LionPreTrainedModel):
     def __init__(self, config: LionConfig):
         super().__init__(config)
         self.lion = LionModel(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
@@ -513,7 +517,7 @@ class LionForMultipleChoice(LionPreTrainedModel):
 class LionForImageClassification(LionPreTrainedModel):
     """The encoder with a linear classifier on the pooled image."""
 
-    modalities = ("image",)
+    input_modalities, main_input_name = ("image",), "pixel_values"
 
     def __init__(self, config: LionConfig):
         super().__init__(config)
@@ -546,7 +550,7 @@ class LionForImageClassification(LionPreTrainedModel):
 class LionForMaskedImageModeling(LionPreTrainedModel):
     """The encoder with SimMIM's decoder (arXiv 2111.09886): every patch's pixels from its token, L1 loss on masked patches."""
 
-    modalities = ("image",)
+    input_modalities, main_input_name = ("image",), "pixel_values"
 
     def __init__(self, config: LionConfig):
         super().__init__(config)
@@ -576,10 +580,6 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
                 masked_patches = bool_masked_pos.bool().sum().clamp(min=1)
             loss = errors.sum() / (masked_patches * size**2 * self.config.num_channels)
         return MaskedImageModelingOutput(loss, reconstruction, outputs.hidden_states, outputs.attentions)
-
-
-def _classifier_dropout(config: LionConfig) -> float:
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 def _for_encoder(kwargs: dict) -> dict:

@@ -1,0 +1,77 @@
+"""transformers' own common tests, from the source archive of the installed version.
+
+The archive carries the tests that every model of transformers shares, but not the helpers that they import. What is missing is
+stood in for here; nothing of the archive is kept in this repository.
+"""
+
+import importlib
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import transformers
+from filelock import FileLock
+
+PACKAGE = "transformers_common_tests"
+
+# Values of the fields that every PreTrainedConfig has, none of them the default.
+CONFIG_FIELDS = {
+    "return_dict": False,
+    "output_hidden_states": True,
+    "output_attentions": True,
+    "dtype": "float16",
+    "chunk_size_feed_forward": 3,
+    "architectures": ["LionModel"],
+    "id2label": {0: "no", 1: "yes"},
+    "label2id": {"no": 0, "yes": 1},
+    "problem_type": "regression",
+}
+
+
+def obtain(cache: Path) -> Path:
+    """Downloads the archive into `cache`, once for all processes of a test run, and returns the folder of its tests."""
+    name = f"transformers-{transformers.__version__}"
+    tests = cache / name / "tests"
+    with FileLock(cache / "lock"):
+        if not tests.is_dir():
+            wanted = ["--no-deps", "--no-binary", "transformers", "--dest", str(cache), name.replace("-", "==", 1)]
+            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", *wanted], check=True)
+            with tarfile.open(cache / f"{name}.tar.gz") as archive:
+                members = [m for m in archive.getmembers() if m.name.startswith(f"{name}/tests/") and m.name.endswith(".py")]
+                archive.extractall(cache / "unpacked", members, filter="data")
+            (cache / "unpacked" / name).rename(cache / name)
+    return tests
+
+
+def stand_in(name: str, **content) -> None:
+    module = ModuleType(f"{PACKAGE}.{name}")
+    module.__dict__.update(content, __path__=[])
+    sys.modules[module.__name__] = module
+
+
+def load(tests: Path, name: str) -> ModuleType:
+    """Imports a file of the archive's tests.
+
+    The helpers that are not in the archive: mixins of generation (LION does not generate) and of exporters
+    (`tests/test_export.py` exports every class), and the values of common configuration fields.
+    """
+    if PACKAGE not in sys.modules:
+        package = ModuleType(PACKAGE)
+        package.__path__ = [str(tests)]
+        sys.modules[PACKAGE] = package
+        # The archive's tests look the library up in these two places; both must lead to the installed one.
+        for init in (tests / "__init__.py", tests.parent / "src" / "transformers" / "__init__.py"):
+            init.parent.mkdir(parents=True, exist_ok=True)
+            init.touch()
+        summary = tests / "utils" / "tiny_model_summary.json"  # the models on the Hub that pipelines are tested with
+        summary.parent.mkdir(exist_ok=True)
+        summary.write_text("{}")
+        stand_in("exporters")
+        stand_in("exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
+        stand_in("generation")
+        stand_in("generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
+        stand_in("utils")
+        stand_in("utils.test_configuration_utils", config_common_kwargs=CONFIG_FIELDS)
+    return importlib.import_module(f"{PACKAGE}.{name}")
