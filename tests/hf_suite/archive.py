@@ -4,7 +4,8 @@ The archive carries the tests that every model of transformers shares, but not t
 stood in for here; nothing of the archive is kept in this repository.
 """
 
-import importlib
+import importlib.abc
+import importlib.machinery
 import subprocess
 import sys
 import tarfile
@@ -45,22 +46,37 @@ def obtain(cache: Path) -> Path:
     return tests
 
 
-def stand_in(name: str, **content) -> None:
-    module = ModuleType(f"{PACKAGE}.{name}")
-    module.__dict__.update(content, __path__=[])
-    sys.modules[module.__name__] = module
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds, for a file that the archive's tests import and the archive lacks, a module in which every name is an empty class.
+
+    Those are mixins of generation (LION does not generate), of exporters (`tests/test_export.py` exports every class) and of
+    pipelines (`pipelines.py` has what is run instead), and the values of common configuration fields.
+    """
+
+    def __init__(self, tests: Path):
+        self.tests = tests
+
+    def find_spec(self, name, path=None, target=None):
+        package, *parts = name.split(".")
+        if package != PACKAGE or not parts or self.tests.joinpath(*parts).with_suffix(".py").exists():
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        module.config_common_kwargs = CONFIG_FIELDS
+        module.__getattr__ = lambda name: type(name, (), {})
 
 
 def load(tests: Path, name: str) -> ModuleType:
-    """Imports a file of the archive's tests.
-
-    The helpers that are not in the archive: mixins of generation (LION does not generate) and of exporters
-    (`tests/test_export.py` exports every class), and the values of common configuration fields.
-    """
+    """Imports a file of the archive's tests."""
     if PACKAGE not in sys.modules:
         package = ModuleType(PACKAGE)
         package.__path__ = [str(tests)]
         sys.modules[PACKAGE] = package
+        sys.meta_path.append(StandIns(tests))
         # The archive's tests look the library up in these two places; both must lead to the installed one.
         for init in (tests / "__init__.py", tests.parent / "src" / "transformers" / "__init__.py"):
             init.parent.mkdir(parents=True, exist_ok=True)
@@ -68,10 +84,4 @@ def load(tests: Path, name: str) -> ModuleType:
         summary = tests / "utils" / "tiny_model_summary.json"  # the models on the Hub that pipelines are tested with
         summary.parent.mkdir(exist_ok=True)
         summary.write_text("{}")
-        stand_in("exporters")
-        stand_in("exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
-        stand_in("generation")
-        stand_in("generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
-        stand_in("utils")
-        stand_in("utils.test_configuration_utils", config_common_kwargs=CONFIG_FIELDS)
     return importlib.import_module(f"{PACKAGE}.{name}")
