@@ -195,15 +195,26 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
     Args:
         config: a `LionConfig` or a model.
         length: tokens a row, the class token of an image included.
-        device: type of the device, as in `torch.device.type`.
+        device: the device, such as "cpu" or "cuda:0".
         training: whether the model is in training mode.
         output_attentions: whether attention maps are asked for.
+
+    Raises:
+        ValueError: for something else than a configuration or model, a length below 1, or a device that torch does not know.
 
     Example:
         >>> print(lion_hf.explain(model, 4096))
         4096 tokens on cpu: chunk form, because it is the fastest of all but short rows; 32 chunks of 128 tokens, because ...
     """
     config = getattr(config, "config", config)
+    if getattr(config, "model_type", None) != "lion":
+        raise ValueError(f"config is a {type(config).__name__}: expected a LionConfig or one of its models")
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"length={length!r}: expected an integer of at least 1")
+    try:
+        device = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: expected a device of torch, such as 'cpu' or 'cuda'") from error
     dropout = config.attention_probs_dropout_prob if training else 0.0
     decays = config.mask_type != "lit"
     form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0, device, training)
