@@ -37,8 +37,16 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
     Args:
         image_size: side of the crop in pixels, or its (height, width).
         crop: side of the crop over the side that the image is resized to.
+
+    Raises:
+        ValueError: for a size below 1, or a crop that is no share.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"image_size={image_size!r}: expected an integer of at least 1 or a pair of them (height, width)")
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop={crop}: expected a share above 0, at most 1")
+    height, width = sides
     square = height == width
     size = {"shortest_edge": round(height / crop)} if square else {"height": round(height / crop), "width": round(width / crop)}
     return BitImageProcessor(

@@ -30,11 +30,12 @@ def damage(folder: str | os.PathLike) -> str | None:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = [(name, int(size), int(checksum)) for name, (size, checksum) in manifest.items()]
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so the run ended while it was written"
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    for name, (size, checksum) in manifest.items():
+    for name, size, checksum in manifest:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"

@@ -364,7 +364,7 @@ def _processor(original: Original, config: LionConfig, tokenizer: Any) -> Any:
         original.notes.append(TOKENIZER_NOTE)
         return None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     if len(tokenizer) > config.vocab_size:
         raise ConversionError(f"the tokenizer has {len(tokenizer)} words, more than the model's {config.vocab_size}")
     return tokenizer

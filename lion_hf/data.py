@@ -14,6 +14,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 
 logger = logging.getLogger(__name__)
 
+LONGEST_ROW = 2**31 - 1  # tokens
 MOST_SKIPPED = 100  # unusable samples in a row, after which the data set itself must be wrong
 
 
@@ -114,8 +115,8 @@ class MaskTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False):
-        if not 0 < probability < 1:
-            raise ValueError(f"mask probability {probability}: expected a number between 0 and 1")
+        if not isinstance(probability, int | float) or not 0 < probability < 1:
+            raise ValueError(f"mask probability {probability!r}: expected a number between 0 and 1")
         self.probability, self.whole_words = probability, whole_words
         self.special = torch.tensor(tokenizer.all_special_ids)
         self.replace = DataCollatorForLanguageModeling(tokenizer, mlm_probability=1.0).torch_mask_tokens
@@ -126,6 +127,11 @@ class MaskTokens:
         tokens = row["input_ids"]
         if not self.whole_words:
             units = torch.arange(len(tokens))
+        elif units is None or units.shape != tokens.shape or not 0 <= units.min() <= units.max() < len(tokens):
+            shown = None if units is None else units[:8].tolist()
+            raise ValueError(f"word_ids {shown}: expected for each of {len(tokens)} tokens the number of its word, from 0")
+        if len(tokens) == 0:
+            return {**row, "labels": tokens}
         chosen = (torch.rand(int(units.max()) + 1) < self.probability)[units] & ~torch.isin(tokens, self.special)
         row["input_ids"], row["labels"] = (x[0] for x in self.replace(tokens[None].clone(), ~chosen[None]))
         return row
@@ -164,8 +170,9 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
         For every row the indices of its documents.
 
     Raises:
-        ValueError: if a document has no tokens, or more than a row.
+        ValueError: if a document has no tokens, or more than a row, or for a row length that is no integer of at least 1.
     """
+    _check_row_length(row_length)
     for index, length in enumerate(lengths):
         if not 1 <= length <= row_length:
             raise ValueError(
@@ -180,6 +187,11 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
         rows[row].append(index)
         room[row] -= lengths[index]
     return rows
+
+
+def _check_row_length(row_length: int) -> None:
+    if not isinstance(row_length, int) or isinstance(row_length, bool) or not 1 <= row_length <= LONGEST_ROW:
+        raise ValueError(f"row_length={row_length!r}: expected an integer of at least 1 (and at most {LONGEST_ROW})")
 
 
 @dataclass
@@ -211,9 +223,14 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
     row_length: int = 512
 
     def __post_init__(self):
+        _check_row_length(self.row_length)
+        for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0 <= share <= 1:  # transformers lets NaN pass
+                raise ValueError(f"{name}={share!r}: expected a probability in [0, 1]")
+        if self.seed is not None and not isinstance(self.seed, int):
+            raise ValueError(f"seed={self.seed!r}: expected None or an integer")
         super().__post_init__()
-        if not isinstance(self.row_length, int) or isinstance(self.row_length, bool) or self.row_length < 1:
-            raise ValueError(f"row_length={self.row_length!r}: expected an integer of at least 1")
         for name, legal in (("mlm", True), ("whole_word_mask", False), ("pad_to_multiple_of", None), ("return_tensors", "pt")):
             if getattr(self, name) != legal:
                 raise ValueError(f"{name}={getattr(self, name)!r}: packed rows are made with {legal!r} only")
@@ -231,7 +248,8 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
         if self.seed is not None and self.generator is None:
             self.create_rng()
         names = ["input_ids"] + ["token_type_ids"] * any("token_type_ids" in example for example in examples)
-        documents = [self._document(names, index, example) for index, example in enumerate(examples)]
+        words = len(self.tokenizer)
+        documents = [self._document(names, index, example, words) for index, example in enumerate(examples)]
         rows = pack([document.shape[1] for document in documents], self.row_length)
         shape = len(rows), self.row_length
         batch = {name: torch.zeros(shape, dtype=torch.long) for name in (*names, "seq_idx", "attention_mask")}
@@ -253,16 +271,27 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
         """Not offered: packed rows are made as tensors."""
         raise ValueError("return_tensors='np': packed rows are made with 'pt' only")
 
-    def _document(self, names: list[str], index: int, example: dict[str, Any]) -> torch.Tensor:
+    def _document(self, names: list[str], index: int, example: dict[str, Any], words: int) -> torch.Tensor:
         """The named tokens of a document without padding, (names, tokens)."""
+        place = f"document {index} of the batch"
         missing = [name for name in names if name not in example]
         if missing:
-            raise ValueError(f"document {index} of the batch has no {missing[0]}: expected {names} in every document")
-        columns = [torch.as_tensor(example[name]) for name in (*names, *["attention_mask"] * ("attention_mask" in example))]
-        if any(column.shape != columns[0].shape for column in columns):
+            raise ValueError(f"{place} has no {missing[0]}: expected {names} in every document")
+        columns = []
+        for name in (*names, *["attention_mask"] * ("attention_mask" in example)):
+            try:
+                column = torch.as_tensor(example[name])
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(f"{place} has {name} of {type(example[name]).__name__}: expected integers") from error
+            if column.numel() > 0 and (column.is_floating_point() or column.is_complex() or column.device.type == "meta"):
+                raise ValueError(f"{place} has {name} of {column.dtype} on {column.device}: expected integers")
+            columns.append(column)
+        if any(column.shape != columns[0].shape or column.dim() != 1 for column in columns):
             shapes = [tuple(column.shape) for column in columns]
-            raise ValueError(
-                f"document {index} of the batch has columns of shapes {shapes}: expected one number a token in each"
-            )
+            raise ValueError(f"{place} has columns of shapes {shapes}: expected one number a token in each")
         tokens = torch.stack(columns[: len(names)]).long()
-        return tokens[:, columns[-1] != 0] if "attention_mask" in example else tokens
+        tokens = tokens[:, columns[-1] != 0] if "attention_mask" in example else tokens
+        wrong = tokens[0][(tokens[0] < 0) | (tokens[0] >= words)]
+        if wrong.numel() > 0:
+            raise ValueError(f"{place} has the id {wrong[0]}: expected 0 to {words - 1}, the words of the tokenizer")
+        return tokens

@@ -238,7 +238,7 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
     """
     try:
         changes = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"recipes={str(path)!r} cannot be read: {error}") from error
     if not isinstance(changes, dict) or not all(isinstance(change, dict) for change in changes.values()):
         raise ValueError(f"recipes={str(path)!r}: expected lines such as `rte: {{epochs: 5}}`")

@@ -38,7 +38,9 @@ PIPELINE_TAGS = {
     "AutoModelForMaskedImageModeling": {"image": "image-feature-extraction"},
 }
 
-HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*"]  # caches and version control, never uploaded
+# Never uploaded: caches and version control; what a run leaves beside its model, pickles and the names of machines among it.
+HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*"]
+HIDDEN_FILES += ["*.pt", "*.pth", "*.pkl", "training_args.bin", "*/training_args.bin", "*.tfevents.*"]
 
 
 def save_for_hub(
@@ -143,7 +145,7 @@ def _model_card(model, auto_name, processing_class, repo_id, language, license, 
 
 
 def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
-    """What `publish` would upload: path inside the folder -> size in bytes. Hidden files stay behind.
+    """What `publish` would upload: path inside the folder -> size in bytes. Hidden files and what a run leaves stay behind.
 
     Args:
         folder: the folder, as `save_for_hub` wrote it.

@@ -67,7 +67,9 @@ def load_teacher(name: str, path: str | None, num_labels: int, processor) -> Tea
     student = processor.image_mean, processor.image_std
     if Path(name).is_dir() or "/" in name:
         try:
-            model, own = AutoModelForImageClassification.from_pretrained(name), AutoImageProcessor.from_pretrained(name)
+            safe = {"trust_remote_code": False}
+            model = AutoModelForImageClassification.from_pretrained(name, **safe)
+            own = AutoImageProcessor.from_pretrained(name, **safe)
         except (OSError, ValueError) as error:
             raise ValueError(f"teacher_model={name!r} cannot be loaded as a transformers image classifier: {error}") from error
         _check_classes(name, model.config.num_labels, num_labels)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import torch
 
 LAYERS = {"text": "bert.encoder.layer.{n}", "image": "blocks.{n}"}  # what the names of a layer's tensors begin with
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # put before every name by DistributedDataParallel, Composer, torch.compile
+ZIP_MAGIC = b"PK\x03\x04"
+MOST_TUPLE_ITEMS = 10_000_000
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -112,18 +115,24 @@ def _load(path: Path) -> Any:
         raise ConversionError(f"{path}: {'this is a folder, expected a file' if path.is_dir() else 'no such file'}")
     with path.open("rb") as file:  # here, so that a file without read permission is not called damaged
         try:
+            if file.read(4) != ZIP_MAGIC:  # torch.load would take such a file, with an archive behind, for one of its old kind
+                raise zipfile.BadZipFile("the file does not begin with an archive")
             archive = zipfile.ZipFile(file)
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
             size = sum(entry.file_size for entry in archive.infolist())
-            broken = None if packed else archive.testzip()
+            larger = packed or size > path.stat().st_size  # such an archive is not even read
+            broken = None if larger else archive.testzip()
         except Exception as error:
             raise ConversionError(
                 f"{path} is truncated or no PyTorch checkpoint (a zip archive, as torch.save writes): copy or download it again"
             ) from error
-    if packed or size > path.stat().st_size:
-        raise ConversionError(f"{path} is not as torch.save writes it: it would unpack to more than its own size")
-    if broken is not None:
-        raise ConversionError(f"{path} is damaged ({broken} fails its checksum): copy or download it again")
+        if larger:
+            raise ConversionError(f"{path} is not as torch.save writes it: it would unpack to more than its own size")
+        if broken is not None:
+            raise ConversionError(f"{path} is damaged ({broken} fails its checksum): copy or download it again")
+        for entry in archive.infolist():
+            if entry.filename.endswith("data.pkl") and _tuple_items(archive.read(entry)) > MOST_TUPLE_ITEMS:
+                raise ConversionError(f"{path} is not as torch.save writes it: its tuples unfold without measure")
     try:
         with torch.serialization.safe_globals([argparse.Namespace, *((Inert, name) for name in INERT_NAMES)]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -139,6 +148,39 @@ def _load(path: Path) -> Any:
         ) from error
 
 
+def _tuple_items(data: bytes) -> int:
+    """Items of all tuples of a pickle, those that it names again counted again; 2^40 fit into 200 bytes.
+
+    Tuples may be keys, and to hash one is to visit all of its items: the time that loading takes grows with this number.
+    """
+    stack, memo, total = [], {}, 0  # items behind every object on the pickle's stack; None is a mark
+    try:
+        for code, argument, _ in pickletools.genops(data):
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                memo[len(memo) if argument is None else argument] = stack[-1]
+                continue
+            if code.name in ("GET", "BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif code.name == "MARK":
+                stack.append(None)
+                continue
+            else:
+                taken, wanted = [], len(code.stack_before)
+                if pickletools.markobject in code.stack_before:
+                    while (item := stack.pop()) is not None:
+                        taken.append(item)
+                    wanted = code.stack_before.index(pickletools.markobject)
+                taken += [stack.pop() for _ in range(wanted)]
+                items = len(taken) + sum(taken) if code.stack_after == [pickletools.pytuple] else 0
+                stack += [items] * len(code.stack_after)
+            total += stack[-1] if stack else 0
+            if total > MOST_TUPLE_ITEMS:
+                break
+    except (ValueError, LookupError, TypeError):  # torch's reader says what is wrong with it
+        pass
+    return total
+
+
 def _dig(tree: Any, *keys: str) -> Any:
     """The value behind keys in nested dicts, or None."""
     for key in keys:
@@ -150,7 +192,9 @@ def _choose_weights(path: str | os.PathLike, checkpoint: Any, use_ema: bool) -> 
     """Key of the weights to take from an image checkpoint, and a note where there was a choice."""
     found = [name for name in ("model", "model_ema") if isinstance(_dig(checkpoint, name), dict)]
     if not found:
-        content = f"keys {sorted(map(str, checkpoint))}" if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
+        content = f"a {type(checkpoint).__name__}"
+        if isinstance(checkpoint, dict):
+            content = f"keys {sorted(str(key)[:80] for key in checkpoint)[:20]}"
         raise ConversionError(
             f"{path} holds {content}: an original LION checkpoint holds 'model' or 'model_ema' with an image model's weights,"
             " or 'state' with a text model's"

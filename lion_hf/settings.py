@@ -92,7 +92,7 @@ def parse_mapping(text: str | None) -> dict[str, Any]:
         return {}
     try:
         return yaml.safe_load(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{text!r}: expected name=value,name=value") from error
 
 
@@ -121,7 +121,7 @@ def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str
     """The settings of a YAML file as a command line."""
     try:
         settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(settings, dict):
         parser.error(f"--config {file} holds a {type(settings).__name__}: expected lines of the form `key: value`")

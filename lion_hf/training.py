@@ -152,6 +152,7 @@ def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
     """How settings differ from those that an earlier part of the run left in the folder."""
     try:
         before = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError, RecursionError):
         return []
+    before = before if isinstance(before, dict) else {}
     return [change for name, change in differences(before, settings).items() if name not in FREE]

@@ -289,7 +289,7 @@ def build_model(settings: ModelSettings, names: list[str], distillation_head: bo
         )
     source = str(folder or name)
     weights = has_weights(source) and not settings.from_scratch
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if not isinstance(config, LionConfig) or config.modality != "image":
         raise ValueError(f"model={name!r} is a {config.model_type}: expected a LION model for images")
     fields = settings.overrides(original_words) | parse_overrides(settings.model_overrides, config) | labels

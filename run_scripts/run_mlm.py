@@ -201,7 +201,7 @@ def load_tokenizer(
         if name is None:
             own = not Path(settings.model).is_dir() or Path(settings.model, "tokenizer_config.json").is_file()
             name = settings.model if own else "google-bert/bert-base-uncased"
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         for token in ("mask_token", "pad_token", "cls_token", "sep_token"):
             if getattr(tokenizer, token) is None:
                 raise SystemExit(f"--tokenizer {name} has no {token}, which masked language modelling needs")
@@ -228,7 +228,7 @@ def load_tokenizer(
 
 def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
     """The model of the settings, with weights if there are any and they are wanted."""
-    config = AutoConfig.from_pretrained(settings.model)
+    config = AutoConfig.from_pretrained(settings.model, trust_remote_code=False)
     weights = not settings.from_scratch and has_weights(settings.model)
     try:
         overrides = parse_overrides(settings.model_overrides, config)
@@ -236,7 +236,7 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
         raise SystemExit(f"--model_overrides: {error}") from error
     if not weights:
         overrides = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | overrides
-    config = AutoConfig.from_pretrained(settings.model, **overrides)
+    config = AutoConfig.from_pretrained(settings.model, trust_remote_code=False, **overrides)
     if len(tokenizer) > config.vocab_size:
         raise SystemExit(
             f"the tokenizer has {len(tokenizer)} words, {settings.model} only {config.vocab_size}: use its own tokenizer"
@@ -244,8 +244,9 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
     config.sparse_prediction = settings.sparse_prediction
     logger.info("weights: %s", settings.model if weights else "random")
     if weights:
-        return AutoModelForMaskedLM.from_pretrained(settings.model, config=config, dtype=torch.float32)
-    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+        options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
+        return AutoModelForMaskedLM.from_pretrained(settings.model, **options)
+    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def check_length(config, max_length: int) -> None:

@@ -32,6 +32,11 @@ DAMAGES = {
     "changed file": (lambda f: (f / "model.safetensors").write_text("Content"), "content of model.safetensors has changed"),
     "no manifest": (lambda f: (f / checkpoints.MANIFEST).unlink(), "ended while it was written"),
     "cut manifest": (lambda f: (f / checkpoints.MANIFEST).write_text('{"mod'), "manifest.json cannot be read"),
+    "other manifest": (
+        lambda f: (f / checkpoints.MANIFEST).write_text('{"model.safetensors": 7}'),
+        "manifest.json cannot be read",
+    ),
+    "deep manifest": (lambda f: (f / checkpoints.MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read"),
 }
 
 

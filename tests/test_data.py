@@ -155,12 +155,15 @@ def test_documents_that_do_not_fit(lengths, message, tokenizer):
     [
         ({"row_length": 0}, "row_length=0: expected an integer of at least 1"),
         ({"row_length": 1.5}, "row_length=1.5: expected an integer"),
+        ({"row_length": 10**30}, "expected an integer of at least 1 (and at most 2147483647)"),
+        ({"mask_replace_prob": float("nan")}, "mask_replace_prob=nan: expected a probability in [0, 1]"),
+        ({"seed": 1.5}, "seed=1.5: expected None or an integer"),
         ({"mlm": False}, "mlm=False: packed rows are made with True only"),
         (
             {"whole_word_mask": True, "mask_replace_prob": 1, "random_replace_prob": 0},
             "whole_word_mask=True: packed rows are made with False only",
         ),
-        ({"mlm_probability": 1.5}, "mlm_probability should be between 0 and 1"),
+        ({"mlm_probability": 1.5}, "mlm_probability=1.5: expected a probability in [0, 1]"),
     ],
 )
 def test_wrong_options(options, message, tokenizer):

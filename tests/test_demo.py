@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -49,9 +50,16 @@ def test_output_is_a_file(below, demo, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_quick_run(tmp_path):
-    output = tmp_path / "demo"
-    run = subprocess.run([sys.executable, DEMO, "--quick", "--output", output], capture_output=True, text=True, timeout=600)
+    output, here, home = (tmp_path / name for name in ("demo", "here", "home"))
+    here.mkdir()
+    home.mkdir()
+    command = [sys.executable, DEMO, "--quick", "--output", output]
+    places = {"HOME": str(home), "PYTHONPATH": str(DEMO.parents[1])}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_HOME", "XDG_", "MPLCONFIG"))}
+    run = subprocess.run(command, cwd=here, env=environment | places, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
+    assert not list(here.iterdir())  # it writes where it is told, and into the caches of others
+    assert {path.name for path in home.iterdir()} <= {".cache", ".config", ".triton", "scikit_learn_data"}
     assert "warn" not in run.stderr.lower()
 
     differences = re.findall(r"forms attention, recurrent, chunk agree: largest difference of logits (\S+)", run.stdout)

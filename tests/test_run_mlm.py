@@ -61,9 +61,12 @@ def losses(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("rows", ["padded", "blocks", "packed"])
-def test_training_from_scratch(folder, rows):
+def test_training_from_scratch(folder, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    others = {path.name for path in folder.iterdir()}
     metrics = run(folder, rows, "--rows", rows, "--max_steps", "40", "--eval_strategy", "steps", "--eval_steps", "10")
     output = folder / rows
+    assert {path.name for path in folder.iterdir()} - others == {rows} and not list(tmp_path.iterdir())  # where it is told
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert metrics["eval_perplexity"] == pytest.approx(torch.tensor(metrics["eval_loss"]).exp().item(), rel=1e-5)
     values = [float(loss) for loss, _ in losses(output).values() if loss]

@@ -1,11 +1,14 @@
 """LionConfig: one configuration for text and images."""
 
+import math
 from dataclasses import fields
+from numbers import Integral
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .lion_checks import SMALLEST_EPS
 from .lion_ops import ATTENTION_FORMS
 from .lion_scan import PATCH_ORDERS
 
@@ -43,6 +46,11 @@ IMAGE_DEFAULTS = {
     "classifier_pooling": "mean",
 }
 
+SIZES = (
+    *("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels"),
+    *("vocab_size", "type_vocab_size", "max_position_embeddings"),
+)
+MOST_LABELS = 10_000_000  # transformers gives each a name, in memory
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout")
 
 
@@ -151,12 +159,18 @@ class LionConfig(PreTrainedConfig):
             raise ValueError(f"{name}={value!r}: expected one of {CHOICES[name]}")
         if name == "chunk_size" and value is not None and value < 1:
             raise ValueError(f"chunk_size={value!r}: expected None or an integer of at least 1")
+        integer = isinstance(value, Integral) and not isinstance(value, bool)
+        if name == "num_labels" and not (integer and 0 <= value <= MOST_LABELS):
+            raise ValueError(f"num_labels={value!r}: expected an integer from 0 to {MOST_LABELS:,}")
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         for name, value in family_defaults(self.modality, self.mask_type).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        names = self.id2label
+        if names is not None and not (isinstance(names, dict) and all(str(n).isdecimal() for n in names)):
+            raise ValueError(f"id2label={names!r}: expected a dict from numbers to names")
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
         super().__post_init__(**kwargs)
@@ -180,7 +194,7 @@ class LionConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raises ValueError if no model can be built from the fields together. Models call it again."""
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels"):
+        for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
         if self.num_hidden_layers < 0:
@@ -188,6 +202,12 @@ class LionConfig(PreTrainedConfig):
         for name in PROBABILITIES:
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
+        if not SMALLEST_EPS <= self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps={self.layer_norm_eps}: expected a finite number of at least {SMALLEST_EPS:.3g}")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range}: expected a finite number of at least 0")
+        if self.modality == "text" and not 0 <= (self.pad_token_id or 0) < self.vocab_size:
+            raise ValueError(f"pad_token_id={self.pad_token_id}: expected None or 0 to vocab_size - 1 = {self.vocab_size - 1}")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r}: expected one of {sorted(ACT2FN)}")
         if self.hidden_size % self.num_attention_heads:

@@ -18,6 +18,7 @@ any length; their loops would else be unrolled.
 """
 
 import math
+import sys
 import threading
 
 import torch
@@ -78,13 +79,14 @@ def chunkwise(
     Returns:
         (B, H, L, Dv) in float32, or in float64 if `value` is.
     """
-    if forward is None or backward is None or query.shape[2] == 0:
+    if forward is None or backward is None or 0 in (*query.shape, *value.shape):
         dtype = compute_type(value)
         return query.to(dtype) @ (key.to(dtype).mT @ value.to(dtype)).mul(scale)  # one state serves every token
     if order is None:
         forward, backward = forward[None], backward[None]
     inputs = query, key, value, forward, backward
     keep_states = needs_grad(*inputs) and not torch.compiler.is_exporting()  # exported programs serve any number of chunks
+    chunk_size = chunk_size if chunk_size is None else min(chunk_size, sys.maxsize)  # what an operator takes
     # Where nothing is recorded, compiled, exported or only pretended (fake tensors), an operator would only cost time.
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     plain = not (keep_states or tracing) and all(type(x) in PLAIN_TYPES for x in inputs)

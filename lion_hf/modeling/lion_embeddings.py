@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_lion import LionConfig
+from .lion_checks import check_ids, check_tensors
 
 
 def default_positions(shape: tuple[int, int], attention_mask, seq_idx, device) -> torch.Tensor:
@@ -36,22 +37,24 @@ class LionTextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx) -> torch.Tensor:
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            words = getattr(self.word_embeddings, "num_embeddings", None)  # adapters may put another module in its place
+            if words is not None:
+                check_ids("input_ids", input_ids, words, "vocab_size")
+            embeddings = self.word_embeddings(input_ids)
+        else:
+            embeddings = inputs_embeds.to(self.token_type_embeddings.weight.dtype)
         shape = embeddings.shape[:2]
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, shape[1], dtype=torch.long, device=embeddings.device)
+        else:
+            check_ids("token_type_ids", token_type_ids, self.token_type_embeddings.num_embeddings, "type_vocab_size")
         embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.position_embeddings is not None:
             if position_ids is None:
                 position_ids = default_positions(shape, attention_mask, seq_idx, embeddings.device)
             longest = self.position_embeddings.num_embeddings
-            # On a GPU looking at the positions would wait for it; there the embedding itself fails.
-            known = position_ids.device.type == "cpu" and not torch.compiler.is_compiling() and position_ids.numel() > 0
-            if known and not 0 <= position_ids.min() <= position_ids.max() < longest:
-                raise ValueError(
-                    f"positions from {position_ids.min()} to {position_ids.max()}: expected 0 to {longest - 1}, because"
-                    f" max_position_embeddings={longest}"
-                )
+            check_ids("positions", position_ids, longest, "max_position_embeddings")
             embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.norm(embeddings))
 
@@ -75,6 +78,9 @@ class LionImageEmbeddings(nn.Module):
 
     def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """Rows and columns of patches of a batch of images, (B, channels, height, width)."""
+        check_tensors(pixel_values=pixel_values)
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values are {pixel_values.dtype}: expected real numbers, as an image processor makes them")
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(f"pixel_values {tuple(pixel_values.shape)}: expected (batch, {self.num_channels}, height, width)")
         height, width = pixel_values.shape[2:]
@@ -93,6 +99,7 @@ class LionImageEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor:
         rows, columns = self.patch_grid(pixel_values)
         embeddings = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype)).flatten(2).mT
+        check_tensors(pixel_values.device, bool_masked_pos=bool_masked_pos)
         if bool_masked_pos is not None:
             if self.mask_token is None:
                 raise ValueError("bool_masked_pos in a model without mask token: build it with use_mask_token=True")

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from .lion_checks import IGNORED, check_integers, check_labels, check_tensors
+
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -25,13 +27,19 @@ def classification_loss(logits, labels, problem_type: str, num_items_in_batch=No
             ones (B, C); for "regression" targets (B,) or (B, C).
         problem_type: as in `PreTrainedConfig`.
         num_items_in_batch: entries of the labels other than -100 in the whole batch, as Trainer counts them; None for the
-            mean over this batch.
+            mean over this batch. A batch without any has the loss 0.
+
+    Raises:
+        ValueError: for an unknown problem type, or labels of another type or shape, or on the CPU out of range.
     """
+    check_tensors(labels=labels)
     logits, labels = logits.float(), labels.to(logits.device)
     per_item = 1
     if problem_type not in PROBLEM_TYPES:
         raise ValueError(f"problem_type={problem_type!r}: expected None or one of {PROBLEM_TYPES}")
-    if (problem_type != PROBLEM_TYPES[0] or labels.is_floating_point()) and labels.numel() != logits.numel():
+    real = problem_type != PROBLEM_TYPES[0] or labels.is_floating_point()
+    one_each = problem_type == "regression" and logits.shape[1] == 1 and labels.shape == logits.shape[:1]
+    if real and labels.shape != logits.shape and not one_each:
         raise ValueError(
             f"labels {tuple(labels.shape)} for {problem_type}: expected one for each of logits {tuple(logits.shape)}"
         )
@@ -39,10 +47,46 @@ def classification_loss(logits, labels, problem_type: str, num_items_in_batch=No
         total = F.mse_loss(logits.reshape(labels.shape), labels.float(), reduction="sum")
     elif problem_type == "multi_label_classification":
         total = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
-    elif labels.is_floating_point():
+    elif real:
         total = F.cross_entropy(logits, labels.float(), reduction="sum")
         per_item = labels.shape[-1]  # Trainer counts every probability as an item
     else:
-        total = F.cross_entropy(logits, labels.flatten(), reduction="sum")
-    items = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        labels = check_labels("labels", labels[:, 0] if labels.shape[1:] == (1,) else labels, logits.shape[:1], logits.shape[1])
+        total = F.cross_entropy(logits, labels, reduction="sum")
+    items = _items(labels, num_items_in_batch)
     return total * per_item / (items.to(total.device) if torch.is_tensor(items) else items)
+
+
+def check_token_labels(labels, tokens: torch.Tensor, num_labels: int, kwargs: dict) -> tuple[torch.Tensor | None, dict]:
+    """Labels (B, L) of the tokens, (B, L, any), as int64, and the loss function's arguments with their number.
+
+    So a batch without any label has the loss 0, where their mean would be no number.
+    """
+    if labels is None:
+        return None, kwargs
+    labels = check_labels("labels", labels, tokens.shape[:2], num_labels)
+    return labels, {**kwargs, "num_items_in_batch": _items(labels, kwargs.get("num_items_in_batch"))}
+
+
+def span_loss(start_logits, end_logits, start_positions, end_positions, num_items_in_batch=None) -> torch.Tensor:
+    """Mean of the losses of a span's first and last token, (B, L) logits and (B,) positions.
+
+    Positions at or behind the row's end, of answers that were cut off, do not count.
+    """
+    loss, length = 0, start_logits.shape[1]
+    ends = {"start_positions": (start_logits, start_positions), "end_positions": (end_logits, end_positions)}
+    for name, (logits, positions) in ends.items():
+        check_tensors(**{name: positions})
+        check_integers(name, positions)
+        positions = positions.long()
+        positions = torch.where(positions >= length, IGNORED, positions).to(logits.device)
+        positions = positions[:, 0] if positions.shape[1:] == (1,) else positions
+        positions = check_labels(name, positions, logits.shape[:1], length)
+        loss = loss + classification_loss(logits, positions, PROBLEM_TYPES[0], num_items_in_batch) / 2
+    return loss
+
+
+def _items(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | int:
+    """By how many items a sum of losses is divided: their number, but 1 if there is none."""
+    items = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    return items + (items == 0)

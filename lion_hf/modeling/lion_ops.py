@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .lion_checks import check_operation, values_known
 from .lion_chunkwise import chunkwise, default_chunk_size
 from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, needs_grad, recurrent
 from .lion_packing import nearest_token
@@ -51,7 +52,7 @@ def lion_attention(
         query: (B, H, L, D), any strides, after the feature map.
         key: (B, H, L, D).
         value: (B, H, L, Dv).
-        log_decay: logarithms of the tokens' gates, at most 0 (`-inf` is a gate of 0; above 0 the forms differ). One of
+        log_decay: logarithms of the tokens' gates, at most 0 (`-inf` is a gate of 0). One of
             - None: no decay, LION-lit;
             - (B or 1, H or 1, L or 1): one gate a token, LION-D and LION-S;
             - with `order`: (K, B or 1, H or 1, L or 1), gates of the K orders, tokens numbered as in `query`;
@@ -64,7 +65,7 @@ def lion_attention(
             every document of `seq_idx` in one piece.
         scale: factor of the scores; D ** -0.5 if None.
         normalize: divide by the sum of the masked scores.
-        eps: added to that sum.
+        eps: added to that sum; above 0.
         dropout_p: probability of dropping a masked score. Needs the attention form.
         form: "auto", "attention", "recurrent" or "chunk".
         chunk_size: tokens a chunk in the chunk form; chosen if None. Without decay that form needs no chunks.
@@ -76,11 +77,21 @@ def lion_attention(
     Returns:
         (B, H, L, Dv) in the type of `value`; with `need_weights` a pair of it and the weights, (B, H, L, L).
 
+    A token that is not finite reaches its whole row and head, other documents of `seq_idx` included, and no other.
+
     Raises:
-        ValueError: for an unknown form, a shape that does not fit, a chunk size below 1, dropout in a form that keeps
-            no scores, or a backend that cannot serve the call.
+        ValueError: for an unknown form, a shape, type or device that does not fit, a number out of range, dropout in a form
+            that keeps no scores, or a backend that cannot serve the call. On the CPU, where looking costs nothing, also for
+            gates above 1, orders that are no permutations, and masks with negative entries (real ones everywhere).
     """
-    _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p)
+    if form not in ATTENTION_FORMS:
+        raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
+    check_operation(query, key, value, log_decay, attention_mask, seq_idx, order, scale, normalize, eps, dropout_p, chunk_size)
+    if dropout_p > 0 and form not in ("auto", "attention"):
+        raise ValueError(
+            f"dropout_p={dropout_p} with form={form!r}: only 'attention' (which 'auto' then picks) keeps scores to drop;"
+            " set dropout_p (attention_probs_dropout_prob in the config) to 0 to use this form in training"
+        )
     length, head_dim = query.shape[-2:]
     scores = need_weights or dropout_p > 0
     if form == "auto":
@@ -93,7 +104,7 @@ def lion_attention(
     fused = refusal is None and (backend == "triton" or (backend == "auto" and query.is_cuda))
     scale = head_dim**-0.5 if scale is None else scale
     mask = None if attention_mask is None else attention_mask != 0
-    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.all():
+    if mask is not None and values_known(mask) and mask.all():
         mask = None  # spares three copies; on a GPU looking would wait for it
     dtype = compute_type(value)
 
@@ -115,7 +126,7 @@ def lion_attention(
             output = _scan(scans[form], *inputs, directions, scale, normalize, eps, chunk_size)
         if value.dtype == torch.float16:  # sums that are not normalised may leave its range
             limit = torch.finfo(torch.float16).max
-            output = output.clamp(-limit, limit)
+            output, weights = (None if x is None else x.clamp(-limit, limit) for x in (output, weights))
         output = output.to(value.dtype)
     return (output, weights.to(value.dtype)) if need_weights else output
 
@@ -184,15 +195,26 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
     Args:
         config: a `LionConfig` or a model.
         length: tokens a row, the class token of an image included.
-        device: type of the device, as in `torch.device.type`.
+        device: the device, such as "cpu" or "cuda:0".
         training: whether the model is in training mode.
         output_attentions: whether attention maps are asked for.
+
+    Raises:
+        ValueError: for something else than a configuration or model, a length below 1, or a device that torch does not know.
 
     Example:
         >>> print(lion_hf.explain(model, 4096))
         4096 tokens on cpu: chunk form, because it is the fastest of all but short rows; 32 chunks of 128 tokens, because ...
     """
     config = getattr(config, "config", config)
+    if getattr(config, "model_type", None) != "lion":
+        raise ValueError(f"config is a {type(config).__name__}: expected a LionConfig or one of its models")
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"length={length!r}: expected an integer of at least 1")
+    try:
+        device = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: expected a device of torch, such as 'cpu' or 'cuda'") from error
     dropout = config.attention_probs_dropout_prob if training else 0.0
     decays = config.mask_type != "lit"
     form, reason = choose_form(length, config.head_dim, decays, output_attentions or dropout > 0, device, training)
@@ -300,7 +322,8 @@ def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]
     for permutation, gates in zip(order, log_decay):
         gates, step_mask, step_idx = (None if x is None else x.index_select(-1, permutation) for x in (gates, mask, seq_idx))
         step_boundary = _boundaries(step_mask, step_idx)
-        if boundary is not None and not torch.compiler.is_compiling() and (step_boundary.sum(-1) != boundary.sum(-1)).any():
+        known = boundary is not None and boundary.device.type != "meta" and not torch.compiler.is_compiling()
+        if known and (step_boundary.sum(-1) != boundary.sum(-1)).any():
             raise ValueError("order interleaves the documents of seq_idx: expected each document's tokens in one piece")
         directions.append((permutation, *_cut(gates, _backward(gates), step_boundary)))
     return directions
@@ -334,51 +357,3 @@ def _map(function, log_decay):
     if log_decay is None:
         return None
     return tuple(map(function, log_decay)) if isinstance(log_decay, tuple) else function(log_decay)
-
-
-def _check(query, key, value, log_decay, attention_mask, seq_idx, order, form, chunk_size, dropout_p) -> None:
-    if form not in ATTENTION_FORMS:
-        raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
-        raise ValueError(f"chunk_size={chunk_size}: expected None or an integer of at least 1")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p={dropout_p}: expected a probability in [0, 1)")
-    if dropout_p > 0 and form not in ("auto", "attention"):
-        raise ValueError(
-            f"dropout_p={dropout_p} with form={form!r}: only 'attention' (which 'auto' then picks) keeps scores to drop;"
-            " set dropout_p (attention_probs_dropout_prob in the config) to 0 to use this form in training"
-        )
-    if query.dim() != 4 or key.shape != query.shape:
-        raise ValueError(
-            f"query {tuple(query.shape)} and key {tuple(key.shape)}: expected the same shape (batch, heads, length, head_dim)"
-        )
-    if value.dim() != 4 or value.shape[:3] != query.shape[:3]:
-        raise ValueError(f"value {tuple(value.shape)}: expected {(*query.shape[:3], 'any head_dim')}")
-    if query.shape[-1] < 1:
-        raise ValueError(f"query {tuple(query.shape)}: expected a head_dim of at least 1")
-    if not all(x.is_floating_point() for x in (query, key, value)):
-        raise ValueError(f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype}: expected floating-point tensors")
-    batch, heads, length, _ = query.shape
-    if attention_mask is not None and attention_mask.shape != (batch, length):
-        raise ValueError(f"attention_mask {tuple(attention_mask.shape)}: expected (batch, length) = {(batch, length)}")
-    values_known = not torch.compiler.is_compiling()
-    if attention_mask is not None and attention_mask.is_floating_point() and values_known and (attention_mask < 0).any():
-        raise ValueError("attention_mask has negative entries: expected 1 for tokens and 0 for padding, nothing to be added")
-    if seq_idx is not None and (seq_idx.dim() != 2 or seq_idx.shape[0] not in (1, batch) or seq_idx.shape[1] != length):
-        raise ValueError(f"seq_idx {tuple(seq_idx.shape)}: expected (batch or 1, length) = {(batch, length)}")
-    if order is not None and (order.dim() != 2 or order.shape[1] != length):
-        raise ValueError(f"order {tuple(order.shape)}: expected (number of orders, length) = (K, {length})")
-    if order is not None and isinstance(log_decay, tuple):
-        raise ValueError("order with a pair of edge decays: give the tokens' gates instead, (K, batch, heads, length)")
-    pair = isinstance(log_decay, tuple)
-    if pair and len(log_decay) != 2:
-        raise ValueError(f"log_decay is a tuple of {len(log_decay)}: expected the pair (forward, backward)")
-    if log_decay is not None and not all(torch.is_tensor(x) for x in (log_decay if pair else (log_decay,))):
-        raise ValueError(f"log_decay is {type(log_decay).__name__}: expected None, a tensor, or a tuple of two tensors")
-    legal = (() if order is None else ((len(order),),)) + ((1, batch), (1, heads), (length,) if pair else (1, length))
-    for gates in log_decay if pair else (log_decay,):
-        if gates is not None and (gates.dim() != len(legal) or any(n not in s for n, s in zip(gates.shape, legal))):
-            raise ValueError(
-                f"log_decay {tuple(gates.shape)}: expected {'(orders, ' if order is not None else '('}batch or 1, heads or 1,"
-                f" length{'' if pair else ' or 1'}) with batch, heads, length = {(batch, heads, length)}"
-            )

@@ -17,7 +17,13 @@ def snake_orders(rows: int, columns: int, num_prefix_tokens: int = 1, device: to
     Returns:
         (2, num_prefix_tokens + rows * columns), int64: entry [k, t] is the token that curve k reads at step t, with
         patches numbered row by row.
+
+    Raises:
+        ValueError: for numbers that are no integers, or too small.
     """
+    for name, n, least in (("rows", rows, 1), ("columns", columns, 1), ("num_prefix_tokens", num_prefix_tokens, 0)):
+        if not isinstance(n, (int, torch.SymInt)) or isinstance(n, bool) or n < least:
+            raise ValueError(f"{name}={n!r}: expected an integer of at least {least}")
     grid = torch.arange(rows * columns, device=device).view(rows, columns)
     row_is_odd = torch.arange(rows, device=device)[:, None] % 2 == 1
     column_is_odd = torch.arange(columns, device=device)[None, :] % 2 == 1

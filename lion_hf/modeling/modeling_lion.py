@@ -21,10 +21,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
-from .lion_loss import LionImageClassifierOutput, classification_loss
+from .lion_loss import LionImageClassifierOutput, check_token_labels, classification_loss, span_loss
 from .lion_naive import FEATURE_MAPS, full_precision
 from .lion_ops import lion_attention
-from .lion_packing import check_rows, document_indices, pool, refuse_packing, repad, unpad
+from .lion_packing import check_rows, document_indices, flat_choices, pool, refuse_packing, repad, unpad
 from .lion_scan import snake_orders
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a layer.
@@ -296,13 +296,12 @@ class LionModel(LionPreTrainedModel):
         """
         order = packed = None
         if self.config.modality == "text":
-            if pixel_values is not None or (input_ids is None) == (inputs_embeds is None):
+            if pixel_values is not None:
                 raise ValueError("a text model takes either input_ids or inputs_embeds (and no pixel_values)")
-            shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
-            check_rows(shape, attention_mask=attention_mask, position_ids=position_ids, seq_idx=seq_idx)
+            rows = attention_mask, token_type_ids, position_ids, seq_idx, cu_seq_lens_q, cu_seq_lens_k
+            shape = check_rows(self.config.hidden_size, input_ids, inputs_embeds, *rows)
             if seq_idx is None:
-                offsets = cu_seq_lens_k if cu_seq_lens_q is None else cu_seq_lens_q
-                seq_idx = document_indices(shape, attention_mask, position_ids, offsets)
+                seq_idx = document_indices(shape, attention_mask, position_ids, cu_seq_lens_q, cu_seq_lens_k)
             hidden_states = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx)
             if attention_mask is not None and self._may_unpad(kwargs):
                 packed = unpad(hidden_states, attention_mask, seq_idx)
@@ -368,6 +367,7 @@ class LionForMaskedLM(LionPreTrainedModel):
         """
         outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
         hidden_states = outputs.last_hidden_state
+        labels, kwargs = check_token_labels(labels, hidden_states, self.config.vocab_size, kwargs)
         if labels is not None and self.config.sparse_prediction:
             labelled = labels != -100
             hidden_states, labels = hidden_states[labelled], labels[labelled]
@@ -411,10 +411,11 @@ class LionForSequenceClassification(LionPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None
         if labels is not None:
-            if self.config.problem_type is None:
-                several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-                self.config.problem_type = "regression" if self.num_labels == 1 else several
-            loss = classification_loss(logits, labels, self.config.problem_type, kwargs.get("num_items_in_batch"))
+            real = torch.is_tensor(labels) and labels.is_floating_point()
+            several = "multi_label_classification" if real else "single_label_classification"
+            problem_type = self.config.problem_type or ("regression" if self.num_labels == 1 else several)
+            loss = classification_loss(logits, labels, problem_type, kwargs.get("num_items_in_batch"))
+            self.config.problem_type = problem_type
         return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -443,6 +444,7 @@ class LionForTokenClassification(LionPreTrainedModel):
         """Takes the inputs of `LionModel` and `labels` (B, L), -100 where there is none; returns `logits` (B, L, C)."""
         outputs = self.lion(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **_for_encoder(kwargs))
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        labels, kwargs = check_token_labels(labels, logits, self.num_labels, kwargs)
         loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
@@ -473,7 +475,8 @@ class LionForQuestionAnswering(LionPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits.float(), end_logits.float(), start_positions, end_positions, **kwargs)
+            items = kwargs.get("num_items_in_batch")
+            loss = span_loss(start_logits, end_logits, start_positions, end_positions, items)
         return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -499,11 +502,8 @@ class LionForMultipleChoice(LionPreTrainedModel):
         **kwargs,
     ) -> MultipleChoiceModelOutput:
         """Takes inputs (B, choices, L) and `labels` (B,), the right choice; returns `logits` (B, choices)."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        for name, x in zip(("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"), inputs):
-            if x is not None and x.dim() != (4 if name == "inputs_embeds" else 3):
-                raise ValueError(f"{name} {tuple(x.shape)}: expected (batch, choices, length) and for embeddings their size")
-        rows = [None if x is None else x.flatten(0, 1) for x in inputs]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        rows = flat_choices(**inputs, position_ids=position_ids, inputs_embeds=inputs_embeds)
         refuse_packing(self, rows[1], rows[3], kwargs)
         outputs = self.lion(*rows, **_for_encoder(kwargs))
         choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
