@@ -396,6 +396,7 @@ def chunkwise_backward(
                     places = slice(size) if order is None else decays.places[i]
                     if orders > 1:
                         pairs = torch.mul(scores, masks[i], out=weights).mul_(1 / orders)
+                    pairs.diagonal(dim1=-2, dim2=-1).zero_()  # a token has no edge to itself: its part would leave rounding
                     change = pairs.sum(-2) - pairs.sum(-1)
                     if order is None:
                         pairs.tril_(-1)

@@ -63,8 +63,9 @@ def pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooli
     if pooling == "cls":
         first = mask.int().argmax(1)
         return hidden_states[torch.arange(first.shape[0], device=first.device), first]
-    total = hidden_states.masked_fill(~mask[..., None], 0).sum(1)
-    return total / mask.sum(1, keepdim=True).clamp(min=1).to(total.dtype)
+    # neither the sum of a long row nor the number of its tokens need be in the range of float16
+    total = hidden_states.masked_fill(~mask[..., None], 0).sum(1, dtype=torch.promote_types(hidden_states.dtype, torch.float32))
+    return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
 
 
 def document_indices(
