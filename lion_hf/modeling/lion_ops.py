@@ -288,6 +288,7 @@ def _scan(function, query, key, value, directions: list[Direction], scale, norma
     if (
         function is chunkwise
         and orders[0] is not None
+        and not torch.compiler.is_exporting()  # the program shall serve images of any size
         and query.shape[2] <= (chunk_size or default_chunk_size(query.shape[2], query.device.type)[0])
     ):  # one matrix of scores for all orders
         total = function(query, key, value, *map(torch.stack, decays), scale, chunk_size, torch.stack(orders))

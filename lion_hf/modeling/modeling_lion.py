@@ -52,6 +52,9 @@ class LionDecay(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(num_gates))
 
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.bias[None, None]
+
 
 class LionGate(nn.Linear):
     """LION-S's gates before the sigmoid: a linear map of the token to one number a head and patch order."""
@@ -76,16 +79,12 @@ class LionAttention(nn.Module):
         self.o_proj = nn.Linear(size, size)
 
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Logarithms of the gates for the layer's input, (B, L, hidden).
-
-        Returns:
-            (orders, B or 1, heads, L or 1) for snake order, else (B or 1, heads, L or 1); None for LION-lit.
-        """
+        """Logarithms of the gates for the layer's input: (B or 1, heads, L or 1), in snake order one such for each order."""
         if self.gate is None:
             return None
         with full_precision(hidden_states):
             if self.config.mask_type == "decay":  # a = sigmoid(w)
-                gates = F.logsigmoid(_at_least_float32(self.gate.bias))[None, None]
+                gates = F.logsigmoid(_at_least_float32(self.gate(hidden_states)))
             else:  # a = 1 - sigmoid(W x + b)
                 gates = F.logsigmoid(-_at_least_float32(self.gate(hidden_states.to(self.gate.weight.dtype))))
         gates = gates.unflatten(-1, (self.config.num_patch_orders, -1)).permute(2, 0, 3, 1)  # (orders, B, heads, L)
@@ -185,6 +184,7 @@ class LionPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LionTextEmbeddings", "LionImageEmbeddings", "LionLayer"]
     _keep_in_fp32_modules_strict = ["gate"]
+    _keep_in_fp32_modules = [".*gate"]  # read by the quantisers, some of which match it with parameters' whole names
     _can_record_outputs = {"hidden_states": LionLayer, "attentions": LionAttention}
     input_modalities: tuple[str, ...] = ("text",)
 

@@ -1,0 +1,62 @@
+"""The chunk form in plain tensor operations for any length, without a loop, for programs that leave torch or this package.
+
+torch.export, and with it ONNX and AOTInductor, traces this in place of the operator of lion_chunkwise.py, which only a Python
+process with this code has. All chunks are computed at once. What the states pass on from chunk to chunk is one (N, N) product
+over the N chunks, with 1 / (2 chunk size^2) of the multiplications of an L x L matrix of scores times D: the only part that is
+not linear in length.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from .lion_naive import compute_type, decay_mask, prefix_sums
+
+# Tokens a chunk, unless the call says how many. The last chunk is filled up, so large ones would burden short rows.
+PORTABLE_CHUNK_SIZE = 64
+
+
+def chunks_at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forward: torch.Tensor,
+    backward: torch.Tensor,
+    scale: float,
+    chunk_size: int | None,
+) -> torch.Tensor:
+    """The chunk form with decays: takes and returns what `lion_chunkwise.chunkwise` does, for one reading order."""
+    length, dtype = query.shape[2], compute_type(value)
+    query, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
+    forward, backward = (x.expand(*x.shape[:-1], length) for x in (forward, backward))  # (B or 1, H or 1, L)
+    size = chunk_size or PORTABLE_CHUNK_SIZE
+    count = (length + size - 1) // size
+    if not isinstance(length, int):
+        count = count + 1  # an empty one: a number of chunks that may be 1 would be traced as that of the example
+    rest = count * size - length
+    q, k, v = (F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (query, key, value))  # (B, H, N, C, D)
+    forward, backward = (F.pad(x, (0, rest)).unflatten(-1, (count, size)) for x in (forward, backward))
+    left, right = prefix_sums(forward), prefix_sums(backward)  # (B or 1, H or 1, N, C + 1)
+    left, left_end, right, right_end = left[..., :-1], left[..., -1:], right[..., :-1], right[..., -1:]
+
+    # 1. inside the chunks
+    output = (q @ k.mT * decay_mask(forward, backward, dtype)) @ v
+    # 2. what each chunk writes into the states, (B, H, N, D, Dv)
+    written_left = (k * _factor(left_end - left, dtype)).mT @ v
+    written_right = (k * _factor(right, dtype)).mT @ v
+    # 3. the states that reach each chunk through all chunks in between
+    ends_left, ends_right = prefix_sums(left_end[..., 0]), prefix_sums(right_end[..., 0])  # (B or 1, H or 1, N + 1)
+    places = torch.arange(count, device=query.device)
+    before = places[:, None] > places  # (to, from)
+    pass_left = torch.where(before, ends_left[..., :-1, None] - ends_left[..., None, 1:], -torch.inf)
+    pass_right = torch.where(before.mT, ends_right[..., None, :-1] - ends_right[..., 1:, None], -torch.inf)
+    state_left, state_right = (
+        (exponents.to(dtype).exp() @ written.flatten(-2)).unflatten(-1, written.shape[-2:])
+        for exponents, written in ((pass_left, written_left), (pass_right, written_right))
+    )
+    # 4. from the chunks before and from the chunks behind
+    output = output + (q * _factor(left, dtype)) @ state_left + (q * _factor(right_end - right, dtype)) @ state_right
+    return output.flatten(2, 3)[:, :, :length]
+
+
+def _factor(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return exponents.to(dtype).exp()[..., None]
