@@ -44,8 +44,8 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
     sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(f"image_size={image_size!r}: expected an integer of at least 1 or a pair of them (height, width)")
-    if not 0 < crop <= 1:
-        raise ValueError(f"crop={crop}: expected a share above 0, at most 1")
+    if not isinstance(crop, int | float) or not 0 < crop <= 1:
+        raise ValueError(f"crop={crop!r}: expected a share above 0, at most 1")
     height, width = sides
     square = height == width
     size = {"shortest_edge": round(height / crop)} if square else {"height": round(height / crop), "width": round(width / crop)}

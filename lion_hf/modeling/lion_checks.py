@@ -102,6 +102,9 @@ def check_operation(
         raise ValueError(f"log_decay is a tuple of {len(log_decay)}: expected the pair (forward, backward)")
     if log_decay is not None and not all(torch.is_tensor(x) for x in (log_decay if pair else (log_decay,))):
         raise ValueError(f"log_decay is {type(log_decay).__name__}: expected None, a tensor, or a tuple of two tensors")
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x is None:
+            raise ValueError(f"{name} is None: expected a tensor")
     check_tensors(query=query, key=key, value=value, attention_mask=attention_mask, seq_idx=seq_idx, order=order)
     for gates in log_decay if pair else (log_decay,):
         check_tensors(query.device, log_decay=gates)

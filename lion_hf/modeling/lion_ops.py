@@ -213,7 +213,7 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
         raise ValueError(f"length={length!r}: expected an integer of at least 1")
     try:
         device = torch.device(device).type
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"device={device!r}: expected a device of torch, such as 'cpu' or 'cuda'") from error
     dropout = config.attention_probs_dropout_prob if training else 0.0
     decays = config.mask_type != "lit"
