@@ -62,7 +62,7 @@ def test_quick_run_of_the_errors(tmp_path):
     assert len(found) == 3 * 3 * 3 * 2 and len(report["models"]) == 8 * 7
     for row in report["operation"]:
         assert ("query" in row["errors"]) and 1e-9 < row["errors"]["output"][0] < (2e-6 if row["dtype"] == "float32" else 4e-3)
-        assert row["dtype"] != "bfloat16" or row["errors"]["output"][0] > 1e-3
+    assert max(row["errors"]["output"][0] for row in report["operation"] if row["dtype"] == "bfloat16") > 1e-3
     table = (tmp_path / "precision-cpu.md").read_text()
     assert table in finished.stdout and "--quick" in table and "| bfloat16 | recurrent | 64 |" in table
     assert (tmp_path / "precision-cpu.png").stat().st_size > 5000
