@@ -6,9 +6,10 @@
     python benchmarks/run.py all --quick                  # small models and lengths, to see that everything runs
     python benchmarks/run.py all --device cuda            # bfloat16; with flash-linear-attention if it is installed
 
-Suites: op (the operation alone), model (whole encoders, and padding), train (training steps), memory (peaks), chunks (forms
-and chunk sizes, from which `choose_form` and `CHUNK_SIZES` are filled in). Each leaves SUITE-DEVICE.json, .md and .png in
-benchmarks/results, with --quick in outputs/benchmarks.
+Suites: op (the operation alone), model (whole encoders, and padding), train (training steps), memory and training-memory
+(peaks), chunks (forms and chunk sizes, from which `choose_form` and `CHUNK_SIZES` are filled in), forms (where the three forms
+cross). Each leaves SUITE-DEVICE.json, .md and .png in benchmarks/results, with --quick in outputs/benchmarks. Errors are
+measured by benchmarks/precision.py.
 """
 
 import argparse
@@ -41,6 +42,7 @@ CUDA_MODEL_ROWS = {128: 64, 512: 16, 2048: 4, 8192: 1, 16_384: 1}
 TRAIN_ROWS = {128: 8, 512: 2, 2048: 1}
 CUDA_TRAIN_ROWS = {128: 64, 512: 16, 2048: 4, 8192: 1}
 MEMORY_LENGTHS = (8192, 16_384, 32_768, 65_536)
+TRAINING_MEMORY_LENGTHS = (1024, 4096)
 QUICK_LENGTHS = (64, 200)
 # Softmax attention is quadratic: beyond these lengths a call takes minutes on a CPU.
 LONGEST_PEER = {"cpu": 16_384, "cuda": 65_536}
@@ -84,7 +86,7 @@ def measure(suite: str, args: argparse.Namespace) -> None:
         about["limits"] = f"a copy's {limits[0] / 1e9:,.0f} GB/s and a matrix product's {limits[1] / 1e9:,.0f} GFLOP/s"
     name = "-".join([suite, args.device, *(["bfloat16"] if (args.device, args.dtype) == ("cpu", "bfloat16") else [])])
     name += "-compiled" if args.compile else ""
-    unit = "MiB" if suite == "memory" else "ms"
+    unit = "MiB" if suite.endswith("memory") else "ms"
     with tqdm(list(SUITES[suite](args)), desc=suite, unit="group") as progress:
         for build in progress:
             group = build()
@@ -285,16 +287,23 @@ def train_group(args, length: int, batch: int) -> Group:
 def memory_suite(args: argparse.Namespace) -> Iterator:
     """Peak above the weights of a forward pass of text encoders of base size, each in a process of its own."""
     for length in (args.lengths or MEMORY_LENGTHS)[-1 if args.quick else 0 :]:
-        yield partial(memory_row, args, length)
+        names = [*FAMILIES, *(["BERT"] if length <= LONGEST_PEER[args.device] else [])]
+        yield partial(memory_row, args, "memory", "forward, one row", peak_of_model, names, length)
 
 
-def memory_row(args, length: int) -> Row:
-    names = [*FAMILIES, *(["BERT"] if length <= LONGEST_PEER[args.device] else [])]
+def training_memory_suite(args: argparse.Namespace) -> Iterator:
+    """Peak above the weights of a masked-LM forward and backward pass, 30 % labelled, gradients of the weights included."""
+    names = ["LION-S", "LION-S, sparse prediction", "LION-S, sparse prediction, checkpointing", "BERT"]
+    for length in (args.lengths or TRAINING_MEMORY_LENGTHS)[-1 if args.quick else 0 :]:
+        yield partial(memory_row, args, "memory of training", "forward + backward, one row", peak_of_training, names, length)
+
+
+def memory_row(args, suite: str, what: str, peak, names: list[str], length: int) -> Row:
     values = {}
     for name in names:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            values[name] = pool.apply(peak_of_model, (args, name, length))
-    return Row("memory", length, "forward, one row", None, values)
+            values[name] = pool.apply(peak, (args, name, length))
+    return Row(suite, length, what, None, values)
 
 
 def peak_of_model(args, name: str, length: int) -> float:
@@ -310,6 +319,22 @@ def peak_of_model(args, name: str, length: int) -> float:
     with torch.no_grad():
         model(input_ids[:, :256])  # libraries take what they need once
         return peak_memory(lambda: model(input_ids).last_hidden_state, args.device)
+
+
+def peak_of_training(args, name: str, length: int) -> float:
+    """MiB above the weights and inputs, without dropout of scores."""
+    size = sizes(args) | {"max_position_embeddings": length, "attention_probs_dropout_prob": 0.0}
+    if name == "BERT":
+        model = BertForMaskedLM(BertConfig(attn_implementation="sdpa", **size))
+    else:
+        model = LionForMaskedLM(LionConfig(sparse_prediction="sparse" in name, **size))
+    model = model.to(args.device, getattr(torch, args.dtype)).train()
+    if "checkpointing" in name:
+        model.gradient_checkpointing_enable()
+    input_ids = torch.randint(1000, WORDS, (1, length), device=args.device)
+    labels = torch.where(torch.rand(1, length, device=args.device) < 0.3, input_ids, -100)
+    model(input_ids=input_ids[:, :64], labels=labels[:, :64])  # libraries take what they need once
+    return peak_memory(lambda: model(input_ids=input_ids, labels=labels).loss.backward(), args.device)
 
 
 def chunks_suite(args: argparse.Namespace) -> Iterator:
@@ -333,16 +358,29 @@ def chunks_group(args, length: int, batch: int, what: str) -> Group:
         if size < length:
             calls[f"chunks of {size}"] = partial(call, form="chunk", chunk_size=size)
     grad = torch.randn(batch, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)
-
-    def check() -> None:
-        inputs = (query, key, value, log_decay)
-        results = {name: _results(function, inputs, grad, training) for name, function in calls.items()}
-        for name, found in results.items():
-            for x, y in zip(found, results["auto"]):
-                _assert_close(x, y.double(), TOLERANCE[query.dtype], f"{name}, {what}, {length} tokens")
-
+    check = partial(_assert_agree, calls, "auto", (query, key, value, log_decay), grad, training)
     what += f" of {batch} row{'s' * (batch > 1)}"
     return Group("forms and chunk sizes", length, what, _timed(calls, grad, training), "auto", check)
+
+
+def forms_suite(args: argparse.Namespace) -> Iterator:
+    """The three forms of LION-lit and LION-S beside each other, one row: where they cross."""
+    for what in ("forward", "forward + backward"):
+        for name in ("LION-lit", "LION-S"):
+            for length in args.lengths or (16, 32, 64, 128, 256, 512, 1024, 2048):
+                yield partial(forms_group, args, name, length, what)
+
+
+def forms_group(args, name: str, length: int, what: str) -> Group:
+    training = what != "forward"
+    query, key, value = (_leaf(torch.randn(1, length, HEADS, HEAD_DIM), args, training).transpose(1, 2) for _ in range(3))
+    log_decay = None
+    if name == "LION-S":
+        log_decay = _leaf(F.logsigmoid(torch.randn(1, HEADS, length) + 3), args, training, torch.float32)
+    calls = {form: partial(lion_attention, query, key, value, log_decay, form=form) for form in FORMS}
+    grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)
+    check = partial(_assert_agree, calls, "recurrent", (query, key, value, log_decay), grad, training)
+    return Group("forms", length, f"{name} {what}", _timed(calls, grad, training), "chunk", check)
 
 
 def sizes(args) -> dict[str, int]:
@@ -381,6 +419,14 @@ def _results(function, inputs, grad: torch.Tensor, training: bool) -> list[torch
     return [output.detach(), *torch.autograd.grad(output, [x for x in inputs if x is not None], grad)]
 
 
+def _assert_agree(calls: dict, reference: str, inputs, grad: torch.Tensor, training: bool) -> None:
+    """Raises AssertionError unless all calls give what the one named `reference` gives."""
+    results = {name: _results(function, inputs, grad, training) for name, function in calls.items()}
+    for name, found in results.items():
+        for x, y in zip(found, results[reference]):
+            _assert_close(x, y.double(), TOLERANCE[grad.dtype], f"{name} beside {reference}, {grad.shape[2]} tokens")
+
+
 def _assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str, largest: float = 0) -> None:
     """Raises AssertionError unless the largest error is at most `tolerance` times the largest entry, or `largest`."""
     error, largest = (found.double() - expected).abs().max().item(), max(expected.abs().max().item(), largest)
@@ -388,7 +434,15 @@ def _assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float,
         raise AssertionError(f"{what}: error {error:.2g} of entries up to {largest:.2g}; nothing was timed")
 
 
-SUITES = {"op": op_suite, "model": model_suite, "train": train_suite, "memory": memory_suite, "chunks": chunks_suite}
+SUITES = {
+    "op": op_suite,
+    "model": model_suite,
+    "train": train_suite,
+    "memory": memory_suite,
+    "training-memory": training_memory_suite,
+    "chunks": chunks_suite,
+    "forms": forms_suite,
+}
 
 if __name__ == "__main__":
     main()

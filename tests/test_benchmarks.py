@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pages import PAGES, text
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -34,12 +36,12 @@ def test_quick_run_of_everything(tmp_path):
     """Every suite leaves JSON, table and plot, and each ratio is that of the times beside it."""
     finished = run("all", "--quick", "--output", str(tmp_path))
     assert finished.returncode == 0, finished.stderr[-2000:]
-    for suite in ("op", "model", "train", "memory", "chunks"):
+    for suite in ("op", "model", "train", "memory", "training-memory", "chunks", "forms"):
         report = json.loads((tmp_path / f"{suite}-cpu.json").read_text())
         assert report["rows"] and report["about"]["torch"] and "--quick" in report["about"]["command"]
         for row in report["rows"]:
             assert all(value >= 0 for value in row["values"].values())
-            assert (row["baseline"] is None) == (suite == "memory")
+            assert (row["baseline"] is None) == suite.endswith("memory")
             for name, (low, middle, high) in row["ratios"].items():
                 assert low <= middle <= high
                 assert 0.2 < middle / (row["values"][name] / row["values"][row["baseline"]]) < 5
@@ -47,6 +49,23 @@ def test_quick_run_of_everything(tmp_path):
         table = (tmp_path / f"{suite}-cpu.md").read_text()
         assert table in finished.stdout and "| length |" in table
         assert (tmp_path / f"{suite}-cpu.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_quick_run_of_the_errors(tmp_path):
+    """Every family, type and form stands in the report, in float32 nearly exact and in half precision not."""
+    command = [sys.executable, FOLDER / "precision.py", "--quick", "--output", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    report = json.loads((tmp_path / "precision-cpu.json").read_text())
+    found = {(row["family"], row["form"], row["dtype"], row["normalize"]) for row in report["operation"]}
+    assert len(found) == 3 * 3 * 3 * 2 and len(report["models"]) == 8 * 7
+    for row in report["operation"]:
+        assert ("query" in row["errors"]) and 1e-9 < row["errors"]["output"][0] < (2e-6 if row["dtype"] == "float32" else 4e-3)
+    assert max(row["errors"]["output"][0] for row in report["operation"] if row["dtype"] == "bfloat16") > 1e-3
+    table = (tmp_path / "precision-cpu.md").read_text()
+    assert table in finished.stdout and "--quick" in table and "| bfloat16 | recurrent | 64 |" in table
+    assert (tmp_path / "precision-cpu.png").stat().st_size > 5000
 
 
 def test_nothing_is_timed_on_a_red_check(measure):
@@ -85,6 +104,18 @@ def test_ratios_are_those_of_the_times(measure):
 def test_mistakes(arguments, message):
     finished = run(*arguments)
     assert finished.returncode != 0 and message in finished.stderr and finished.stdout == ""
+
+
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_figures_of_the_docs_are_those_of_the_results(page):
+    """Every row of a table whose head stands in a report stands there too."""
+    reports = "\n".join(path.read_text() for path in (FOLDER / "results").glob("*.md"))
+    tables = re.findall(r"(?:^\|.*\n)+", text(page), re.MULTILINE)
+    shown = [table for table in tables if table.splitlines()[0] in reports]
+    least = {"docs/choosing.md": 2, "docs/padding_and_packing.md": 1, "docs/long_inputs.md": 3, "docs/training.md": 2}
+    assert len(shown) >= least.get(page, 0)
+    for row in "".join(shown).splitlines():
+        assert row in reports
 
 
 def test_figures_of_the_readme_are_those_of_the_results():

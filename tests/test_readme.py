@@ -1,51 +1,101 @@
-"""The code of the README runs, block by block, as a reader would run it."""
+"""The code of README.md and docs/*.md runs, block by block, as a reader would run it, and what they refer to is there."""
 
 import re
-import shlex
-import shutil
 from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT, blocks, commands, text
 
 from lion_hf import cli
 
-ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+README = "README.md"
+VISIBLE = ("README.md", "benchmarks", "configs", "run_scripts", "tests")  # what the code may read, as beside the README
 
 
 @pytest.mark.slow
-def test_code_of_the_readme(tmp_path, monkeypatch):
-    """All Python blocks in one namespace, and the conversion in between, in a copy of what they read."""
-    for name in ("configs", "tests/reference/vision-selective-s-pos"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+@pytest.mark.parametrize("page", PAGES)
+def test_code(page, tmp_path, monkeypatch):
+    """All Python blocks of a page in one namespace, and the conversions in between, in an empty folder beside the sources."""
+    for name in VISIBLE:
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     namespace, ran = {}, 0
-    for language, block in BLOCKS:
+    for language, block in blocks(page):
         if language == "python":
-            exec(compile(block, "README.md", "exec"), namespace)
+            above = text(page)[: text(page).index(block)].count("\n")  # so that errors name the page's own lines
+            exec(compile("\n" * above + block, page, "exec"), namespace)
             ran += 1
-        elif block.startswith("lion-hf convert"):
-            assert cli.main(shlex.split(block)[1:]) == 0
-    assert ran >= 7
-    assert namespace["logits"].shape == (1, 1000) and len(namespace["answers"]) == 4
+        elif language == "bash" and block.startswith("lion-hf convert"):
+            for line in block.replace("\\\n", " ").splitlines():
+                assert cli.main(line.split()[1:]) == 0
+    if page == README:
+        assert ran >= 7
+        assert namespace["logits"].shape == (1, 1000) and len(namespace["answers"]) == 4
 
 
-def test_commands_of_the_readme_name_files_that_exist():
-    commands = "\n".join(block for language, block in BLOCKS if language == "bash")
-    for path in re.findall(r"(?:run_scripts|tests|configs)/[\w./-]+", commands):
-        assert (ROOT / path).exists(), path
-    assert '".[demo]"' in commands and '".[test]"' in commands
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_run_or_understood(page):
+    """Training commands run in test_readme_commands.py and conversions above; others must be of a kind that is checked here."""
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    for command in commands(page):
+        for path in re.findall(r"(?:run_scripts|tests|configs|benchmarks)/[\w./-]+", " ".join(command)):
+            assert (ROOT / path).exists(), path
+        script = next((ROOT / word for word in command if word.endswith(".py")), None)
+        if "install" in command:
+            extras = re.findall(r"\[([\w,]+)\]", " ".join(command))
+            assert all(f'"{extra}": ' in setup for names in extras for extra in names.split(",")), command
+        elif command[0] == "lion-hf":
+            cli._parser().parse_args(command[1:])
+        elif script is not None and script.parent.name == "benchmarks":
+            assert not [word for word in command if word.startswith("--") and f'"{word}"' not in script.read_text()], command
+        else:
+            assert "run_scripts/run_" in " ".join(command) or command[:3] == ["python", "-m", "pytest"], command
+
+
+def test_the_readme_installs():
+    shown = " ".join(" ".join(command) for command in commands(README))
+    assert ".[demo]" in shown and ".[test]" in shown
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_languages(page):
+    """A block of another kind would not be looked at."""
+    assert {language for language, _ in blocks(page)} <= {"python", "bash"}
+    assert text(page).count("```") == 2 * len(blocks(page)), "a block without a language"
+
+
+WRITTEN_APART = {"consumers.md", "linearize.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    """Files and headings that links lead to exist."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if file.name in WRITTEN_APART:
+            continue
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_every_page_is_in_the_index():
+    assert {Path(page).name for page in PAGES[1:]} - {"index.md"} <= set(re.findall(r"\]\((\w+\.md)\)", text("docs/index.md")))
 
 
 def test_ci_runs_the_command_of_the_readme():
     """What .ci/run takes out of the README is the one line that installs and tests."""
     (pattern,) = re.findall(r"grep -m 1 -F '(.+)' README.md", (ROOT / ".ci/run").read_text())
-    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if pattern in line)
+    line = next(line for line in text(README).splitlines() if pattern in line)
     assert line.startswith("python -m venv") and line.endswith("-m pytest -n 2")
 
 
 def test_results_of_training_stand_in_the_report():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = text(README)
     shown = readme[readme.index("**What they reached here**") : readme.index("**Several processes.**")]
     report = (ROOT / "benchmarks/results/training.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in shown.splitlines() if line.startswith("| ")]

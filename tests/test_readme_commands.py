@@ -1,10 +1,8 @@
-"""Every training command of the README runs for two steps, on small data under the names that it uses, with a small model."""
+"""Every training command of README.md and docs/*.md runs for two steps, on small data under its names, with a small model."""
 
 import importlib.util
 import json
 import random
-import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,14 +11,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from pages import PAGES, ROOT, commands, text
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
-    shlex.split(block.replace("\\\n", " ")) for block in BLOCKS if "run_scripts/run_" in block and "pip install" not in block
-]
+# In order, because later commands use what earlier ones leave; what is shown on several pages runs once.
+COMMANDS = []
+for page in PAGES:
+    COMMANDS += [c for c in commands(page) if any(w.startswith("run_scripts/run_") for w in c) and c not in COMMANDS]
 
 SIZES = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 EVERYWHERE = ["--max_steps", "2", "--report_to", "none", "--use_cpu", "--disable_tqdm", "true", "--bf16", "false"]
@@ -48,7 +45,7 @@ def place(tmp_path_factory) -> Path:
     """A folder with the data that the commands name."""
     place = tmp_path_factory.mktemp("reader")
     (place / "configs").symlink_to(ROOT / "configs")
-    lines = [line for line in README.splitlines() if line.strip()]
+    lines = [line for line in text("README.md").splitlines() if line.strip()]
     (place / "train.txt").write_text("\n".join(lines[:150]))
     (place / "validation.txt").write_text("\n".join(lines[150:180]))
 
@@ -102,7 +99,6 @@ def test_all_scripts_are_shown():
 
 @pytest.mark.slow
 def test_commands(place, monkeypatch):
-    """In the README's order, because later commands use what earlier ones leave."""
     monkeypatch.chdir(place)
     monkeypatch.setattr("lion_hf.plots.plot_curves", lambda *args, **kwargs: None)
     for command in COMMANDS:
