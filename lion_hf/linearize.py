@@ -257,7 +257,7 @@ def load_softmax_model(source: str | os.PathLike) -> tuple[PreTrainedModel, list
     notes = []
     if len(missing) < len(info["missing_keys"]) and cls.__name__ in ("BertModel", "RobertaModel"):
         notes.append("the source has no pooler: pooler_output is that of random weights.")
-    left = sorted({name.split(".")[0] for name in info["unexpected_keys"] if not name.endswith("position_ids")})
+    left = sorted({".".join(name.split(".")[:2]) for name in info["unexpected_keys"] if not name.endswith("position_ids")})
     if left:
         notes.append(f"the source also has parts that {architecture} does not read: {', '.join(left)}.")
     return model.eval(), notes

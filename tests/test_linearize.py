@@ -356,7 +356,7 @@ class TestFolders:
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
         _, notes = load_softmax_model(tmp_path)
-        assert any("bert, cls" in note for note in notes)
+        assert any("bert.pooler, cls.seq_relationship" in note for note in notes)
 
 
 class TestLessons:
