@@ -33,10 +33,18 @@ def lesson_data(student: LionPreTrainedModel, processor: Any, settings: Distilla
     """
     find = _texts if student.config.modality == "text" else _images
     train, validation, collate, notes = find(student, processor, settings, seed)
+    if settings.alpha < 1 and "labels" not in collate([train[0]]):
+        raise ConversionError(
+            f"alpha={settings.alpha}: expected 1, because there are no labels that {_name(student)} learns from"
+        )
     if validation is not None:
         count = min(len(validation), settings.validation_samples)
         validation = Subset(validation, [n * len(validation) // count for n in range(count)])  # folders are sorted by class
     return train, validation, collate, notes
+
+
+def _name(student: LionPreTrainedModel) -> str:
+    return type(student).__name__
 
 
 def _texts(student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Distillation, seed: int) -> Parts:
@@ -47,7 +55,7 @@ def _texts(student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, set
         raise ConversionError(
             f"max_length={settings.max_length}: expected at most max_position_embeddings={config.max_position_embeddings}"
         )
-    masked = type(student).__name__ == "LionForMaskedLM"
+    masked = _name(student) == "LionForMaskedLM"
     if masked and tokenizer.mask_token is None:
         raise ConversionError("the tokenizer has no mask token, which a masked language model needs")
     mask = MaskTokens(tokenizer, settings.mask_probability) if masked else None
@@ -62,7 +70,7 @@ def _texts(student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, set
         batch = pad_rows(rows, tokenizer.pad_token_id)
         return batch | ({} if masked or "labels" not in rows[0] else {"labels": torch.tensor([row["labels"] for row in rows])})
 
-    labelled = type(student).__name__ == "LionForSequenceClassification"
+    labelled = _name(student) == "LionForSequenceClassification" and config.problem_type != "multi_label_classification"
     parts = [
         None if file is None else SeededDataset(_read_text(file, settings, config, labelled), prepare, seed, vary=vary)
         for file, vary in ((settings.train_file, True), (settings.validation_file, False))
@@ -106,17 +114,15 @@ def _images(student: LionPreTrainedModel, processor: Any, settings: Distillation
         label_column=settings.label_column,
     )
     config, notes, numbers = student.config, [], None
-    if type(student).__name__ == "LionForImageClassification":
+    if _name(student) == "LionForImageClassification":
         numbers = [config.label2id.get(name) for name in train.names]
         if None in numbers:
             missing = train.names[numbers.index(None)]
             numbers = None
             notes.append(f"the data's classes are not the model's ({missing!r} is not among them): their labels were not used.")
-            if settings.alpha < 1:
-                raise ConversionError(f"alpha={settings.alpha}: expected 1, because {notes[0]}")
     transform = EvaluationTransform(processor)
     patches = config.image_height_width[0] * config.image_height_width[1] // config.patch_size**2
-    masked = type(student).__name__ == "LionForMaskedImageModeling"
+    masked = _name(student) == "LionForMaskedImageModeling"
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {"pixel_values": torch.stack([row["pixel_values"] for row in rows])}

@@ -140,7 +140,7 @@ NEEDED_SETTINGS = {
 }
 NEW = (".attention.gate.", ".attention.norm.")  # parameters that softmax attention has nothing to copy into
 # Parts of a checkpoint, by the beginnings of their names, that another head of the same network has; and buffers of old ones.
-OTHER_HEADS = re.compile(r"(\w+\.)?pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.|decoder\.|.*position_ids$")
+OTHER_HEADS = re.compile(r"(\w+\.)?pooler\.|cls\.|lm_head\.|\w*classifier\.|qa_outputs\.|decoder\.|.*position_ids$")
 
 
 @dataclass
@@ -325,7 +325,7 @@ def linearize_model(teacher: PreTrainedModel, **options: Any) -> tuple[LionPreTr
         notes.append("DeiT's distillation token, its position and its classifier are left out: LION reads the class token.")
     if architecture == "BertForPreTraining":
         notes.append("the next-sentence head and the pooler are left out: LION has no such head.")
-    if architecture == "ViTModel" and teacher.pooler is not None or architecture == "DeiTModel" and teacher.pooler is not None:
+    if architecture in ("ViTModel", "DeiTModel") and teacher.pooler is not None:
         notes.append("the pooler's dense layer is left out: LION's pooler_output of images is the class token as it is.")
     return student.eval(), notes
 

@@ -454,6 +454,9 @@ class TestCommand:
             (["--train_file", "nowhere.csv", "--max_length", "9"], "no such file"),
             (["--train_file", "{}/train.csv", "--max_length", "100"], "max_length=100: expected at most"),
             (["--train_file", "{}/wrong.csv", "--max_length", "9"], "expected one of ('good', 'bad', '0', '1')"),
+            (["--train_file", "{}/plain.txt", "--max_length", "9", "--alpha", "0.5"], "alpha=0.5: expected 1"),
+            (["--train_file", "{}/empty.txt", "--max_length", "9"], "holds no text"),
+            (["--train_file", "{}/wrong.csv", "--max_length", "9", "--text_columns", "txt"], "'txt' is not in"),
             (["--data_path", "{}"], "text needs train_file"),
             (["--half_life", "-3"], "half_life=-3.0"),
             (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),
@@ -461,6 +464,8 @@ class TestCommand:
         ],
     )
     def test_mistakes_are_told_and_leave_nothing(self, options, words, text_source, tmp_path, capsys):
+        (tmp_path / "plain.txt").write_text("a film\n")
+        (tmp_path / "empty.txt").write_text("\n")
         (tmp_path / "wrong.csv").write_text("text,label\nfilm,good\nfilm,dull\n")
         try:
             status = main(["linearize", str(text_source), str(tmp_path / "out" / "m"), *[x.format(tmp_path) for x in options]])
@@ -494,7 +499,7 @@ class TestCommand:
         assert "accuracy" not in made.metrics and "agreement" in made.metrics
         assert any("'black'" in note for note in made.notes)
         lessons.alpha = 0.5
-        with pytest.raises(ValueError, match="alpha=0.5.*'black'"):
+        with pytest.raises(ValueError, match="alpha=0.5: expected 1, because there are no labels"):
             linearize_checkpoint(image_source, tmp_path / "other", distillation=lessons)
 
     def test_help_lists_the_options(self, capsys):
