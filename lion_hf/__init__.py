@@ -27,6 +27,8 @@ LAZY = {
     "DataCollatorForPackedLanguageModeling": ".data",
     "LionTrainer": ".trainer",
     "convert_checkpoint": ".convert",
+    "linearize_checkpoint": ".linearize",
+    "linearize_model": ".linearize",
     "save_for_hub": ".hub",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: `lion-hf convert` and `lion-hf publish`."""
+"""The command line: `lion-hf convert`, `lion-hf linearize` and `lion-hf publish`."""
 
 import argparse
 import sys
@@ -15,8 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 if the user said no, 2 for an error, which is told on stderr.
     """
-    args = _parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        if argv[:1] == ["linearize"]:  # its options are those of two dataclasses, as in the run scripts
+            return _linearize(argv[1:])
+        args = _parser().parse_args(argv)
         return args.run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--use-ema", action="store_true", help="take the moving average of an image model's weights")
     convert.add_argument("--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to write beside a text model")
     convert.set_defaults(run=_convert)
+
+    commands.add_parser("linearize", help="turn a pretrained BERT, RoBERTa, ViT or DeiT into LION, and teach it by its source")
 
     publish = commands.add_parser(
         "publish",
@@ -82,6 +87,34 @@ def _convert(args: argparse.Namespace) -> int:
         f" width {config.hidden_size} with {config.num_attention_heads} heads"
     )
     for note in conversion.notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _linearize(argv: list[str]) -> int:
+    from .distillation import Distillation
+    from .linearize import Copying, linearize_checkpoint
+    from .settings import parse_settings
+
+    source, output, copying, distillation = parse_settings(
+        "Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for from_pretrained: all but the attention is as it"
+        " was, and\nwith --train_file or --data_path the new attention learns from the old one. No code of the source is run.",
+        Copying,
+        Distillation,
+        argv=argv,
+        prog="lion-hf linearize",
+        positional={
+            "source": "folder or Hub name of a BERT, RoBERTa, ViT or DeiT",
+            "output": "the folder to write; it must not exist, or be empty",
+        },
+    )
+    if not distillation.has_data and distillation != Distillation():
+        raise ValueError("options of the distillation without data for it: expected --train_file or --data_path")
+    made = linearize_checkpoint(source, output, distillation=distillation if distillation.has_data else None, **vars(copying))
+    print(f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type}, feature_map={made.config.feature_map}")
+    for name, value in made.metrics.items():
+        print(f"{name:>24} {value:.4f}")
+    for note in made.notes:
         print(f"note: {note}")
     return 0
 

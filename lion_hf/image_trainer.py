@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import Sampler
 from transformers import AutoImageProcessor, AutoModelForImageClassification, TrainerCallback
 
+from .distillation import distillation_loss
 from .images import RepeatedSampler
 from .trainer import LionTrainer
 
@@ -101,23 +102,6 @@ def load_teacher(name: str, path: str | None, num_labels: int, processor) -> Tea
 def _check_classes(name: str, found: int, expected: int) -> None:
     if found != expected:
         raise ValueError(f"teacher_model={name!r} has {found} classes: expected the data's {expected}")
-
-
-def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, kind: str, tau: float) -> torch.Tensor:
-    """Loss of a student against its teacher for every sample, (B,).
-
-    Args:
-        logits: the student's, (B, C).
-        teacher_logits: (B, C).
-        kind: "hard" for cross-entropy with the teacher's class, "soft" for tau^2 times the Kullback-Leibler divergence of the
-            softened probabilities (arXiv 1503.02531).
-        tau: temperature of "soft".
-    """
-    logits, teacher_logits = logits.float(), teacher_logits.float()
-    if kind == "hard":
-        return F.cross_entropy(logits, teacher_logits.argmax(-1), reduction="none")
-    student, teacher = (F.log_softmax(x / tau, dim=-1) for x in (logits, teacher_logits))
-    return tau**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 class UpdateAverage(TrainerCallback):

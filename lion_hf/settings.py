@@ -19,16 +19,24 @@ from .distributed import start_processes
 SETTINGS_FILE = "settings.yaml"
 
 
-def parse_settings(description: str, *types: type, argv: Sequence[str] | None = None) -> tuple:
+def parse_settings(
+    description: str,
+    *types: type,
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    positional: Mapping[str, str] | None = None,
+) -> tuple:
     """Dataclass instances from `--config FILE.yaml` and the options beside it, which overrule the file.
 
     Args:
         description: what `--help` says first; the script's docstring.
         *types: dataclasses; every field is an option, spelt with underscores or hyphens, and a key of the file.
         argv: the command line without the program's name; None for the program's own.
+        prog: the program's name for messages; None for that of the running one.
+        positional: arguments that are required and have no option's name, and their help.
 
     Returns:
-        One instance of each type.
+        The positional arguments, then one instance of each type.
 
     Raises:
         SystemExit: with a message for an unknown key or option, which names the nearest legal one, a file that cannot be
@@ -37,8 +45,11 @@ def parse_settings(description: str, *types: type, argv: Sequence[str] | None = 
     if argv is None:
         start_processes()
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(types, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
-    parser.usage = "%(prog)s [--config FILE.yaml] [--option value ...]"  # the full one fills a screen
+    parser = HfArgumentParser(types, prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    for name, text in (positional or {}).items():
+        parser.add_argument(name, metavar=name.upper(), help=text)
+    places = "".join(f" {name.upper()}" for name in positional or {})
+    parser.usage = f"%(prog)s{places} [--config FILE.yaml] [--option value ...]"  # the full one fills a screen
     parser.add_argument("--config", metavar="FILE.yaml", help="settings, one a line, by the options' names")
     legal = sorted({option for action in parser._actions for option in action.option_strings if option.startswith("--")})
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -49,7 +60,8 @@ def parse_settings(description: str, *types: type, argv: Sequence[str] | None = 
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown("option", unknown[0].split("=")[0], legal))
-    values, instances = vars(namespace), []
+    values = vars(namespace)
+    instances = [values[name] for name in positional or {}]
     for cls in types:
         try:
             instances.append(cls(**{field.name: values[field.name] for field in fields(cls) if field.init}))
