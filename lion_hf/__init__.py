@@ -6,6 +6,7 @@ from importlib import import_module
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
 from .modeling.lion_ops import choose_form, explain, lion_attention
+from .modeling.lion_portable import portable_export
 from .modeling.lion_scan import snake_orders
 from .modeling.modeling_lion import (
     LionForImageClassification,
@@ -47,6 +48,7 @@ __all__ = [
     "choose_form",
     "explain",
     "lion_attention",
+    "portable_export",
     "snake_orders",
     *LAZY,
 ]

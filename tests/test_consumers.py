@@ -24,16 +24,16 @@ from transformers.pipelines.pt_utils import KeyDataset
 from lion_hf.modeling.configuration_lion import MASK_TYPES
 
 DOCS = Path(__file__).parents[1] / "docs" / "consumers.md"
-# Verses in two translations (King James, World English Bible)
+# Sentences that say the same
 PAIRS = [
-    ("The sun shall not smite thee by day, nor the moon by night.", "The sun will not harm you by day, nor the moon by night."),
-    ("Let every thing that hath breath praise the LORD.", "Let everything that has breath praise Yah!"),
-    ("Rejoice evermore.", "Always rejoice."),
-    ("Quench not the Spirit.", "Do not quench the Spirit."),
-    ("Thou shalt not steal.", "You shall not steal."),
-    ("Jesus wept.", "Jesus wept."),
-    ("Abstain from all appearance of evil.", "Abstain from every form of evil."),
-    ("Brethren, pray for us.", "Brothers, pray for us."),
+    ("The train was late because of the snow.", "Snow delayed the train."),
+    ("She bought three apples at the market.", "Three apples are what she bought at the market."),
+    ("Nobody answered the door.", "The door was answered by nobody."),
+    ("The children sleep.", "All of the children are asleep."),
+    ("He closed the window.", "The window was closed by him."),
+    ("It rains.", "Rain is falling."),
+    ("The cat chased a mouse through the garden.", "A mouse was chased through the garden by the cat."),
+    ("We arrived before noon.", "Before noon we were there."),
 ]
 SENTENCES = [pair[0] for pair in PAIRS] + [pair[1] for pair in PAIRS]
 WORDS = sorted({word for sentence in SENTENCES for word in re.findall(r"\w+|[^\w\s]", sentence.lower())})

@@ -8,6 +8,7 @@ from models import image_config, model, text_config, token_ids
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
+import lion_hf
 from lion_hf.modeling.lion_chunkwise import chunkwise
 from lion_hf.modeling.lion_portable import PORTABLE_CHUNK_SIZE, chunks_at_once
 
@@ -51,6 +52,17 @@ def onnx_session(network, inputs, axes, path):
     program = torch.onnx.export(network, (), kwargs=inputs, dynamic_shapes=dict.fromkeys(inputs, axes), dynamo=True)
     program.save(path)
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def export_portably(network, inputs, axes):
+    with lion_hf.portable_export():
+        return torch.export.export(network, (), inputs, dynamic_shapes=dict.fromkeys(inputs, axes))
+
+
+def operators(program) -> set[str]:
+    """Names of all operators, those inside of regions with a setting of their own (no autocast) too."""
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
 
 
 def run(session, inputs):
@@ -99,12 +111,14 @@ def test_chunks_at_once_keep_float32_exact(gate):
 @pytest.mark.parametrize(
     "mask_type, form", [("lit", "auto"), ("decay", "chunk"), ("selective", "attention"), ("selective", "auto")]
 )
-def test_exported_programs_need_no_operators_of_ours(mask_type, form):
+def test_portable_programs_need_no_operators_of_ours(mask_type, form):
     """And serve one chunk or several, whatever the example had."""
     network = text_model("MaskedLM", mask_type, form)
-    program = torch.export.export(network, (), text(*TEXTS[0]), dynamic_shapes=dict.fromkeys(text(*TEXTS[0]), ANY_LENGTH))
-    calls = [node for node in program.graph.nodes if node.op == "call_function"]
-    assert len(calls) > 20 and not any("lion_hf" in str(node.target) for node in calls)
+    program = export_portably(network, text(*TEXTS[0]), ANY_LENGTH)
+    assert len(operators(program)) > 10 and not any("lion_hf" in name for name in operators(program))
+    plain = torch.export.export(network, (), text(*TEXTS[0]), dynamic_shapes=dict.fromkeys(text(*TEXTS[0]), ANY_LENGTH))
+    ours = any("lion_hf" in name for name in operators(plain))
+    assert ours == (mask_type != "lit" and form != "attention"), "outside of portable_export the operator stays"
     run_program = program.module()
     for shape in (TEXTS[1], TEXTS[4]):
         inputs = text(*shape)
@@ -113,10 +127,10 @@ def test_exported_programs_need_no_operators_of_ours(mask_type, form):
 
 
 @pytest.mark.slow
-def test_exported_snake_serves_any_image_size():
+def test_portable_snake_serves_any_image_size():
     network = model("ImageClassification", image_config("selective", "snake", num_hidden_layers=1, chunk_size=None))
     example = {"pixel_values": torch.randn(2, 3, 24, 32)}
-    program = torch.export.export(network, (), example, dynamic_shapes={"pixel_values": ANY_IMAGE}).module()
+    program = export_portably(network, example, ANY_IMAGE).module()
     for batch, height, width in ((2, 20, 12), (2, 64, 80)):
         pixels = torch.randn(batch, 3, height, width)
         torch.testing.assert_close(program(pixel_values=pixels).logits, network(pixels).logits, atol=1e-5, rtol=1e-5)
@@ -172,7 +186,8 @@ def test_the_onnx_exporter_of_transformers(tmp_path):
 
     network, example = text_model("SequenceClassification", "selective", "auto"), text(*TEXTS[0])
     config = OnnxConfig(dynamic=True, dynamic_shapes=dict.fromkeys(example, ANY_LENGTH))
-    OnnxExporter().export(network, example, config=config).save_pretrained(tmp_path)
+    with lion_hf.portable_export():
+        OnnxExporter().export(network, example, config=config).save_pretrained(tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for shape in (TEXTS[1], TEXTS[4]):
         inputs = text(*shape)
@@ -186,7 +201,7 @@ def test_the_onnx_exporter_of_transformers(tmp_path):
 def test_aot_inductor(tmp_path):
     """A package of machine code serves rows of one chunk and of several, although it checks no shapes."""
     network, example = text_model("SequenceClassification", "selective", "chunk"), text(*TEXTS[0])
-    program = torch.export.export(network, (), example, dynamic_shapes=dict.fromkeys(example, ANY_LENGTH))
+    program = export_portably(network, example, ANY_LENGTH)
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     compiled = torch._inductor.aoti_load_package(package)
     for shape in TEXTS:

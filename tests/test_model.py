@@ -607,7 +607,7 @@ def test_an_mlp_in_pieces_gives_the_same(autocast, monkeypatch):
 
 
 def test_train_an_exported_program():
-    """Its plain operations have the gradients of the operator they stand for; in several chunks and in one."""
+    """It keeps no states for the backward pass, which then computes them again; in several chunks and in one."""
     network = model("MaskedLM", text_config())  # chunks of 5
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.export.export(network, (), {"input_ids": token_ids(2, 9)}, dynamic_shapes={"input_ids": axes})

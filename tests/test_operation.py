@@ -377,7 +377,7 @@ def operands(length: int) -> tuple[torch.Tensor, ...]:
 
 
 def test_export_for_any_length():
-    length = torch.export.Dim.DYNAMIC(min=3, max=100_000)
+    length = torch.export.Dim("length", min=3, max=100_000)
     program = torch.export.export(Operation(), operands(40), dynamic_shapes=[{2: length}] * 4)
     for inputs in map(operands, (40, 3, 64, 128, 257, 1000)):
         torch.testing.assert_close(program.module()(*inputs), Operation()(*inputs))

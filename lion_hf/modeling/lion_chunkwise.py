@@ -13,8 +13,8 @@ tokens in any order: one chunk serves several reading orders with one matrix of 
 
 Both passes work through a chunk of a few heads at a time, whose intermediates stay in the processor's cache. For the backward
 pass the inputs are kept and the states at the edges between chunks, 2 D / chunk size times the values; the rest is computed
-again. The two passes are operators of torch.library, which torch.compile takes as they are for any length; their loops
-would else be unrolled. Exported programs, which shall run where these operators are not, get `chunks_at_once`.
+again. The two passes are operators of torch.library, which torch.compile and torch.export take as they are for
+any length; their loops would else be unrolled.
 """
 
 import math
@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from .lion_naive import compute_type, full_precision, needs_grad, prefix_sums
-from .lion_portable import chunks_at_once
+from .lion_portable import chunks_at_once, is_exporting_portably
 
 # Exponents are taken to base 2: on a CPU torch.exp2 is four times as fast as torch.exp.
 LOG2_E = math.log2(math.e)
@@ -75,7 +75,7 @@ def chunkwise(
         scale: factor of the scores.
         chunk_size: tokens a chunk, None for that of `CHUNK_SIZES`; the last one may be shorter. Without decay there are none.
         order: (K, L), reading orders of a row that fits into one chunk. The decays then have a leading dimension K and stand
-            in reading order; the mask is the mean of the masks along each order. Not for exported programs.
+            in reading order; the mask is the mean of the masks along each order. Not in portable programs.
 
     Returns:
         (B, H, L, Dv) in float32, or in float64 if `value` is.
@@ -83,12 +83,12 @@ def chunkwise(
     if forward is None or backward is None or 0 in (*query.shape, *value.shape):
         dtype = compute_type(value)
         return query.to(dtype) @ (key.to(dtype).mT @ value.to(dtype)).mul(scale)  # one state serves every token
-    if torch.compiler.is_exporting():
+    if is_exporting_portably():
         return chunks_at_once(query, key, value, forward, backward, scale, chunk_size)
     if order is None:
         forward, backward = forward[None], backward[None]
     inputs = query, key, value, forward, backward
-    keep_states = needs_grad(*inputs)
+    keep_states = needs_grad(*inputs) and not torch.compiler.is_exporting()  # exported programs serve any number of chunks
     chunk_size = chunk_size if chunk_size is None else min(chunk_size, sys.maxsize)  # what an operator takes
     # Where nothing is recorded, compiled, exported or only pretended (fake tensors), an operator would only cost time.
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -362,6 +362,8 @@ def chunkwise_backward(
     with dF_end = <S, U> after the chunk; R likewise, mirrored. Gradients of the edges are sums of dF over all later places.
     """
     length, dtype = query.shape[2], compute_type(value)
+    if states.dim() == 1:  # exported programs do not keep them
+        states = _forward(query, key, value, forward, backward, order, scale, chunk_size, True)[1]
     chunk_size = min(chunk_size or default_chunk_size(length, query.device.type)[0], length)
     grads = [torch.empty_like(x) for x in (query, key, value)]
     with full_precision(value):

@@ -10,6 +10,7 @@ from .lion_checks import check_operation, values_known
 from .lion_chunkwise import chunkwise, default_chunk_size
 from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, needs_grad, recurrent
 from .lion_packing import nearest_token
+from .lion_portable import is_exporting_portably
 
 # Triton is looked for only where the kernels run: on NVIDIA's GPUs, or in its interpreter, which takes tensors on the CPU too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -288,7 +289,7 @@ def _scan(function, query, key, value, directions: list[Direction], scale, norma
     if (
         function is chunkwise
         and orders[0] is not None
-        and not torch.compiler.is_exporting()  # the program shall serve images of any size
+        and not is_exporting_portably()  # which shall serve images of any size
         and query.shape[2] <= (chunk_size or default_chunk_size(query.shape[2], query.device.type)[0])
     ):  # one matrix of scores for all orders
         total = function(query, key, value, *map(torch.stack, decays), scale, chunk_size, torch.stack(orders))

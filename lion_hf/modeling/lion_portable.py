@@ -1,10 +1,13 @@
 """The chunk form in plain tensor operations for any length, without a loop, for programs that leave torch or this package.
 
-torch.export, and with it ONNX and AOTInductor, traces this in place of the operator of lion_chunkwise.py, which only a Python
-process with this code has. All chunks are computed at once. What the states pass on from chunk to chunk is one (N, N) product
-over the N chunks, with 1 / (2 chunk size^2) of the multiplications of an L x L matrix of scores times D: the only part that is
-not linear in length.
+torch.onnx.export, and in `portable_export` any torch.export, traces this in place of the operator of lion_chunkwise.py, which
+only a Python process with this code has. All chunks are computed at once. What the states pass on from chunk to chunk is one
+(N, N) product over the N chunks, the only part that is not linear in length; an L x L matrix of scores has
+chunk size^2 / (2 D) times as many multiplications.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
@@ -13,6 +16,32 @@ from .lion_naive import compute_type, decay_mask, prefix_sums
 
 # Tokens a chunk, unless the call says how many. The last chunk is filled up, so large ones would burden short rows.
 PORTABLE_CHUNK_SIZE = 64
+
+_portable = False
+
+
+@contextlib.contextmanager
+def portable_export() -> Iterator[None]:
+    """While it lasts, torch.export makes programs without operators of this package, as ONNX and C++ need them.
+
+    Dynamic dimensions must be `torch.export.Dim.DYNAMIC` or `AUTO`: torch cannot prove what it asks of named ones. Inside
+    torch.onnx.export it is always so.
+
+    Example:
+        >>> with lion_hf.portable_export():
+        ...     program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic_shapes)
+    """
+    global _portable
+    before, _portable = _portable, True
+    try:
+        yield
+    finally:
+        _portable = before
+
+
+def is_exporting_portably() -> bool:
+    """Whether a program is being exported that may have no operators of this package."""
+    return torch.compiler.is_exporting() and (_portable or torch.onnx.is_in_onnx_export())
 
 
 def chunks_at_once(
