@@ -66,8 +66,13 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module):
+        def stand_in(name: str) -> type:
+            if name.startswith("__"):  # what Python and its tools ask of every module
+                raise AttributeError(name)
+            return type(name, (), {})
+
         module.config_common_kwargs = CONFIG_FIELDS
-        module.__getattr__ = lambda name: type(name, (), {})
+        module.__getattr__ = stand_in
 
 
 def load(tests: Path, name: str) -> ModuleType:
