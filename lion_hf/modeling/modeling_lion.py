@@ -197,7 +197,7 @@ class LionPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         self.main_input_name = "input_ids" if config.modality == "text" else "pixel_values"
         if config.mask_type == "lit":  # no gates
-            self._keep_in_fp32_modules_strict = []
+            self._keep_in_fp32_modules, self._keep_in_fp32_modules_strict = [], []
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
