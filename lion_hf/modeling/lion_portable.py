@@ -1,18 +1,26 @@
 """The chunk form in plain tensor operations for any length, without a loop, for programs that leave torch or this package.
 
 torch.export, and with it ONNX and AOTInductor, traces this in place of the operator of lion_chunkwise.py, which only a Python
-process with this code has. All chunks are computed at once. What the states pass on from chunk to chunk is one (N, N) product
-over the N chunks, with 1 / (2 chunk size^2) of the multiplications of an L x L matrix of scores times D: the only part that is
-not linear in length.
+process with this code has. torch.func, which cannot look into that operator, transforms this instead. All chunks are computed
+at once. What the states pass on from chunk to chunk is one (N, N) product over the N chunks, with 1 / (2 chunk size^2) of the
+multiplications of an L x L matrix of scores times D: the only part that is not linear in length.
 """
 
 import torch
 from torch.nn import functional as F
 
+from .lion_checks import in_transform
 from .lion_naive import compute_type, decay_mask, prefix_sums
 
 # Tokens a chunk, unless the call says how many. The last chunk is filled up, so large ones would burden short rows.
 PORTABLE_CHUNK_SIZE = 64
+
+
+def needs_plain_operations(*tensors: torch.Tensor) -> bool:
+    """Whether an operator of ours would not do: in torch.export, and for tensors inside a transform of torch.func."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return any(in_transform(x) for x in tensors)
 
 
 def chunks_at_once(
