@@ -7,6 +7,7 @@ multiplications of an L x L matrix of scores times D: the only part that is not 
 """
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from .lion_checks import in_transform
@@ -38,7 +39,7 @@ def chunks_at_once(
     forward, backward = (x.expand(*x.shape[:-1], length) for x in (forward, backward))  # (B or 1, H or 1, L)
     size = chunk_size or PORTABLE_CHUNK_SIZE
     count = (length + size - 1) // size
-    if not isinstance(length, int):
+    if not (statically_known_true(count == 1) or statically_known_true(count > 1)):
         count = count + 1  # an empty one: a number of chunks that may be 1 would be traced as that of the example
     rest = count * size - length
     q, k, v = (F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (query, key, value))  # (B, H, N, C, D)
