@@ -333,7 +333,8 @@ def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]
 
 def _backward(gates: torch.Tensor) -> torch.Tensor:
     """Log-decays of the edges t+1 -> t: the gate of token t+1."""
-    return F.pad(gates, (-1, 1))  # without a slice, whose length of one a program for any length would refuse
+    # without a slice, whose length of one a program for any length would refuse
+    return F.pad(gates, (-1, 1)) if gates.shape[-1] else gates
 
 
 def _cut(forward, backward, boundary) -> tuple[torch.Tensor, torch.Tensor]:
