@@ -18,6 +18,7 @@ ANY_IMAGE = {0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}
 LONG = 2 * PORTABLE_CHUNK_SIZE + 7  # three chunks
 # batch, length, padding, its side
 TEXTS = [(2, 9, 3, "right"), (3, 14, 4, "left"), (1, 1, 0, "right"), (2, PORTABLE_CHUNK_SIZE, 0, "left"), (4, LONG, 70, "left")]
+EMPTY = (1, 2, 0, "right")  # [CLS] [SEP]
 IMAGES = [(2, 24, 32), (3, 16, 16), (1, 4, 8), (1, 36, 64)]  # 16 is the size of training, 36 x 64 makes 145 tokens
 HAS_EXPORTERS = importlib.util.find_spec("transformers.exporters") is not None
 
@@ -54,9 +55,9 @@ def onnx_session(network, inputs, axes, path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def export_portably(network, inputs, axes):
+def export_portably(network, inputs, axes, strict=False):
     with lion_hf.portable_export():
-        return torch.export.export(network, (), inputs, dynamic_shapes=dict.fromkeys(inputs, axes))
+        return torch.export.export(network, (), inputs, dynamic_shapes=dict.fromkeys(inputs, axes), strict=strict)
 
 
 def operators(program) -> set[str]:
@@ -108,30 +109,35 @@ def test_chunks_at_once_keep_float32_exact(gate):
 # ---- torch.export ----
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     "mask_type, form", [("lit", "auto"), ("decay", "chunk"), ("selective", "attention"), ("selective", "auto")]
 )
-def test_portable_programs_need_no_operators_of_ours(mask_type, form):
+def test_portable_programs_need_no_operators_of_ours(mask_type, form, strict):
     """And serve one chunk or several, whatever the example had."""
     network = text_model("MaskedLM", mask_type, form)
-    program = export_portably(network, text(*TEXTS[0]), ANY_LENGTH)
+    program = export_portably(network, text(*TEXTS[0]), ANY_LENGTH, strict)
     assert len(operators(program)) > 10 and not any("lion_hf" in name for name in operators(program))
     plain = torch.export.export(network, (), text(*TEXTS[0]), dynamic_shapes=dict.fromkeys(text(*TEXTS[0]), ANY_LENGTH))
     ours = any("lion_hf" in name for name in operators(plain))
     assert ours == (mask_type != "lit" and form != "attention"), "outside of portable_export the operator stays"
     run_program = program.module()
-    for shape in (TEXTS[1], TEXTS[4]):
+    for shape in (TEXTS[1], TEXTS[3], TEXTS[4], EMPTY):
         inputs = text(*shape)
         with torch.no_grad():
             all_close(run_program(**inputs).logits, network, inputs)
 
 
 @pytest.mark.slow
-def test_portable_snake_serves_any_image_size():
-    network = model("ImageClassification", image_config("selective", "snake", num_hidden_layers=1, chunk_size=None))
-    example = {"pixel_values": torch.randn(2, 3, 24, 32)}
-    program = export_portably(network, example, ANY_IMAGE).module()
-    for batch, height, width in ((2, 20, 12), (2, 64, 80)):
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("size", [(24, 32), (16, 16)], ids=["another size", "the size of training"])
+def test_portable_snake_serves_any_image_size(size, strict):
+    """Whether or not the example had the size that the position embeddings were trained with."""
+    config = image_config("selective", "snake", num_hidden_layers=1, chunk_size=None, use_position_embeddings=True)
+    network = model("ImageClassification", config)
+    example = {"pixel_values": torch.randn(2, 3, *size)}
+    program = export_portably(network, example, ANY_IMAGE, strict).module()
+    for batch, height, width in ((2, 20, 12), (1, 16, 16), (2, 16, 32), (2, 64, 80)):
         pixels = torch.randn(batch, 3, height, width)
         torch.testing.assert_close(program(pixel_values=pixels).logits, network(pixels).logits, atol=1e-5, rtol=1e-5)
 

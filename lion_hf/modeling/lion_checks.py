@@ -11,11 +11,24 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SMALLEST_EPS, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
-def values_known(x: torch.Tensor) -> bool:
-    """Whether a tensor's values may be looked at: on the CPU, neither traced, nor pretended, nor batched by vmap."""
-    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, nn.Parameter):
+def has_values(x: torch.Tensor) -> bool:
+    """Whether Python may branch on a tensor's values: it is neither traced, nor pretended, nor inside a torch.func transform.
+
+    Per-sample gradients, vmap of grad, hide a batch in a tensor that calls itself one of grad: any wrapped one counts.
+    """
+    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, nn.Parameter) or x.device.type == "meta":
         return False
-    return x.device.type == "cpu" and not torch.jit.is_tracing() and not torch._C._functorch.is_batchedtensor(x)
+    return not (torch.jit.is_tracing() or in_transform(x))
+
+
+def in_transform(x: torch.Tensor) -> bool:
+    """Whether a tensor is inside a transform of torch.func, such as vmap or grad."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def values_known(x: torch.Tensor) -> bool:
+    """Whether a tensor's values may be looked at for nothing: it has some, on the CPU."""
+    return x.device.type == "cpu" and has_values(x)
 
 
 def check_tensors(device: torch.device | None = None, **tensors) -> None:
@@ -51,8 +64,8 @@ def check_mask(mask: torch.Tensor, shape: tuple[int, int]) -> None:
     if mask.is_complex():
         raise ValueError(f"attention_mask is {mask.dtype}: expected integers or booleans")
     # Masks to be added are real numbers: those are looked at on a GPU too.
-    real = mask.is_floating_point() and not torch.compiler.is_compiling() and mask.device.type != "meta"
-    if mask.dtype != torch.bool and (real or values_known(mask)) and not (mask >= 0).all():
+    looked_at = has_values(mask) if mask.is_floating_point() else values_known(mask)
+    if mask.dtype != torch.bool and looked_at and not (mask >= 0).all():
         kind = "negative entries" if (mask < 0).any() else "entries that are no numbers"
         raise ValueError(f"attention_mask has {kind}: expected 1 for tokens and 0 for padding, nothing to be added")
 

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from .lion_naive import compute_type, full_precision, needs_grad, prefix_sums
-from .lion_portable import chunks_at_once, is_exporting_portably
+from .lion_portable import chunks_at_once, needs_plain_operations
 
 # Exponents are taken to base 2: on a CPU torch.exp2 is four times as fast as torch.exp.
 LOG2_E = math.log2(math.e)
@@ -75,7 +75,7 @@ def chunkwise(
         scale: factor of the scores.
         chunk_size: tokens a chunk, None for that of `CHUNK_SIZES`; the last one may be shorter. Without decay there are none.
         order: (K, L), reading orders of a row that fits into one chunk. The decays then have a leading dimension K and stand
-            in reading order; the mask is the mean of the masks along each order. Not in portable programs.
+            in reading order; the mask is the mean of the masks along each order. Not where `needs_plain_operations`.
 
     Returns:
         (B, H, L, Dv) in float32, or in float64 if `value` is.
@@ -83,7 +83,7 @@ def chunkwise(
     if forward is None or backward is None or 0 in (*query.shape, *value.shape):
         dtype = compute_type(value)
         return query.to(dtype) @ (key.to(dtype).mT @ value.to(dtype)).mul(scale)  # one state serves every token
-    if is_exporting_portably():
+    if needs_plain_operations(query, key, value, forward, backward):
         return chunks_at_once(query, key, value, forward, backward, scale, chunk_size)
     if order is None:
         forward, backward = forward[None], backward[None]

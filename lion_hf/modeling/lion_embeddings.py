@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from .configuration_lion import LionConfig
@@ -90,7 +91,8 @@ class LionImageEmbeddings(nn.Module):
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """Position embeddings for a grid, (1, 1 + rows * columns, hidden): bicubic between those of training."""
-        if (rows, columns) == self.grid:
+        known = statically_known_true if torch.compiler.is_exporting() else bool  # a program for any size is not tied to one
+        if all(known(size == trained) for size, trained in zip((rows, columns), self.grid)):
             return self.position_embeddings
         patches = self.position_embeddings[:, 1:].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False).flatten(2).mT

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from .lion_checks import check_operation, values_known
+from .lion_checks import check_operation, has_values, values_known
 from .lion_chunkwise import chunkwise, default_chunk_size
 from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, needs_grad, recurrent
 from .lion_packing import nearest_token
-from .lion_portable import is_exporting_portably
+from .lion_portable import needs_plain_operations
 
 # Triton is looked for only where the kernels run: on NVIDIA's GPUs, or in its interpreter, which takes tensors on the CPU too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -289,7 +289,7 @@ def _scan(function, query, key, value, directions: list[Direction], scale, norma
     if (
         function is chunkwise
         and orders[0] is not None
-        and not is_exporting_portably()  # which shall serve images of any size
+        and not needs_plain_operations(query, key, value, *decays[0])  # whose programs shall serve any size
         and query.shape[2] <= (chunk_size or default_chunk_size(query.shape[2], query.device.type)[0])
     ):  # one matrix of scores for all orders
         total = function(query, key, value, *map(torch.stack, decays), scale, chunk_size, torch.stack(orders))
@@ -324,7 +324,7 @@ def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]
     for permutation, gates in zip(order, log_decay):
         gates, step_mask, step_idx = (None if x is None else x.index_select(-1, permutation) for x in (gates, mask, seq_idx))
         step_boundary = _boundaries(step_mask, step_idx)
-        known = boundary is not None and boundary.device.type != "meta" and not torch.compiler.is_compiling()
+        known = boundary is not None and has_values(boundary) and has_values(step_boundary)
         if known and (step_boundary.sum(-1) != boundary.sum(-1)).any():
             raise ValueError("order interleaves the documents of seq_idx: expected each document's tokens in one piece")
         directions.append((permutation, *_cut(gates, _backward(gates), step_boundary)))
@@ -333,7 +333,8 @@ def _directions(log_decay, mask, seq_idx, order, length: int) -> list[Direction]
 
 def _backward(gates: torch.Tensor) -> torch.Tensor:
     """Log-decays of the edges t+1 -> t: the gate of token t+1."""
-    return F.pad(gates[..., 1:], (0, 1))
+    # without a slice, whose length of one a program for any length would refuse
+    return F.pad(gates, (-1, 1)) if gates.shape[-1] else gates
 
 
 def _cut(forward, backward, boundary) -> tuple[torch.Tensor, torch.Tensor]:

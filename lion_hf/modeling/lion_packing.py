@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from .lion_checks import check_integers, check_mask, check_tensors
+from .lion_checks import check_integers, check_mask, check_tensors, has_values
 
 
 def nearest_token(mask: torch.Tensor) -> torch.Tensor:
@@ -32,9 +32,11 @@ def unpad(
         seq_idx: (B or 1, L), documents within the rows, or None.
 
     Returns:
-        None if there is too little padding, or a token that is not finite; else the tokens (1, T, hidden), their documents
-        (1, T), and their places in the flattened batch (T,).
+        None if there is too little padding, a token that is not finite, or no telling (`has_values`); else the tokens
+        (1, T, hidden), their documents (1, T), and their places in the flattened batch (T,).
     """
+    if not (has_values(hidden_states) and has_values(attention_mask)):
+        return None
     batch, length = attention_mask.shape
     places = (attention_mask != 0).flatten().nonzero().squeeze(1)
     if not 0 < len(places) <= (1 - LEAST_PADDING) * batch * length:
@@ -81,7 +83,7 @@ def document_indices(
     if cu_seq_lens is not None:
         if batch != 1:
             raise ValueError(f"cu_seq_lens_q with a batch of {batch} rows: expected one flat row of all documents")
-        if not torch.compiler.is_compiling() and cu_seq_lens.device.type != "meta":
+        if has_values(cu_seq_lens):
             _check_offsets(cu_seq_lens, length)
             if cu_seq_lens_k is not None and not torch.equal(cu_seq_lens, cu_seq_lens_k):
                 raise ValueError("cu_seq_lens_q and cu_seq_lens_k differ: expected the same, a document reads itself alone")
@@ -149,7 +151,7 @@ def refuse_packing(model: torch.nn.Module, attention_mask, position_ids, kwargs:
     """Raises ValueError if the inputs of a model that pools one document a row tell of several."""
     packing = [name for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k") if kwargs.get(name) is not None]
     check_tensors(position_ids=position_ids, attention_mask=attention_mask)
-    if not packing and position_ids is not None and position_ids.device.type != "meta" and not torch.compiler.is_compiling():
+    if not packing and position_ids is not None and has_values(position_ids):
         shape = position_ids.shape if attention_mask is None else attention_mask.shape
         fits = len(shape) == 2 and position_ids.shape in (shape, (1, shape[1]))  # else the encoder says what is wrong
         if fits and document_indices(shape, attention_mask, position_ids).any():

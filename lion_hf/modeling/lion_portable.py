@@ -1,7 +1,7 @@
 """The chunk form in plain tensor operations for any length, without a loop, for programs that leave torch or this package.
 
 torch.onnx.export, and in `portable_export` any torch.export, traces this in place of the operator of lion_chunkwise.py, which
-only a Python process with this code has. All chunks are computed at once. What the states pass on from chunk to chunk is one
+only a Python process with this code has. torch.func, which cannot look into that operator, transforms this. All chunks are computed at once. What the states pass on from chunk to chunk is one
 (N, N) product over the N chunks, the only part that is not linear in length; an L x L matrix of scores has
 chunk size^2 / (2 D) times as many multiplications.
 """
@@ -10,8 +10,10 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
+from .lion_checks import in_transform
 from .lion_naive import compute_type, decay_mask, prefix_sums
 
 # Tokens a chunk, unless the call says how many. The last chunk is filled up, so large ones would burden short rows.
@@ -39,9 +41,11 @@ def portable_export() -> Iterator[None]:
         _portable = before
 
 
-def is_exporting_portably() -> bool:
-    """Whether a program is being exported that may have no operators of this package."""
-    return torch.compiler.is_exporting() and (_portable or torch.onnx.is_in_onnx_export())
+def needs_plain_operations(*tensors: torch.Tensor) -> bool:
+    """Whether an operator of ours would not do: in portable programs, and for tensors inside a transform of torch.func."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() and (_portable or torch.onnx.is_in_onnx_export())
+    return any(in_transform(x) for x in tensors)
 
 
 def chunks_at_once(
@@ -59,7 +63,7 @@ def chunks_at_once(
     forward, backward = (x.expand(*x.shape[:-1], length) for x in (forward, backward))  # (B or 1, H or 1, L)
     size = chunk_size or PORTABLE_CHUNK_SIZE
     count = (length + size - 1) // size
-    if not isinstance(length, int):
+    if not (statically_known_true(count == 1) or statically_known_true(count > 1)):
         count = count + 1  # an empty one: a number of chunks that may be 1 would be traced as that of the example
     rest = count * size - length
     q, k, v = (F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (query, key, value))  # (B, H, N, C, D)

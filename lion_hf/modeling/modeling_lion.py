@@ -252,8 +252,7 @@ class LionModel(LionPreTrainedModel):
         """Whether padding may be taken out: in "auto" form, if nobody looks at the layers' outputs or needs their scores."""
         recorded = any(kwargs.get(name, getattr(self.config, name)) for name in ("output_attentions", "output_hidden_states"))
         scores = self.training and self.config.attention_probs_dropout_prob > 0
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return self.config.attention_form == "auto" and not (recorded or scores or tracing)
+        return self.config.attention_form == "auto" and not (recorded or scores)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
