@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _linearize(argv[1:])
         args = _parser().parse_args(argv)
         return args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

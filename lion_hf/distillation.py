@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from .linearize import source_name, without_distillation_token
 from .modeling.lion_scan import snake_orders
 from .modeling.modeling_lion import LionPreTrainedModel
 from .original import ConversionError
+
+if TYPE_CHECKING:
+    from .trainer import LionTrainingArguments
 
 
 @dataclass
@@ -180,9 +183,10 @@ class Lesson(nn.Module):
                 pairs = [tuple(x.masked_fill(tokens == 0, -1e4) for x in pair) for pair in pairs]
             return sum(distillation_loss(*pair, "soft", self.tau).mean() for pair in pairs)
         logits, targets = outputs.logits, _logits(answers)
-        if self.student.config.problem_type == "multi_label_classification":
+        kind = problem_type(self.student)
+        if kind == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits.float(), targets.float().sigmoid())
-        if self.student.config.num_labels == 1 and logits.shape[-1] == 1:
+        if kind == "regression":
             return F.mse_loss(logits.float(), targets.float())
         if head == "LionForMaskedLM":
             logits, targets = logits[labels != -100], targets[labels != -100]
@@ -190,6 +194,14 @@ class Lesson(nn.Module):
             logits, targets = logits[tokens != 0], targets[tokens != 0]
         losses = distillation_loss(logits.flatten(0, -2), targets.flatten(0, -2), "soft", self.tau)
         return losses.mean() if losses.numel() else losses.sum()
+
+
+def problem_type(student: LionPreTrainedModel) -> str:
+    """What the logits of a model are: of "single_label_classification", "multi_label_classification" or "regression"."""
+    config = student.config
+    if type(student).__name__ not in ("LionForSequenceClassification", "LionForImageClassification"):
+        return "single_label_classification"
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
 def _logits(outputs: Any) -> torch.Tensor | None:
@@ -203,10 +215,11 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
 
     Returns:
         `layer_error`, the mean relative squared error of the attentions; for classes also `agreement`, the share of samples (or
-        masked tokens) with the teacher's class, and with labels `accuracy` and `teacher_accuracy`.
+        masked tokens) with the teacher's class, and with labels `accuracy` and `teacher_accuracy`. Where a sample has several
+        labels, `agreement` is the share of all labels that both give or both do not give.
     """
     lesson.eval()
-    device, sums = next(lesson.student.parameters()).device, Counter()
+    device, sums, kind = next(lesson.student.parameters()).device, Counter(), problem_type(lesson.student)
     for batch in DataLoader(data, batch_size, collate_fn=collate):
         batch = {name: x.to(device) for name, x in batch.items()}
         labels = batch.pop("labels", None)
@@ -216,7 +229,12 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
         sums["layer_error"] += lesson.layer_errors(batch, *layers).mean().item() * rows
         outputs = lesson.student(**batch)
         targets = _logits(answers)
-        if targets is None or targets.shape[-1] == 1:
+        if targets is None or kind == "regression":
+            continue
+        if kind == "multi_label_classification":
+            same = (outputs.logits > 0) == (targets > 0)
+            sums["samples"] += same.numel()
+            sums["agreement"] += same.sum().item()
             continue
         chosen = torch.ones(targets.shape[:-1], dtype=torch.bool, device=device)
         if labels is not None and labels.shape == chosen.shape:
@@ -231,7 +249,7 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
             sums["teacher_accuracy"] += (theirs == labels[chosen]).sum().item()
     result = {"layer_error": sums["layer_error"] / sums["rows"]}
     names = [name for name in ("agreement", "accuracy", "teacher_accuracy") if name in sums]
-    return result | {name: sums[name] / max(sums["samples"], 1) for name in names}
+    return result | {name: sums[name] / sums["samples"] for name in names if sums["samples"]}
 
 
 def distil(
@@ -258,10 +276,18 @@ def distil(
 
     if type(student).__name__ == "LionForMultipleChoice":
         raise ConversionError("distillation of LionForMultipleChoice is not offered: its answers need questions with choices")
+    form, dropout = student.config.attention_form, student.config.attention_probs_dropout_prob
+    if settings.steps and form in ("chunk", "recurrent") and dropout:
+        raise ConversionError(
+            f"attention_form={form!r} with the source's attention_probs_dropout_prob={dropout}: only 'attention', which 'auto'"
+            " picks in training, keeps scores to drop. Leave attention_form out and set it on the model that was made"
+        )
     if processor is None:
         raise ConversionError("the source has no tokenizer or image processor, which distillation needs")
     train, validation, collate, notes = lesson_data(student, processor, settings, seed)
     lesson = Lesson(student, teacher, settings.alpha, settings.tau)
+    stages = [stage for stage, steps in (("layers", settings.layer_steps), ("answers", settings.steps)) if steps]
+    arguments = {stage: _arguments(stage, settings, folder, seed) for stage in stages}  # refused before anything is measured
     metrics = {}
 
     def note(prefix: str) -> None:
@@ -270,26 +296,22 @@ def distil(
             metrics.update({f"{prefix}{name}": round(value, 4) for name, value in found.items()})
 
     note("copied_")
-    if settings.layer_steps:
-        _train(lesson, "layers", train, collate, settings, folder, seed)
-        note("layers_")
-    if settings.steps:
-        _train(lesson, "answers", train, collate, settings, folder, seed + 1)
+    for stage in stages:
+        _train(lesson, stage, train, collate, arguments[stage])
+        if stage == "layers":
+            note("layers_")
     note("")
     student.requires_grad_(True).eval().cpu()
     return metrics, notes
 
 
-def _train(
-    lesson: Lesson, stage: str, data: Dataset, collate: Callable, settings: Distillation, folder: Path, seed: int
-) -> None:
-    from .trainer import LionTrainer, LionTrainingArguments
+def _arguments(stage: str, settings: Distillation, folder: Path, seed: int) -> "LionTrainingArguments":
+    from .trainer import LionTrainingArguments
 
-    steps, rate = {
-        "layers": (settings.layer_steps, settings.layer_learning_rate),
-        "answers": (settings.steps, settings.learning_rate),
+    steps, rate, seed = {
+        "layers": (settings.layer_steps, settings.layer_learning_rate, seed),
+        "answers": (settings.steps, settings.learning_rate, seed + 1),
     }[stage]
-    lesson.begin(stage)
     args = LionTrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -305,6 +327,13 @@ def _train(
         report_to="none",
     )
     args._n_gpu = min(args.n_gpu, 1)  # replicas on several GPUs would share the hooks on the teacher
+    return args
+
+
+def _train(lesson: Lesson, stage: str, data: Dataset, collate: Callable, args: "LionTrainingArguments") -> None:
+    from .trainer import LionTrainer
+
+    lesson.begin(stage)
     trainer = LionTrainer(lesson, args, train_dataset=data, data_collator=collate)
     trainer.model_accepts_loss_kwargs = False  # the loss is a mean
     trainer.train()

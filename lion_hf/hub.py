@@ -54,6 +54,7 @@ def save_for_hub(
     dataset: str | None = None,
     metrics: Mapping[str, float] | None = None,
     state_dict: Mapping[str, torch.Tensor] | None = None,
+    base_model: str | None = None,
 ) -> Path:
     """Writes a folder for the Hub that loads with `trust_remote_code=True` where lion_hf is not installed, for every head.
 
@@ -70,6 +71,7 @@ def save_for_hub(
         dataset: data set that the metrics belong to, by its name on the Hub.
         metrics: results for the model card, by the Hub's names of metrics, such as {"accuracy": 0.798}.
         state_dict: the weights, where the model itself has only a share of them (FSDP).
+        base_model: the model that this one was made from, by its name on the Hub.
 
     Returns:
         The folder.
@@ -90,7 +92,7 @@ def save_for_hub(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder, or a new name")
     card = _model_card(
-        model, auto_name, processing_class, repo_id or folder.resolve().name, language, license, dataset, metrics
+        model, auto_name, processing_class, repo_id or folder.resolve().name, language, license, dataset, metrics, base_model
     )
     model.save_pretrained(folder, state_dict=state_dict)
     if (folder / "model.safetensors").exists():  # not sharded: the index of an older, sharded save would be read first
@@ -107,7 +109,7 @@ def save_for_hub(
     return folder
 
 
-def _model_card(model, auto_name, processing_class, repo_id, language, license, dataset, metrics) -> ModelCard:
+def _model_card(model, auto_name, processing_class, repo_id, language, license, dataset, metrics, base_model) -> ModelCard:
     config = model.config
     height, width = config.image_height_width
     pipeline_tag = PIPELINE_TAGS[auto_name][config.modality]
@@ -118,6 +120,7 @@ def _model_card(model, auto_name, processing_class, repo_id, language, license, 
     data = ModelCardData(
         language=language,
         license=license,
+        base_model=base_model,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         tags=["lion", f"lion-{config.mask_type}", "linear-attention", "custom_code", "arxiv:2502.16249"],

@@ -234,7 +234,7 @@ def _numbered(values: list[str], source: str, task: Task) -> list[int] | list[fl
         legal = "a finite number"
     else:
         known = {name: number for number, name in enumerate(task.classes)}
-        if not task.own:
+        if not task.own and all(_number(name) is None for name in task.classes):  # else a number may be a name
             known |= {str(number): number for number in range(len(task.classes))}
         numbers = [known.get(value) for value in values]
         legal = f"one of {tuple(known)}" + ", the classes of the training data" * task.own

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
 from .data import MaskTokens, SeededDataset, pad_rows
-from .distillation import Distillation
-from .labelled_text import LABEL_COLUMNS, OWN, SENTENCE_COLUMNS, examples, own_task, read_table
+from .distillation import Distillation, problem_type
+from .labelled_text import LABEL_COLUMNS, OWN, SENTENCE_COLUMNS, check_columns, examples, read_table
 from .modeling.configuration_lion import LionConfig
 from .modeling.modeling_lion import LionPreTrainedModel
 from .original import ConversionError
@@ -34,8 +34,9 @@ def lesson_data(student: LionPreTrainedModel, processor: Any, settings: Distilla
     find = _texts if student.config.modality == "text" else _images
     train, validation, collate, notes = find(student, processor, settings, seed)
     if settings.alpha < 1 and "labels" not in collate([train[0]]):
+        reason = "".join(f" ({note.rstrip('.')})" for note in notes)
         raise ConversionError(
-            f"alpha={settings.alpha}: expected 1, because there are no labels that {_name(student)} learns from"
+            f"alpha={settings.alpha}: expected 1, because there are no labels that {_name(student)} learns from{reason}"
         )
     if validation is not None:
         count = min(len(validation), settings.validation_samples)
@@ -58,6 +59,8 @@ def _texts(student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, set
     masked = _name(student) == "LionForMaskedLM"
     if masked and tokenizer.mask_token is None:
         raise ConversionError("the tokenizer has no mask token, which a masked language model needs")
+    if tokenizer.pad_token_id is None:
+        raise ConversionError("the tokenizer has no padding token, which the short texts of a batch need")
     mask = MaskTokens(tokenizer, settings.mask_probability) if masked else None
 
     def prepare(row: dict[str, Any]) -> dict[str, Any]:
@@ -70,20 +73,29 @@ def _texts(student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, set
         batch = pad_rows(rows, tokenizer.pad_token_id)
         return batch | ({} if masked or "labels" not in rows[0] else {"labels": torch.tensor([row["labels"] for row in rows])})
 
-    labelled = _name(student) == "LionForSequenceClassification" and config.problem_type != "multi_label_classification"
-    parts = [
-        None if file is None else SeededDataset(_read_text(file, settings, config, labelled), prepare, seed, vary=vary)
-        for file, vary in ((settings.train_file, True), (settings.validation_file, False))
-    ]
-    return *parts, collate, []
+    kind = problem_type(student)
+    labelled = _name(student) == "LionForSequenceClassification" and (
+        kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
+    )
+    parts, notes = [], []
+    for file, vary in ((settings.train_file, True), (settings.validation_file, False)):
+        rows = None if file is None else _read_text(file, settings, config, labelled, notes)
+        parts.append(None if rows is None else SeededDataset(rows, prepare, seed, vary=vary))
+    return *parts, collate, notes
 
 
-def _read_text(file: str, settings: Distillation, config: LionConfig, labelled: bool) -> Any:
-    """Rows with `sentence1`, perhaps `sentence2`, and where the head and the file have them `labels`."""
+def _read_text(file: str, settings: Distillation, config: LionConfig, labelled: bool, notes: list[str]) -> Any:
+    """Rows with `sentence1`, perhaps `sentence2`, and where the head and the file have them `labels`.
+
+    Labels that nobody asked for and that are not the model's are left out, with a note.
+    """
     if Path(file).suffix.lower() == ".txt":
         if not Path(file).is_file():
             raise ConversionError(f"{file}: there is no such file")
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").split("\n")]
+        except UnicodeDecodeError as error:
+            raise ConversionError(f"{file}: cannot be read as text: {error}") from error
         if not any(lines):
             raise ConversionError(f"{file}: holds no text")
         return [{"sentence1": line} for line in lines if line]
@@ -91,16 +103,25 @@ def _read_text(file: str, settings: Distillation, config: LionConfig, labelled: 
     label = next((name for name in [settings.label_column or ""] + list(LABEL_COLUMNS) if name in data.column_names), None)
     if settings.label_column not in (None, label):
         raise ConversionError(f"label_column={settings.label_column!r} is not in {file}: its columns are {data.column_names}")
-    if labelled and label is not None:
-        regression = config.num_labels == 1
-        task = own_task(data, file, settings.text_columns, label, regression)
-        if not regression:  # by the names of the model's classes, or their numbers
-            task = replace(task, classes=tuple(config.id2label[n] for n in range(config.num_labels)), own=False)
-        return examples(data, file, task).data
-    columns = settings.text_columns or next((names for names in SENTENCE_COLUMNS if set(names) <= {*data.column_names}), None)
+    rest = [name for name in data.column_names if name != label]
+    usual = next((names for names in SENTENCE_COLUMNS if set(names) <= {*data.column_names}), rest if len(rest) == 1 else None)
+    columns = settings.text_columns or usual
     if not columns:
         raise ConversionError(f"text_columns: which of the columns {data.column_names} of {file} hold text is not plain")
-    return examples(data, file, replace(OWN, sentences=tuple(columns)), labelled=False).data
+    task = replace(OWN, sentences=tuple(columns), own=False)
+    if labelled and label is not None:  # by the names of the model's classes, or their numbers
+        classes = () if config.num_labels == 1 else tuple(config.id2label[n] for n in range(config.num_labels))
+        try:
+            return examples(data, file, replace(task, label=label, classes=classes)).data
+        except ValueError as error:
+            if settings.label_column or settings.alpha < 1:
+                raise
+            check_columns(data, file, task, labelled=False)
+            notes.append(f"the labels were not used: {error}.")
+    rows = [row for row in examples(data, file, task, labelled=False).data if all(row.values())]
+    if not rows:
+        raise ConversionError(f"{file}: every row of {list(columns)} is empty")
+    return rows
 
 
 def _images(student: LionPreTrainedModel, processor: Any, settings: Distillation, seed: int) -> Parts:
@@ -114,8 +135,13 @@ def _images(student: LionPreTrainedModel, processor: Any, settings: Distillation
         label_column=settings.label_column,
     )
     config, notes, numbers = student.config, [], None
-    if _name(student) == "LionForImageClassification":
-        numbers = [config.label2id.get(name) for name in train.names]
+    if config.num_channels != 3:
+        raise ConversionError(f"num_channels={config.num_channels}: expected 3 for distillation, which reads images as RGB")
+    if _name(student) == "LionForImageClassification" and problem_type(student) == "single_label_classification":
+        known = {name: number for number, name in config.id2label.items()}
+        if set(train.names) <= {str(number) for number in config.id2label} and not set(train.names) & known.keys():
+            known = {str(number): number for number in config.id2label}  # as tables without names have them
+        numbers = [known.get(name) for name in train.names]
         if None in numbers:
             missing = train.names[numbers.index(None)]
             numbers = None

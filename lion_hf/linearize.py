@@ -3,6 +3,7 @@
 BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everything but that is copied; LION's gates are new.
 """
 
+import math
 import os
 import re
 import tempfile
@@ -168,10 +169,12 @@ class Copying:
     )
 
     def __post_init__(self):
-        if not 0 <= self.half_life < float("inf"):
-            raise ConversionError(f"half_life={self.half_life}: expected 0, or a number of tokens")
+        if self.half_life != 0 and not 1e-3 <= self.half_life < float("inf"):
+            raise ConversionError(f"half_life={self.half_life}: expected 0, or a number of tokens of at least 0.001")
         if not 0 < self.sharpness < float("inf"):
             raise ConversionError(f"sharpness={self.sharpness}: expected a number above 0")
+        if not 0 <= self.seed < 2**32 - 1:
+            raise ConversionError(f"seed={self.seed}: expected an integer from 0 to {2**32 - 2}")
 
 
 LION_FIELDS = ("mask_type", "attention_form", "patch_order", "feature_map", "normalize_attention", "attention_norm")
@@ -226,7 +229,8 @@ def linearize_checkpoint(
             metrics, more = distil(student, teacher, processor, distillation, Path(temporary) / "run", copying.seed)
             notes += more
         folder = Path(temporary) / output.name
-        save_for_hub(student, folder, processing_class=processor, license=license)
+        base_model = None if Path(source).is_dir() else str(source)
+        save_for_hub(student, folder, processing_class=processor, license=license, base_model=base_model)
         if output.exists():
             output.rmdir()  # Windows renames onto nothing
         folder.rename(output)
@@ -241,7 +245,7 @@ def load_softmax_model(source: str | os.PathLike) -> tuple[PreTrainedModel, list
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # also the strict configurations' own classes
         raise ConversionError(f"source={str(source)!r} has no configuration that transformers can read: {error}") from error
     architecture = (config.architectures or [None])[0]
     check_softmax_config(config, architecture)
@@ -250,7 +254,8 @@ def load_softmax_model(source: str | os.PathLike) -> tuple[PreTrainedModel, list
         model, info = cls.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # files may hold anything, and torch and safetensors raise accordingly
         raise ConversionError(f"the weights of {source} cannot be loaded as {architecture}: {error}") from error
-    missing = sorted(name for name in info["missing_keys"] if not re.match(r"(\w+\.)?pooler\.", name))
+    spare = r"(\w+\.)?pooler\." if CLASSIFIER.keys().isdisjoint(HEADS[architecture].rows) else "(?!)"  # classifiers read it
+    missing = sorted(name for name in info["missing_keys"] if not re.match(spare, name))
     _refuse_names(f"{source} lacks weights of {architecture}", missing)
     unknown = sorted(name for name in info["unexpected_keys"] if not OTHER_HEADS.match(name))
     _refuse_names(f"{source} has weights that {architecture} does not know", unknown)
@@ -267,9 +272,10 @@ def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> 
     """Raises ConversionError, which names the setting, if a configuration is not that of LION's skeleton."""
     if config.model_type not in MODEL_TYPES:
         raise ConversionError(f"model_type={config.model_type!r}: expected one of {tuple(MODEL_TYPES)}")
-    if architecture not in HEADS:
-        legal = tuple(name for name in HEADS if name.lower().startswith(config.model_type))
-        raise ConversionError(f"architectures={config.architectures}: expected one of {legal}, which LION has the heads for")
+    legal = tuple(name for name in HEADS if name.lower().startswith(config.model_type))
+    if architecture not in legal:
+        found = config.architectures or architecture  # a class of one's own has a name, but its configuration may have none
+        raise ConversionError(f"architectures={found}: expected one of {legal}, which LION has the heads for")
     for name, legal in NEEDED_SETTINGS.items():
         value = getattr(config, name, legal)
         if value != legal:
@@ -342,7 +348,8 @@ def sharpen(model: LionPreTrainedModel, sharpness: float) -> None:
 @torch.no_grad()
 def set_half_life(model: LionPreTrainedModel, half_life: float) -> None:
     """Sets all gates, LION-S's where the token says nothing, to halve in this number of tokens; LION-lit has none."""
-    before_sigmoid = torch.logit(torch.tensor(0.5, dtype=torch.float64) ** (1 / half_life)).float()
+    rate = math.log(2) / half_life
+    before_sigmoid = -rate - math.log(-math.expm1(-rate))  # logit of exp(-rate), which may round to 0 or 1
     for module in model.modules():
         if isinstance(module, LionDecay | LionGate):
             module.bias.fill_(before_sigmoid if isinstance(module, LionDecay) else -before_sigmoid)
@@ -416,8 +423,8 @@ def _processor(source: str | os.PathLike, config: LionConfig) -> tuple[Any, list
     try:
         processor = auto.from_pretrained(source, trust_remote_code=False)
         found = kind != "tokenizer" or set(processor.get_vocab()) - set(processor.all_special_tokens)  # else it is made up
-    except (OSError, ValueError) as error:
-        found, reason = False, f" ({str(error).splitlines()[0]})"
+    except Exception as error:  # files may hold anything, and transformers and tokenizers raise accordingly
+        found, reason = False, f" ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     else:
         reason = ""
     if not found:

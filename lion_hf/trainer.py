@@ -329,7 +329,8 @@ def where_not_finite(model: nn.Module, inputs: dict[str, Any] | None = None) -> 
     ]
     try:
         if inputs:
-            model(**{name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()})
+            device = next(model.parameters()).device
+            model(**{name: x.to(device) if torch.is_tensor(x) else x for name, x in inputs.items()})
     finally:
         for hook in hooks:
             hook.remove()

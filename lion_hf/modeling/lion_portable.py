@@ -1,9 +1,9 @@
 """The chunk form in plain tensor operations for any length, without a loop, for programs that leave torch or this package.
 
 torch.onnx.export, and in `portable_export` any torch.export, traces this in place of the operator of lion_chunkwise.py, which
-only a Python process with this code has. torch.func, which cannot look into that operator, transforms this. All chunks are computed at once. What the states pass on from chunk to chunk is one
-(N, N) product over the N chunks, the only part that is not linear in length; an L x L matrix of scores has
-chunk size^2 / (2 D) times as many multiplications.
+only a Python process with this code has; torch.func, which cannot look into that operator, transforms this. All chunks are
+computed at once. What the states pass on from chunk to chunk is one (N, N) product over the N chunks, the only part that is
+not linear in length; an L x L matrix of scores has chunk size^2 / (2 D) times as many multiplications.
 """
 
 import contextlib
