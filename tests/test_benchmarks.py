@@ -44,7 +44,7 @@ def test_quick_run_of_everything(tmp_path):
             assert (row["baseline"] is None) == suite.endswith("memory")
             for name, (low, middle, high) in row["ratios"].items():
                 assert low <= middle <= high
-                assert 0.2 < middle / (row["values"][name] / row["values"][row["baseline"]]) < 5
+                assert 0.05 < middle / (row["values"][name] / row["values"][row["baseline"]]) < 20  # other jobs may run beside
                 assert name in row["values"] and name != row["baseline"]
         table = (tmp_path / f"{suite}-cpu.md").read_text()
         assert table in finished.stdout and "| length |" in table

@@ -44,6 +44,8 @@ def test_commands_are_run_or_understood(page):
         if "install" in command:
             extras = re.findall(r"\[([\w,]+)\]", " ".join(command))
             assert all(f'"{extra}": ' in setup for names in extras for extra in names.split(",")), command
+        elif command[:2] == ["lion-hf", "linearize"]:
+            cli.linearize_settings(command[2:])
         elif command[0] == "lion-hf":
             cli._parser().parse_args(command[1:])
         elif script is not None and script.parent.name == "benchmarks":
@@ -89,9 +91,10 @@ def test_ci_runs_the_command_of_the_readme():
     assert line.startswith("python -m venv") and line.endswith("-m pytest -n 2")
 
 
-def test_results_of_training_stand_in_the_report():
+def test_results_of_training_stand_in_the_reports():
     readme = text(README)
     shown = readme[readme.index("**What they reached here**") : readme.index("**Several processes.**")]
-    report = (ROOT / "benchmarks/results/training.md").read_text(encoding="utf-8").splitlines()
+    reports = [ROOT / f"benchmarks/results/{name}.md" for name in ("training", "linearize")]
+    report = [line for path in reports for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [line for line in shown.splitlines() if line.startswith("| ")]
     assert len(rows) >= 10 and not [row for row in rows if row not in report]

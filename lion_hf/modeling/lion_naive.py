@@ -52,7 +52,8 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
 def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
     """exp(x) below 0, x + 1 above. Taken from `F.elu`, near -1, half precision would round features below 0.002 to 0."""
     if needs_grad(x):
-        return x.clamp(max=0).exp() + F.relu(x)
+        above = F.relu(x)
+        return (x - above).exp() + above  # the gradient at 0 is 1; that of a clamp would be 0
     return x.clamp(max=0).exp_().add_(F.relu(x))
 
 

@@ -151,6 +151,8 @@ def refuse_packing(model: torch.nn.Module, attention_mask, position_ids, kwargs:
     """Raises ValueError if the inputs of a model that pools one document a row tell of several."""
     packing = [name for name in ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k") if kwargs.get(name) is not None]
     check_tensors(position_ids=position_ids, attention_mask=attention_mask)
+    if position_ids is not None:
+        check_integers("position_ids", position_ids)
     if not packing and position_ids is not None and has_values(position_ids):
         shape = position_ids.shape if attention_mask is None else attention_mask.shape
         fits = len(shape) == 2 and position_ids.shape in (shape, (1, shape[1]))  # else the encoder says what is wrong
