@@ -91,9 +91,10 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def _linearize(argv: list[str]) -> int:
+def _linearize_settings(argv: list[str]) -> tuple:
+    """Source, output, `Copying` and `Distillation`; arguments that do not fit are told and end the process."""
     from .distillation import Distillation
-    from .linearize import Copying, linearize_checkpoint
+    from .linearize import Copying
     from .settings import parse_settings
 
     source, output, copying, distillation = parse_settings(
@@ -110,6 +111,13 @@ def _linearize(argv: list[str]) -> int:
     )
     if not distillation.has_data and distillation != Distillation():
         raise ValueError("options of the distillation without data for it: expected --train_file or --data_path")
+    return source, output, copying, distillation
+
+
+def _linearize(argv: list[str]) -> int:
+    from .linearize import linearize_checkpoint
+
+    source, output, copying, distillation = _linearize_settings(argv)
     made = linearize_checkpoint(source, output, distillation=distillation if distillation.has_data else None, **vars(copying))
     print(f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type}, feature_map={made.config.feature_map}")
     for name, value in made.metrics.items():
