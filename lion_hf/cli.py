@@ -91,13 +91,13 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def linearize_settings(argv: list[str]) -> list:
-    """Source, output, and the settings of the copy and of its distillation that a command line names."""
+def _linearize_settings(argv: list[str]) -> tuple:
+    """Source, output, `Copying` and `Distillation`; arguments that do not fit are told and end the process."""
     from .distillation import Distillation
     from .linearize import Copying
     from .settings import parse_settings
 
-    return parse_settings(
+    source, output, copying, distillation = parse_settings(
         "Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for from_pretrained: all but the attention is as it"
         " was, and\nwith --train_file or --data_path the new attention learns from the old one. No code of the source is run.",
         Copying,
@@ -109,15 +109,15 @@ def linearize_settings(argv: list[str]) -> list:
             "output": "the folder to write; it must not exist, or be empty",
         },
     )
+    if not distillation.has_data and distillation != Distillation():
+        raise ValueError("options of the distillation without data for it: expected --train_file or --data_path")
+    return source, output, copying, distillation
 
 
 def _linearize(argv: list[str]) -> int:
-    from .distillation import Distillation
     from .linearize import linearize_checkpoint
 
-    source, output, copying, distillation = linearize_settings(argv)
-    if not distillation.has_data and distillation != Distillation():
-        raise ValueError("options of the distillation without data for it: expected --train_file or --data_path")
+    source, output, copying, distillation = _linearize_settings(argv)
     made = linearize_checkpoint(source, output, distillation=distillation if distillation.has_data else None, **vars(copying))
     print(f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type}, feature_map={made.config.feature_map}")
     for name, value in made.metrics.items():

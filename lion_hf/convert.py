@@ -7,7 +7,6 @@ asked for. A file is data: nothing in it is executed, and it is checked in full 
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .auto import image_processor
+from .hub import check_new_folder, new_folder
 from .modeling import modeling_lion
 from .modeling.configuration_lion import CLASSIFIER_POOLINGS, LionConfig
 from .modeling.modeling_lion import LionPreTrainedModel
@@ -160,23 +160,16 @@ def convert_checkpoint(
         ConversionError: for a file that is no original LION checkpoint, is damaged or holds other objects than weights and
             settings, an option that is missing or does not fit, or an output folder that is not empty.
     """
-    output = Path(output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: choose another output")
+    output = check_new_folder(output)
     original = read_checkpoint(checkpoint, use_ema)
     architecture, config = _describe(original, num_attention_heads, classifier_pooling)
     model = _build(original, architecture, config)
     processor = _processor(original, config, tokenizer)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name
+    with new_folder(output) as folder:
         model.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
-        if output.exists():
-            output.rmdir()  # Windows renames onto nothing
-        folder.rename(output)
     return Conversion(output, architecture, model.config, tuple(original.notes))
 
 

@@ -1,9 +1,11 @@
 """Publishing: `save_for_hub` writes a folder that needs no installed lion_hf, `publish` uploads it."""
 
+import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from .auto import AUTO_MODELS
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
 from .modeling.modeling_lion import LionPreTrainedModel
+from .original import ConversionError
 
 CODE = Path(modeling_lion.__file__).parent
 PACKAGE = Path(__file__).parent
@@ -41,6 +44,39 @@ PIPELINE_TAGS = {
 # Never uploaded: caches and version control; what a run leaves beside its model, pickles and the names of machines among it.
 HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*"]
 HIDDEN_FILES += ["*.pt", "*.pth", "*.pkl", "training_args.bin", "*/training_args.bin", "*.tfevents.*"]
+
+
+def check_new_folder(output: str | os.PathLike) -> Path:
+    """The absolute path of a folder to write, after the check that it does not exist or is empty; it is not made yet.
+
+    Raises:
+        ConversionError: if something is there.
+    """
+    output = Path(output).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConversionError(f"{output} exists and is not an empty folder: choose another output")
+    return output
+
+
+@contextlib.contextmanager
+def new_folder(output: str | os.PathLike) -> Iterator[Path]:
+    """Writes a folder that appears under its name only if all went well.
+
+    Yields:
+        The path to write to, which does not exist yet. Its parent is hidden, beside the output, and this writer's alone: what
+        is left in there goes at the end, after an error or an interruption everything does.
+
+    Raises:
+        ConversionError: as `check_new_folder`, which a caller with much to do first asks beforehand.
+    """
+    output = check_new_folder(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+        folder = Path(temporary) / output.name
+        yield folder
+        if output.exists():
+            output.rmdir()  # Windows renames onto nothing
+        folder.rename(output)
 
 
 def save_for_hub(

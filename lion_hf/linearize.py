@@ -6,7 +6,6 @@ BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everythi
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from .hub import save_for_hub
+from .hub import check_new_folder, new_folder, save_for_hub
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
 from .modeling.modeling_lion import LionDecay, LionGate, LionPreTrainedModel
@@ -210,9 +209,7 @@ def linearize_checkpoint(
             do not fit, or an output folder that is not empty. All is checked before training starts.
     """
     copying = _copying(options)
-    output = Path(output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: choose another output")
+    output = check_new_folder(output)
     teacher, notes = load_softmax_model(source)
     student, more = linearize_model(teacher, **options)
     processor, missing = _processor(source, student.config)
@@ -220,20 +217,16 @@ def linearize_checkpoint(
     license, unknown = (copying.license, []) if copying.license else _license(source)
     notes += unknown
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+    with new_folder(output) as folder:
         metrics = {}
         if distillation is not None:
             from .distillation import distil
 
-            metrics, more = distil(student, teacher, processor, distillation, Path(temporary) / "run", copying.seed)
+            run = folder.with_name(f"{folder.name}.run")
+            metrics, more = distil(student, teacher, processor, distillation, run, copying.seed)
             notes += more
-        folder = Path(temporary) / output.name
         base_model = None if Path(source).is_dir() else str(source)
         save_for_hub(student, folder, processing_class=processor, license=license, base_model=base_model)
-        if output.exists():
-            output.rmdir()  # Windows renames onto nothing
-        folder.rename(output)
     return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
 
 

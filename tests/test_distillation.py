@@ -1,14 +1,17 @@
 """Teaching a LION copy by its softmax source: the stages, the data, and the command `lion-hf linearize`."""
 
+import json
+import re
+
 import pytest
 import torch
 import transformers
 from softmax_models import ONE_OF_EACH, TYPE_OF, as_softmax, inputs_of, softmax_model
-from transformers import AutoImageProcessor, BertTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, BertTokenizer
 
 import lion_hf
 from lion_hf.cli import main
-from lion_hf.distillation import Distillation, Lesson
+from lion_hf.distillation import Distillation, Lesson, measure
 from lion_hf.lesson_data import lesson_data
 from lion_hf.linearize import HEADS, linearize_checkpoint, linearize_model, load_softmax_model
 
@@ -109,7 +112,17 @@ class TestCommand:
             (["--steps", "5"], "without data"),
             (["--train_file", "nowhere.csv", "--max_length", "9"], "no such file"),
             (["--train_file", "{}/train.csv", "--max_length", "100"], "max_length=100: expected at most"),
-            (["--train_file", "{}/wrong.csv", "--max_length", "9"], "expected one of ('good', 'bad', '0', '1')"),
+            (
+                ["--train_file", "{}/wrong.csv", "--max_length", "9", "--label_column", "label"],
+                "expected one of ('good', 'bad'",
+            ),
+            (
+                ["--train_file", "{}/wrong.csv", "--max_length", "9", "--alpha", "0.5"],
+                "expected one of ('good', 'bad', '0', '1')",
+            ),
+            (["--train_file", "{}/blank.csv", "--max_length", "9"], "is empty"),
+            (["--train_file", "{}/train.csv", "--max_length", "9", "--layer_learning_rate", "1e30"], "loss became nan"),
+            (["--train_file", "{}/train.csv", "--max_length", "9", "--seed", "-1"], "seed=-1"),
             (["--train_file", "{}/plain.txt", "--max_length", "9", "--alpha", "0.5"], "alpha=0.5: expected 1"),
             (["--train_file", "{}/empty.txt", "--max_length", "9"], "holds no text"),
             (["--train_file", "{}/wrong.csv", "--max_length", "9", "--text_columns", "txt"], "'txt' is not in"),
@@ -122,6 +135,7 @@ class TestCommand:
     def test_mistakes_are_told_and_leave_nothing(self, options, words, text_source, tmp_path, capsys):
         (tmp_path / "plain.txt").write_text("a film\n")
         (tmp_path / "empty.txt").write_text("\n")
+        (tmp_path / "blank.csv").write_text('text,other\n" ",x\n')
         (tmp_path / "wrong.csv").write_text("text,label\nfilm,good\nfilm,dull\n")
         try:
             status = main(["linearize", str(text_source), str(tmp_path / "out" / "m"), *[x.format(tmp_path) for x in options]])
@@ -130,6 +144,45 @@ class TestCommand:
         assert status == 2
         assert words in capsys.readouterr().err
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+    def test_a_form_without_dropout_is_refused_before_the_first_stage(self, text_source, tmp_path, monkeypatch):
+        config = json.loads((text_source / "config.json").read_text())
+        (text_source / "config.json").write_text(json.dumps(config | {"attention_probs_dropout_prob": 0.1}))
+        monkeypatch.setattr(transformers.Trainer, "train", lambda self: pytest.fail("training began"))
+        lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9, batch_size=4)
+        with pytest.raises(ValueError, match="attention_form='chunk' with the source's attention_probs_dropout_prob=0.1"):
+            linearize_checkpoint(text_source, tmp_path / "model", attention_form="chunk", distillation=lessons)
+        monkeypatch.undo()
+        lessons.layer_steps, lessons.steps = 1, 0  # without a second stage there is no dropout
+        made = linearize_checkpoint(text_source, tmp_path / "model", attention_form="chunk", distillation=lessons)
+        assert made.config.attention_form == "chunk" and made.folder.is_dir()
+
+    def test_classes_whose_names_are_numbers(self, text_source, tmp_path):
+        student, _ = linearize_model(softmax_model("BertForSequenceClassification", id2label={0: "-1", 1: "0", 2: "1"}))
+        (tmp_path / "numbers.csv").write_text("text,label\na,-1\na,0\na,1\n")
+        settings = Distillation(train_file=str(tmp_path / "numbers.csv"), max_length=9)
+        train, *_ = lesson_data(student, AutoTokenizer.from_pretrained(text_source), settings, seed=0)
+        assert [train[n]["labels"] for n in range(3)] == [0, 1, 2]
+
+    def test_labels_that_are_not_needed_may_be_anything(self, text_source, tmp_path):
+        student, _ = linearize_model(load_softmax_model(text_source)[0])
+        for labels in (("17", "3"), ("good", "good")):
+            (tmp_path / "any.csv").write_text("text,label\n" + "".join(f"a film,{label}\n" for label in labels))
+            settings = Distillation(train_file=str(tmp_path / "any.csv"), max_length=9)
+            train, _, _, notes = lesson_data(student, AutoTokenizer.from_pretrained(text_source), settings, seed=0)
+            assert ("labels" in train[0]) == (labels[0] == "good") and len(notes) == (labels[0] != "good")
+
+    def test_several_labels_agree_one_by_one_and_numbers_not_at_all(self):
+        inputs = inputs_of("BertForSequenceClassification")
+        for kind, expected in (("multi_label_classification", 2 / 3), ("regression", None)):
+            teacher = softmax_model("BertForSequenceClassification", problem_type=kind)
+            student, _ = linearize_model(teacher)
+            for model, bias in ((teacher, [9.0, 5.0, -9.0]), (student, [9.0, -5.0, -9.0])):  # the largest is the same
+                model.classifier.weight.data.zero_()
+                model.classifier.bias.data = torch.tensor(bias)
+            rows = [{name: x[n] for name, x in inputs.items()} for n in range(2)]
+            found = measure(Lesson(student, teacher), rows, torch.utils.data.default_collate, 2)
+            assert found.get("agreement") == (None if expected is None else pytest.approx(expected))
 
     def test_an_interruption_leaves_nothing(self, image_source, tmp_path, monkeypatch):
         def interrupt(*args, **kwargs):
@@ -146,6 +199,30 @@ class TestCommand:
         settings = Distillation(data_path=str(tmp_path / "images"), validation_samples=2)
         _, validation, collate, _ = lesson_data(student, AutoImageProcessor.from_pretrained(image_source), settings, seed=0)
         assert sorted(collate([validation[0], validation[1]])["labels"].tolist()) == [0, 1] and len(validation) == 2
+
+    @pytest.mark.parametrize("names", [("dark", "light"), ("0", "1")])
+    def test_labels_of_images_are_names_or_numbers(self, names, image_source, tmp_path):
+        config = json.loads((image_source / "config.json").read_text())
+        del config["label2id"]  # transformers does not need it
+        (image_source / "config.json").write_text(json.dumps(config))
+        for part in ("train", "val"):
+            for old, new in zip(("dark", "light"), names):
+                (tmp_path / "images" / part / old).rename(tmp_path / "images" / part / new)
+        student, _ = linearize_model(load_softmax_model(image_source)[0])
+        settings = Distillation(data_path=str(tmp_path / "images"))
+        train, _, collate, notes = lesson_data(student, AutoImageProcessor.from_pretrained(image_source), settings, seed=0)
+        assert collate([train[0], train[5]])["labels"].tolist() == [0, 1] and notes == []
+
+    def test_a_tokenizer_that_does_not_fit(self, text_source, tmp_path):
+        file = text_source / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
+        assert AutoTokenizer.from_pretrained(text_source).pad_token is None
+        lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9)
+        with pytest.raises(ValueError, match="no padding token"):
+            linearize_checkpoint(text_source, tmp_path / "model", distillation=lessons)
+        (text_source / "tokenizer.json").write_text("{}")
+        made = linearize_checkpoint(text_source, tmp_path / "model")
+        assert any(re.search(r"no tokenizer that can be read \(\w*Error: ", note) for note in made.notes)
 
     def test_labels_of_other_names_are_not_used(self, image_source, tmp_path):
         (tmp_path / "images" / "train" / "dark").rename(tmp_path / "images" / "train" / "black")

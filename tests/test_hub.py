@@ -189,7 +189,8 @@ def test_card(tmp_path, mask_type):
     (result,) = data.eval_results
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.799)
     assert (result.dataset_type, result.task_type) == ("ILSVRC/imagenet-1k", "image-classification")
-    assert 'from_pretrained("someone/lion-x", trust_remote_code=True)' in card.text
+    for loaded in ("AutoModelForImageClassification", "AutoImageProcessor"):
+        assert f'= {loaded}.from_pretrained("someone/lion-x", trust_remote_code=True)' in card.text
     assert "| accuracy | 0.799 |" in card.text and "32 x 32" in card.text
     assert f"{model.num_parameters():,}" in card.text
     assert not re.search(r"\{[{%]|\bNone\b|Undefined|\n\n\n", card.text)
@@ -200,7 +201,15 @@ def test_card_of_text_without_metrics(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.language == ["en", "de"] and card.data.pipeline_tag == "fill-mask"
     assert card.data.eval_results is None and "Results" not in card.text
-    assert f'from_pretrained("{tmp_path.name}", trust_remote_code=True)' in card.text
+    for loaded in ("AutoModelForMaskedLM", "AutoTokenizer"):
+        assert f'= {loaded}.from_pretrained("{tmp_path.name}", trust_remote_code=True)' in card.text
+
+
+def test_card_names_the_model_that_this_one_was_made_from(tmp_path):
+    for folder, base_model in (("made", "someone/bert-x"), ("new", None)):
+        hub.save_for_hub(build("AutoModel", "text"), tmp_path / folder, base_model=base_model)
+        card = ModelCard.load(tmp_path / folder / "README.md")
+        assert card.data.base_model == base_model and ("base_model" in card.content) == (base_model is not None)
 
 
 def test_metrics_need_a_data_set(tmp_path):

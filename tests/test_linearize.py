@@ -88,9 +88,10 @@ class TestCopy:
     @pytest.mark.parametrize("mask_type", ["decay", "selective"])
     def test_gates_start_at_the_half_life_asked_for(self, mask_type):
         teacher = softmax_model("ViTForImageClassification")
-        for half_life in (10.0, 1000.0):
+        for half_life in (1e-3, 10.0, 1000.0, 1e20):
             student, _ = linearize_model(teacher, mask_type=mask_type, half_life=half_life, patch_order="snake")
             attention = student.lion.layers[0].attention
+            assert attention.gate.bias.isfinite().all()
             gates = attention.log_decay(torch.zeros(1, 5, 24)).exp()[..., -1]
             torch.testing.assert_close(gates, torch.full_like(gates, 0.5 ** (1 / half_life)))
         own = linearize_model(teacher, mask_type=mask_type, half_life=0)[0].lion.layers[0].attention.gate.bias
@@ -124,6 +125,8 @@ class TestRefusals:
             ("BertForMaskedLM", {"hidden_act": "gelu_unheard_of"}, "hidden_act='gelu_unheard_of'"),
             ("BertForMaskedLM", {"architectures": ["BertForNextSentencePrediction"]}, "BertForNextSentencePrediction"),
             ("BertForMaskedLM", {"architectures": None}, "architectures=None"),
+            ("BertForMaskedLM", {"hidden_size": "wide"}, "hidden_size"),
+            ("ViTForImageClassification", {"model_type": "bert"}, r"architectures=\['ViTForImageClassification'\]"),
             ("BertForMaskedLM", {"quantization_config": {"quant_method": "torchao"}}, "quantization_config="),
             ("RobertaForMaskedLM", {"hidden_act": "relu"}, "hidden_act='relu'"),
             ("RobertaForMaskedLM", {"pad_token_id": None}, "pad_token_id=None"),
@@ -155,6 +158,8 @@ class TestRefusals:
             ({"mask_type": "decya"}, "decya"),
             ({"patch_order": "snake"}, "patch_order='snake'"),
             ({"half_life": -1.0}, "half_life=-1.0"),
+            ({"half_life": 1e-4}, "half_life=0.0001"),
+            ({"seed": 2**32}, "seed=4294967296"),
             ({"sharpness": 0.0}, "sharpness=0.0"),
             ({"hidden_size": 8}, "hidden_size=8: the options are"),
         ],
@@ -165,7 +170,11 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("lost", "words"),
-        [("bert.encoder.layer.1.attention.self.query.weight", "lacks weights"), ("classifier.weight", "lacks weights")],
+        [
+            ("bert.encoder.layer.1.attention.self.query.weight", "lacks weights"),
+            ("classifier.weight", "lacks weights"),
+            ("bert.pooler.dense.weight", "lacks weights"),
+        ],
     )
     def test_missing_weights(self, lost, words, tmp_path):
         model = softmax_model("BertForSequenceClassification")

@@ -45,7 +45,7 @@ def test_commands_are_run_or_understood(page):
             extras = re.findall(r"\[([\w,]+)\]", " ".join(command))
             assert all(f'"{extra}": ' in setup for names in extras for extra in names.split(",")), command
         elif command[:2] == ["lion-hf", "linearize"]:
-            cli.linearize_settings(command[2:])
+            cli._linearize_settings(command[2:])
         elif command[0] == "lion-hf":
             cli._parser().parse_args(command[1:])
         elif script is not None and script.parent.name == "benchmarks":
