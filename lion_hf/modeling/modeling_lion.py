@@ -48,9 +48,9 @@ def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
 class LionDecay(nn.Module):
     """LION-D's gates before the sigmoid: one number a head and patch order, the same for every token."""
 
-    def __init__(self, num_gates: int):
+    def __init__(self, num_gates: int, dtype: torch.dtype):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(num_gates))
+        self.bias = nn.Parameter(torch.zeros(num_gates, dtype=dtype))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.bias[None, None]
@@ -70,11 +70,11 @@ class LionAttention(nn.Module):
         self.q_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        self.gate = None
+        self.gate, exact = None, torch.promote_types(torch.get_default_dtype(), torch.float32)
         if config.mask_type == "decay":
-            self.gate = LionDecay(num_gates)
+            self.gate = LionDecay(num_gates, dtype=exact)
         elif config.mask_type == "selective":
-            self.gate = LionGate(size, num_gates)
+            self.gate = LionGate(size, num_gates, dtype=exact)
         self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
         self.o_proj = nn.Linear(size, size)
 
