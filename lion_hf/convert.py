@@ -358,9 +358,14 @@ def _processor(original: Original, config: LionConfig, tokenizer: Any) -> Any:
         return None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    check_words(tokenizer, config)
+    return tokenizer
+
+
+def check_words(tokenizer: PreTrainedTokenizerBase, config: LionConfig) -> None:
+    """Raises ConversionError if a tokenizer has words that the model has no embeddings for."""
     if len(tokenizer) > config.vocab_size:
         raise ConversionError(f"the tokenizer has {len(tokenizer)} words, more than the model's {config.vocab_size}")
-    return tokenizer
 
 
 if __name__ == "__main__":

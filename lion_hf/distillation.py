@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from .linearize import source_name, without_distillation_token
-from .modeling.lion_scan import snake_orders
 from .modeling.modeling_lion import LionPreTrainedModel
 from .original import ConversionError
 
@@ -158,9 +157,8 @@ class Lesson(nn.Module):
 
     def layer_errors(self, batch: dict, hidden_states: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
         """`relative_error` of each layer's attention, (layers,), all given the teacher's hidden states."""
-        encoder, config, order = self.student.base_model, self.student.config, None
-        if config.patch_order == "snake" and config.mask_type != "lit":
-            order = snake_orders(*encoder.embeddings.patch_grid(batch["pixel_values"]), device=batch["pixel_values"].device)
+        encoder = self.student.base_model
+        order = encoder.embeddings.reading_orders(batch["pixel_values"]) if "pixel_values" in batch else None
         tokens = batch.get("attention_mask")
         errors = []
         for layer, x, target in zip(encoder.layers, hidden_states, targets):
@@ -288,21 +286,20 @@ def distil(
     lesson = Lesson(student, teacher, settings.alpha, settings.tau)
     stages = [stage for stage, steps in (("layers", settings.layer_steps), ("answers", settings.steps)) if steps]
     arguments = {stage: _arguments(stage, settings, folder, seed) for stage in stages}  # refused before anything is measured
-    metrics = {}
 
-    def note(prefix: str) -> None:
-        if validation is not None:
-            found = measure(lesson, validation, collate, settings.batch_size)
-            metrics.update({f"{prefix}{name}": round(value, 4) for name, value in found.items()})
+    def measured() -> dict[str, float]:
+        found = {} if validation is None else measure(lesson, validation, collate, settings.batch_size)
+        return {name: round(value, 4) for name, value in found.items()}
 
-    note("copied_")
+    found = measured()
+    metrics = {f"copied_{name}": value for name, value in found.items()}
     for stage in stages:
         _train(lesson, stage, train, collate, arguments[stage])
+        found = measured()
         if stage == "layers":
-            note("layers_")
-    note("")
+            metrics |= {f"layers_{name}": value for name, value in found.items()}
     student.requires_grad_(True).eval().cpu()
-    return metrics, notes
+    return metrics | found, notes
 
 
 def _arguments(stage: str, settings: Distillation, folder: Path, seed: int) -> "LionTrainingArguments":

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from .convert import Conversion, check_words
 from .hub import check_new_folder, new_folder, save_for_hub
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
@@ -180,13 +181,9 @@ LION_FIELDS = ("mask_type", "attention_form", "patch_order", "feature_map", "nor
 
 
 @dataclass(frozen=True)
-class Linearization:
+class Linearization(Conversion):
     """What was made: the folder, the model's class and configuration, what the user should know, and measured numbers."""
 
-    folder: Path
-    architecture: str
-    config: LionConfig
-    notes: tuple[str, ...]
     metrics: dict[str, float]
 
 
@@ -422,8 +419,8 @@ def _processor(source: str | os.PathLike, config: LionConfig) -> tuple[Any, list
         reason = ""
     if not found:
         return None, [f"the source has no {kind} that can be read{reason}: save one into the folder with save_pretrained."]
-    if kind == "tokenizer" and len(processor) > config.vocab_size:
-        raise ConversionError(f"the tokenizer has {len(processor)} words, more than the model's {config.vocab_size}")
+    if kind == "tokenizer":
+        check_words(processor, config)
     return processor, []
 
 

@@ -26,11 +26,8 @@ class TestLessons:
         if TYPE_OF[architecture] == "deit":  # which the copy does not see, so that no layer can be equal
             with torch.no_grad():
                 for layer in teacher.deit.layers:
-                    (
-                        layer.attention.k_proj.weight.zero_(),
-                        layer.attention.k_proj.bias.zero_(),
-                        layer.attention.v_proj.weight.zero_(),
-                    )
+                    for parameter in (*layer.attention.k_proj.parameters(), layer.attention.v_proj.weight):
+                        parameter.zero_()
             student = as_softmax(teacher)
         lesson = Lesson(student, teacher)
         with torch.no_grad():

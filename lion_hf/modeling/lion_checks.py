@@ -113,13 +113,14 @@ def check_operation(
     pair = isinstance(log_decay, tuple)
     if pair and len(log_decay) != 2:
         raise ValueError(f"log_decay is a tuple of {len(log_decay)}: expected the pair (forward, backward)")
-    if log_decay is not None and not all(torch.is_tensor(x) for x in (log_decay if pair else (log_decay,))):
+    decays = log_decay if pair else () if log_decay is None else (log_decay,)
+    if not all(torch.is_tensor(gates) for gates in decays):
         raise ValueError(f"log_decay is {type(log_decay).__name__}: expected None, a tensor, or a tuple of two tensors")
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x is None:
             raise ValueError(f"{name} is None: expected a tensor")
     check_tensors(query=query, key=key, value=value, attention_mask=attention_mask, seq_idx=seq_idx, order=order)
-    for gates in log_decay if pair else (log_decay,):
+    for gates in decays:
         check_tensors(query.device, log_decay=gates)
 
     if query.dim() != 4 or key.shape != query.shape:
@@ -147,17 +148,16 @@ def check_operation(
     if order is not None and pair:
         raise ValueError("order with a pair of edge decays: give the tokens' gates instead, (K, batch, heads, length)")
     legal = (() if order is None else ((len(order),),)) + ((1, batch), (1, heads), (length,) if pair else (1, length))
-    for gates in log_decay if pair else (log_decay,):
-        if gates is not None and (gates.dim() != len(legal) or any(n not in s for n, s in zip(gates.shape, legal))):
+    for gates in decays:
+        if gates.dim() != len(legal) or any(n not in s for n, s in zip(gates.shape, legal)):
             raise ValueError(
                 f"log_decay {tuple(gates.shape)}: expected {'(orders, ' if order is not None else '('}batch or 1, heads or 1,"
                 f" length{'' if pair else ' or 1'}) with batch, heads, length = {(batch, heads, length)}"
             )
     if order is not None:
         _check_order(order)
-    for gates in log_decay if pair else (log_decay,):
-        if gates is not None:
-            _check_gates(gates[..., :-1] if pair else gates)  # the last entry of a pair belongs to no edge
+    for gates in decays:
+        _check_gates(gates[..., :-1] if pair else gates)  # the last entry of a pair belongs to no edge
 
 
 def _check_gates(gates: torch.Tensor) -> None:

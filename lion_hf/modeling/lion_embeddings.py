@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from .configuration_lion import LionConfig
 from .lion_checks import check_ids, check_tensors
+from .lion_scan import snake_orders
 
 
 def default_positions(shape: tuple[int, int], attention_mask, seq_idx, device) -> torch.Tensor:
@@ -66,6 +67,7 @@ class LionImageEmbeddings(nn.Module):
     def __init__(self, config: LionConfig, use_mask_token: bool = False):
         super().__init__()
         self.patch_size, self.num_channels = config.patch_size, config.num_channels
+        self.snake = config.patch_order == "snake" and config.mask_type != "lit"
         self.grid = tuple(side // config.patch_size for side in config.image_height_width)  # rows, columns in training
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
@@ -88,6 +90,11 @@ class LionImageEmbeddings(nn.Module):
         if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image of {height} x {width} pixels: expected multiples of patch_size={self.patch_size}")
         return height // self.patch_size, width // self.patch_size
+
+    def reading_orders(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """The two S-curves over the tokens of a batch of images, see `snake_orders`, or None for the raster order."""
+        rows, columns = self.patch_grid(pixel_values)
+        return snake_orders(rows, columns, device=pixel_values.device) if self.snake else None
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """Position embeddings for a grid, (1, 1 + rows * columns, hidden): bicubic between those of training."""

@@ -25,7 +25,6 @@ from .lion_loss import LionImageClassifierOutput, check_token_labels, classifica
 from .lion_naive import FEATURE_MAPS, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import check_rows, document_indices, flat_choices, pool, refuse_packing, repad, unpad
-from .lion_scan import snake_orders
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a layer.
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
@@ -309,9 +308,7 @@ class LionModel(LionPreTrainedModel):
         else:
             if pixel_values is None or input_ids is not None or inputs_embeds is not None:
                 raise ValueError("an image model takes pixel_values (and no input_ids or inputs_embeds)")
-            rows, columns = self.embeddings.patch_grid(pixel_values)
-            if self.config.patch_order == "snake" and self.config.mask_type != "lit":
-                order = snake_orders(rows, columns, device=pixel_values.device)
+            order = self.embeddings.reading_orders(pixel_values)
             hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         for layer in self.layers:
             hidden_states = layer(
