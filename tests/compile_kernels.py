@@ -27,6 +27,7 @@ CASES = {
     "lit": {"length": 197, "orders": 0},
     "lit-states": {"length": 4096, "orders": 0},
     "recurrent": {"length": 197},
+    "features": {"length": 197},
 }
 
 
@@ -71,6 +72,11 @@ def run(case: str, dtype: torch.dtype, head: int, normalize: bool, masked: bool,
     order = torch.arange(length).expand(orders, -1).contiguous() if orders > 1 else None
     if case == "recurrent":
         lion_triton.fused_recurrent(query, key, value, *(x[0] for x in edges), 1.0, None)
+        return
+    if case == "features":
+        for name in ("elu_plus_one", "normalized_silu"):
+            for grad in (None, key):
+                lion_triton.fused_features(query, grad, None, name, dtype)
         return
     mask = torch.ones(batch, length, dtype=torch.bool) if masked else None
     inputs = (query, key, value, *edges, order, mask)

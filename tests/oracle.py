@@ -12,6 +12,18 @@ MASK_TYPES = ("lit", "decay", "selective")
 PADDINGS = ("none", "left", "right", "interior")
 
 
+def _of_unit_length(x: torch.Tensor) -> torch.Tensor:
+    features = x / (1 + (-x).exp()) + 0.5
+    return features / (features * features).sum(-1, keepdim=True).sqrt()
+
+
+FEATURES = {
+    "identity": lambda x: x,
+    "elu_plus_one": lambda x: torch.where(x > 0, x + 1, x.exp()),
+    "normalized_silu": _of_unit_length,
+}
+
+
 def mask_of(gates: torch.Tensor) -> torch.Tensor:
     """M of one sequence from its gates a, (H, n) to (H, n, n), by multiplying the gates along the way."""
     heads, n = gates.shape
@@ -79,6 +91,7 @@ def make_problem(
     heads: int = 3,
     head_dim: int = 4,
     value_dim: int = 5,
+    feature_map: str = "identity",
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> Problem:
@@ -89,14 +102,14 @@ def make_problem(
 
     inputs = {"query": draw(batch, heads, length, head_dim), "key": draw(batch, heads, length, head_dim)}
     inputs["value"] = draw(batch, heads, length, value_dim)
-    if normalize:  # the divisor must not vanish: positive features
+    if normalize and feature_map == "identity":  # the divisor must not vanish: positive features
         inputs |= {n: (inputs[n].detach().abs() + 0.1).to(dtype).double().requires_grad_() for n in ("query", "key")}
     orders = 2 if ordered else 1
     if mask_type != "lit":
         shape = (orders, 1, heads, 1) if mask_type == "decay" else (orders, batch, heads, length)
         gates = torch.nn.functional.logsigmoid(torch.randn(*shape) * 2 + 1).to(dtype).double()
         inputs["log_decay"] = (gates if ordered else gates[0]).to(device).requires_grad_()
-    options = {"normalize": normalize, "scale": 0.5}
+    options = {"normalize": normalize, "scale": 0.5, "feature_map": feature_map}
     if padding != "none":
         options["attention_mask"] = make_mask(padding, batch, length).to(device)
     if packed:  # documents of every row; with orders the same for all, since an order keeps each in one piece
@@ -110,8 +123,8 @@ def make_problem(
     problem = Problem(inputs, options, weight.to(dtype).double())
     gates = inputs.get("log_decay")
     output = definition(
-        inputs["query"],
-        inputs["key"],
+        FEATURES[feature_map](inputs["query"]),
+        FEATURES[feature_map](inputs["key"]),
         inputs["value"],
         gates if gates is None or ordered else gates[None],
         mask,

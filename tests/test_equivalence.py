@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import MASK_TYPES, PADDINGS, check, make_problem
+from oracle import FEATURES, MASK_TYPES, PADDINGS, check, make_problem
 
 from lion_hf import lion_attention
 from lion_hf.modeling.lion_chunkwise import SCORES_AT_A_TIME, default_chunk_size
@@ -12,6 +12,8 @@ from lion_hf.modeling.lion_ops import FORMS
 
 LENGTHS = (1, 2, 17, 63, 64, 65, 197, 500)
 CHUNK_SIZES = (1, 2, 16, 63, "length", "above")
+EXACT = [(torch.float64, 1e-10), (torch.float32, 1e-4)]
+HALF = [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)]
 
 
 def forms(length: int, chunk_sizes=CHUNK_SIZES):
@@ -74,7 +76,7 @@ def test_more_scores_than_are_computed_at_a_time(mask_type, length, ordered, dev
     check(problem, lion_attention, torch.float32, 1e-4, form="chunk")
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype, tolerance", HALF, ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("padding, packed", [("none", False), ("interior", True)])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
@@ -82,6 +84,20 @@ def test_half_precision(mask_type, form, padding, packed, dtype, tolerance, devi
     """Within two units in the last place of the largest entry, on inputs that the type represents exactly."""
     problem = make_problem(mask_type, 65, padding, packed, ordered=packed, normalize=packed, dtype=dtype, device=device)
     check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [*EXACT, *HALF], ids=lambda x: str(x).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "padding, ordered, normalize", [("none", True, True), ("interior", False, False), ("left", False, True)]
+)
+@pytest.mark.parametrize("feature_map", [name for name in FEATURES if name != "identity"])
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_feature_maps(mask_type, feature_map, padding, ordered, normalize, dtype, tolerance, device):
+    """As part of the operation: query and key before the map, their gradients too."""
+    options = {"feature_map": feature_map, "dtype": dtype, "device": device}
+    problem = make_problem(mask_type, 33, padding, False, ordered, normalize, **options)
+    for form in FORMS:
+        check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -96,6 +112,7 @@ def test_half_precision(mask_type, form, padding, packed, dtype, tolerance, devi
     heads=st.integers(1, 4),
     head_dim=st.integers(1, 9),
     value_dim=st.integers(1, 9),
+    feature_map=st.sampled_from(list(FEATURES)),
     chunk_size=st.integers(1, 50),
 )
 def test_random_shapes(chunk_size, **case):

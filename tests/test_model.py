@@ -21,8 +21,8 @@ from lion_hf import AUTO_MODELS, LionConfig, LionForImageClassification, LionFor
 from lion_hf.auto import image_processor
 from lion_hf.modeling import modeling_lion
 from lion_hf.modeling.configuration_lion import CHOICES, FEATURE_MAP_NAMES, MASK_TYPES
+from lion_hf.modeling.lion_naive import FEATURE_MAPS
 from lion_hf.modeling.lion_ops import FORMS
-from lion_hf.modeling.modeling_lion import FEATURE_MAPS
 
 EVERY_HEAD = [("text", head) for head in ("Model", *TEXT_HEADS)] + [("image", head) for head in ("Model", *IMAGE_HEADS)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import MASK_TYPES, check, gradients, make_problem, mask_of
+from oracle import FEATURES, MASK_TYPES, check, gradients, make_problem, mask_of
 from torch.nn import functional as F
 
 from lion_hf import lion_attention
@@ -20,12 +20,12 @@ lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
 # Four units in the last place of the largest entry, twice what the torch forms keep to: they compute in float32, but what the
 # kernels multiply is rounded to the type.
 HALF = [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)]
-# padding, packed, ordered, normalized: every option with every other
+# padding, packed, ordered, normalized, features: every option with every other
 OPTIONS = [
-    ("none", False, False, False),
-    ("left", False, True, True),
-    ("right", True, True, False),
-    ("interior", True, False, True),
+    ("none", False, False, False, "identity"),
+    ("left", False, True, True, "normalized_silu"),
+    ("right", True, True, False, "identity"),
+    ("interior", True, False, True, "elu_plus_one"),
 ]
 
 
@@ -65,12 +65,13 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(lion_triton, "BLOCKS", dict.fromkeys(lion_triton.BLOCKS, blocks))
 
 
-@pytest.mark.parametrize("padding, packed, ordered, normalize", OPTIONS)
+@pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
 @pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 20)])
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
-def test_options(mask_type, form, chunk_size, padding, packed, ordered, normalize, device, small_blocks):
+def test_options(mask_type, form, chunk_size, padding, packed, ordered, normalize, feature_map, device, small_blocks):
     """Output and every gradient; the chunk form runs two orders one by one, the attention form from one score matrix."""
-    problem = make_problem(mask_type, 37, padding, packed, ordered, normalize, batch=2, heads=1, device=device)
+    options = {"batch": 2, "heads": 1, "feature_map": feature_map, "device": device}
+    problem = make_problem(mask_type, 37, padding, packed, ordered, normalize, **options)
     check(problem, fused, torch.float32, 1e-4, form=form, chunk_size=chunk_size)
 
 
@@ -87,7 +88,9 @@ def test_lengths(length, chunk_size, device):
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_half_precision(mask_type, form, chunk_size, dtype, tolerance, device):
     form, *orders = form.split()
-    problem = make_problem(mask_type, 45, "interior", True, bool(orders), True, 1, 2, dtype=dtype, device=device)
+    features = "identity" if mask_type == "lit" else "normalized_silu"
+    options = {"batch": 1, "heads": 2, "feature_map": features, "dtype": dtype, "device": device}
+    problem = make_problem(mask_type, 45, "interior", True, bool(orders), True, **options)
     check(problem, fused, dtype, tolerance, form=form, chunk_size=chunk_size)
 
 
@@ -98,10 +101,30 @@ def test_head_sizes(head_dim, value_dim, device):
     check(problem, fused, torch.float32, 1e-4, form="chunk", chunk_size=9)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), *HALF], ids=lambda x: str(x).removeprefix("torch."))
+@pytest.mark.parametrize("name", [name for name in FEATURES if name != "identity"])
+def test_feature_maps(name, dtype, tolerance, device):
+    """Features and gradients in any type, for odd heads, strides, and padding that holds anything."""
+    for head_dim in (1, 5, 64, 256):
+        x = torch.randn(2, 9, 3, head_dim, device=device).to(dtype).transpose(1, 2) * 4
+        mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5], device=device) != 0
+        x[1, :, 4:] = torch.tensor([float("nan"), float("inf")], device=device).to(dtype)[torch.randint(2, (5, head_dim))]
+        hidden = ~mask[:, None, :, None]
+        exact = x.double().masked_fill(hidden, 0).requires_grad_()
+        expected = FEATURES[name](exact).masked_fill(hidden, 0)
+        found = lion_triton.fused_features(x.requires_grad_(), None, mask, name, dtype)
+        weight = torch.randn_like(found)
+        assert found.dtype == dtype
+        dx, exact_dx = torch.autograd.grad(found, x, weight)[0], torch.autograd.grad(expected, exact, weight.double())[0]
+        for y, z in ((found, expected), (dx, exact_dx)):
+            assert (y.double() - z).abs().max() <= tolerance * max(z.abs().max().item(), 1)
+
+
 @pytest.mark.parametrize("normalize, ordered", [(False, False), (True, True)])
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_recurrent_form(mask_type, normalize, ordered, device):
-    problem = make_problem(mask_type, 19, "interior", True, ordered, normalize, heads=1, value_dim=17, device=device)
+    options = {"heads": 1, "value_dim": 17, "feature_map": "elu_plus_one" if normalize else "identity", "device": device}
+    problem = make_problem(mask_type, 19, "interior", True, ordered, normalize, **options)
     inputs = {name: x.detach().float() for name, x in problem.inputs.items()}
     with torch.no_grad():
         output = fused(**inputs, **problem.options, form="recurrent")
@@ -140,6 +163,22 @@ def test_extreme_gates(form, device, small_blocks):
     for x, y in zip(torch.autograd.grad(output.sum(), inputs), torch.autograd.grad(expected.sum(), exact)):
         assert torch.isfinite(x).all()
         assert (x.double() - y).abs().max() <= 1e-4 * y.abs().max()
+
+
+@pytest.mark.parametrize("ordered", (False, True), ids=lambda x: "orders" if x else "raster")
+@pytest.mark.parametrize("chunk_size", (20, 50))
+def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
+    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as large, must not spoil."""
+    inputs = [torch.randn(1, 1, 50, 4, device=device) for _ in range(3)]
+    order = torch.stack([torch.arange(50), torch.randperm(50)]).to(device) if ordered else None
+    gates = (10 ** -(5 + torch.rand((2,) * ordered + (1, 1, 50), device=device))).log()
+    weight, found = torch.randn(1, 1, 50, 4, device=device), []
+    for dtype, options in ((torch.float32, {"backend": "triton"}), (torch.float64, {})):
+        leaf, tensors = gates.to(dtype).requires_grad_(), [x.to(dtype) for x in inputs]
+        output = lion_attention(*tensors, leaf, order=order, form="chunk", chunk_size=chunk_size, **options)
+        found.append(torch.autograd.grad(output, leaf, weight.to(dtype))[0])
+    assert 0 < found[1].abs().max() < 1e-3
+    assert (found[0].double() - found[1]).abs().max() < 1e-5 * found[1].abs().max()
 
 
 def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
@@ -318,7 +357,10 @@ COMPILED = [
 
 @pytest.mark.parametrize(
     "capability, dtype, head, options",
-    [(90, "bfloat16", 64, "attention chunk recurrent"), *(pytest.param(*case, marks=pytest.mark.slow) for case in COMPILED)],
+    [
+        (90, "bfloat16", 64, "attention chunk recurrent features"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in COMPILED),
+    ],
 )
 def test_kernels_compile(capability, dtype, head, options):
     """For GPUs that need not be there: shared memory that every card has, and next to no spilled registers."""

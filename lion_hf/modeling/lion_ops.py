@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 from .lion_checks import check_operation, has_values, values_known
 from .lion_chunkwise import chunkwise, default_chunk_size
-from .lion_naive import LOG_ZERO, attention_weights, compute_type, decay_mask, full_precision, needs_grad, recurrent
+from .lion_naive import (
+    FEATURE_MAPS,
+    LOG_ZERO,
+    attention_weights,
+    compute_type,
+    decay_mask,
+    full_precision,
+    needs_grad,
+    recurrent,
+)
 from .lion_packing import nearest_token
 from .lion_portable import needs_plain_operations
 
@@ -18,7 +27,14 @@ TRITON_DTYPES = ()
 if INTERPRETED or (torch.cuda.is_available() and torch.version.hip is None):
     try:
         from .lion_triton import DTYPES as TRITON_DTYPES
-        from .lion_triton import LARGEST_HEAD, LONGEST_CHUNK_OF_ORDERS, fused_chunkwise, fused_forward, fused_recurrent
+        from .lion_triton import (
+            LARGEST_HEAD,
+            LONGEST_CHUNK_OF_ORDERS,
+            fused_chunkwise,
+            fused_features,
+            fused_forward,
+            fused_recurrent,
+        )
     except ImportError:
         pass
 
@@ -34,6 +50,7 @@ def lion_attention(
     attention_mask: torch.Tensor | None = None,
     seq_idx: torch.Tensor | None = None,
     order: torch.Tensor | None = None,
+    feature_map: str = "identity",
     scale: float | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
@@ -50,7 +67,7 @@ def lion_attention(
     (arXiv 2502.16249, section 3). The layout is that of `torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
-        query: (B, H, L, D), any strides, after the feature map.
+        query: (B, H, L, D), any strides.
         key: (B, H, L, D).
         value: (B, H, L, Dv).
         log_decay: logarithms of the tokens' gates, at most 0 (`-inf` is a gate of 0). One of
@@ -64,6 +81,8 @@ def lion_attention(
         seq_idx: (B or 1, L), integers that change where a new document begins. No document sees another.
         order: (K, L), K permutations; the mask is the mean of the masks along each. See `snake_orders`. An order must keep
             every document of `seq_idx` in one piece.
+        feature_map: what query and key go through first: "identity", "elu_plus_one" (x + 1 above 0, exp(x) below), or
+            "normalized_silu" (silu(x) + 0.5, then of unit length); computed in float32 at least.
         scale: factor of the scores; D ** -0.5 if None.
         normalize: divide by the sum of the masked scores.
         eps: added to that sum; above 0.
@@ -81,12 +100,15 @@ def lion_attention(
     A token that is not finite reaches its whole row and head, other documents of `seq_idx` included, and no other.
 
     Raises:
-        ValueError: for an unknown form, a shape, type or device that does not fit, a number out of range, dropout in a form
-            that keeps no scores, or a backend that cannot serve the call. On the CPU, where looking costs nothing, also for
-            gates above 1, orders that are no permutations, and masks with negative entries (real ones everywhere).
+        ValueError: for an unknown form or feature map, a shape, type or device that does not fit, a number out of range,
+            dropout in a form that keeps no scores, or a backend that cannot serve the call. On the CPU, where looking costs
+            nothing, also for gates above 1, orders that are no permutations, and masks with negative entries (real ones
+            everywhere).
     """
     if form not in ATTENTION_FORMS:
         raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"feature_map={feature_map!r}: expected one of {tuple(FEATURE_MAPS)}")
     check_operation(query, key, value, log_decay, attention_mask, seq_idx, order, scale, normalize, eps, dropout_p, chunk_size)
     if dropout_p > 0 and form not in ("auto", "attention"):
         raise ValueError(
@@ -113,11 +135,15 @@ def lion_attention(
         log_decay = _map(lambda x: x.to(dtype).clamp(min=LOG_ZERO[dtype]), log_decay)
         directions = _directions(log_decay, mask, seq_idx, order, length)
         scans = FUSED_SCANS if fused else SCANS
+        hidden = None if mask is None else ~mask[:, None, :, None]
+        if fused and feature_map != "identity":
+            query, key = (fused_features(x, None, mask, feature_map, value.dtype) for x in (query, key))
         if fused and not _apart(form, directions, length, chunk_size):
             return _fuse(query, key, value, mask, directions, scale, normalize, eps, form, chunk_size)
-        inputs = (query, key, value)
-        if mask is not None:
-            inputs = [x.masked_fill(~mask[:, None, :, None], 0) for x in inputs]
+        inputs = _without_padding(hidden, query, key, value)
+        if feature_map != "identity" and not fused:
+            features = (FEATURE_MAPS[feature_map](x.to(dtype)) for x in inputs[:2])
+            inputs = (*_without_padding(hidden, *features), inputs[2])
         weights = None
         if need_weights or form == "attention":
             weights = _weights(*(x.to(dtype) for x in inputs[:2]), directions, scale, normalize, eps)
@@ -264,6 +290,10 @@ def _fuse(query, key, value, mask, directions: list[Direction], scale, normalize
     chunk_size = chunk_size if form == "chunk" and order is None else query.shape[2]
     decays = (forward, backward, order, mask)
     return fused_forward(query, key, value, *decays, scale, normalize, eps, chunk_size, value.dtype)[0]
+
+
+def _without_padding(hidden: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tensors if hidden is None else tuple(x.masked_fill(hidden, 0) for x in tensors)
 
 
 def _weights(query, key, directions: list[Direction], scale: float, normalize: bool, eps: float) -> torch.Tensor:

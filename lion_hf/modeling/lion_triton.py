@@ -3,9 +3,10 @@
 One kernel sums up the log-decays. The attention form is one chunk as long as the row, and one launch computes all of it; the
 chunk form adds states, which one kernel writes for every chunk and another passes along; without decay there are states
 alone, or for short rows tiles alone. The backward pass recomputes all of it from the inputs and, where it divides, the output
-and the divisor. The kernels made of matrix products, and the mathematics, are in lion_triton_kernels.py. There are no atomic
-additions, so equal inputs give equal gradients. Score dropout and attention maps are left to the torch attention form,
-gradients through the recurrent form to the torch recurrent form, and float64 to torch altogether.
+and the divisor. A feature map is a kernel before all that. The kernels made of matrix products, and the mathematics, are in
+lion_triton_kernels.py. There are no atomic additions, so equal inputs give equal gradients. Score dropout and attention maps
+are left to the torch attention form, gradients through the recurrent form to the torch recurrent form, and float64 to torch
+altogether.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import torch
 from .lion_chunkwise import default_chunk_size
 from .lion_triton_kernels import (
     RUNTIME,
+    features_kernel,
     forward_kernel,
     grad_key_value_kernel,
     grad_query_kernel,
@@ -31,6 +33,8 @@ PLAIN_CHUNK_SIZE = 1024
 LONGEST_CHUNK_OF_ORDERS = 2048
 # Numbers of the recurrent form's state that one program holds in registers.
 STATE_SIZE = 2048
+# Numbers that a program maps to features.
+FEATURES_SIZE = 2048
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -370,6 +374,55 @@ class _Call:
 
     def or_none(self, *tensors) -> list[torch.Tensor]:
         return [self.none if x is None else x for x in tensors]
+
+
+@torch.library.custom_op("lion_hf::fused_features", mutates_args=())
+def fused_features(
+    x: torch.Tensor, grad: torch.Tensor | None, mask: torch.Tensor | None, name: str, dtype: torch.dtype
+) -> torch.Tensor:
+    """A feature map, computed in float32, or the gradient of its argument.
+
+    Args:
+        x: (B, H, L, D), of any strides, float32, bfloat16 or float16.
+        grad: None for the features; for the gradient of x, that of the features.
+        mask: (B, L), False where a token is padding, whose features and gradients are 0.
+        name: "elu_plus_one" or "normalized_silu".
+        dtype: type of the result.
+
+    Returns:
+        (B, H, L, D).
+    """
+    result, (batch, heads, length, head) = torch.empty_like(x, dtype=dtype), x.shape
+    if x.numel() == 0:
+        return result
+    width = triton.next_power_of_2(head)
+    block = max(1, FEATURES_SIZE // width)
+    other = x if grad is None else grad
+    with torch.cuda.device_of(x):
+        features_kernel[(triton.cdiv(batch * heads * length, block),)](
+            x, other, result, x if mask is None else mask.contiguous(), *x.stride(), *other.stride(), *result.stride(),
+            batch=batch, heads=heads, length=length, D=head, BLOCK_D=width, BLOCK=block, NAME=name, MASKED=mask is not None,
+            BACKWARD=grad is not None,
+        )  # fmt: skip
+    return result
+
+
+@fused_features.register_fake
+def _(x, grad, mask, name, dtype):
+    return torch.empty_like(x, dtype=dtype)
+
+
+def _setup_features(ctx, inputs, output) -> None:
+    x, _, mask, ctx.name, _ = inputs
+    ctx.save_for_backward(x, mask)
+
+
+def _features_backward(ctx, grad: torch.Tensor):
+    x, mask = ctx.saved_tensors
+    return fused_features(x, grad, mask, ctx.name, x.dtype), None, None, None, None
+
+
+fused_features.register_autograd(_features_backward, setup_context=_setup_features)
 
 
 @torch.library.custom_op("lion_hf::fused", mutates_args=())

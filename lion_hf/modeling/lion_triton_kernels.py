@@ -74,6 +74,45 @@ def _store_tile(base, row_stride, column_stride, keep, x, WIDTH: tl.constexpr):
     tl.store(places, _narrow(x, base.dtype.element_ty), mask=inside)
 
 
+@triton.jit(do_not_specialize=RUNTIME)
+def features_kernel(
+    x, grad, result, mask, x_b, x_h, x_l, x_d, g_b, g_h, g_l, g_d, r_b, r_h, r_l, r_d, batch, heads, length,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, NAME: tl.constexpr, MASKED: tl.constexpr,
+    BACKWARD: tl.constexpr,
+):  # fmt: skip
+    """The feature map of query or key, (B, H, L, D), or their gradient from that of the features; 0 at padding.
+
+    In the kernels of the products a source would be mapped again for every block of targets, which takes about as long as to
+    write and read its features once.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, h, token = rows // length // heads, rows // length % heads, rows % length
+    exist = b < batch
+    keep = exist
+    if MASKED:
+        keep = tl.load(mask + b * length + token, mask=exist, other=0) != 0
+    dims = tl.arange(0, BLOCK_D)[None, :]
+    inside = keep[:, None] & (dims < D)
+    x = tl.load(x + (b * x_b + h * x_h + token * x_l)[:, None] + dims * x_d, mask=inside, other=0.0).to(tl.float32)
+    if NAME == "elu_plus_one":
+        y = tl.where(x > 0, x + 1, tl.exp(x))
+        slope = tl.where(x > 0, 1.0, y)
+    else:
+        tl.static_assert(NAME == "normalized_silu")
+        gate = tl.sigmoid(x)
+        y = tl.where(inside, x * gate + 0.5, 0.0)
+        unit = 1 / tl.maximum(tl.sqrt(tl.sum(y * y, 1)), 1e-12, propagate_nan=tl.PropagateNan.ALL)[:, None]
+        y *= unit
+        slope = gate * (1 + x * (1 - gate)) * unit
+    if BACKWARD:
+        g = tl.load(grad + (b * g_b + h * g_h + token * g_l)[:, None] + dims * g_d, mask=inside, other=0.0).to(tl.float32)
+        if NAME == "normalized_silu":  # the part along the unit vector changes nothing
+            g -= tl.sum(g * y, 1)[:, None] * y
+        y = g * slope
+    y = _narrow(tl.where(keep[:, None], y, 0.0), result.dtype.element_ty)
+    tl.store(result + (b * r_b + h * r_h + token * r_l)[:, None] + dims * r_d, y, mask=exist[:, None] & (dims < D))
+
+
 @triton.jit
 def _place(length, chunk, heads, BLOCK: tl.constexpr):
     """The program's head as one number and as (batch, head), its chunk, and where chunk, block and chunk's end are."""
@@ -353,9 +392,12 @@ def _select(kinds, k, x):
 
 @triton.jit
 def _split_pairs(pairs, targets, sources):
-    """Sums over the columns of pairs whose source the target reads from the left (the diagonal too), and of all others."""
-    left = tl.sum(tl.where(sources <= targets, pairs, 0.0), 1)
-    return left, tl.sum(pairs, 1) - left
+    """Sums over the columns of pairs whose source the target reads from the left, and from the right.
+
+    Neither has the diagonal, which no decay reaches: beside gates near 0 it is a million times as large as all others.
+    """
+    left = tl.sum(tl.where(sources < targets, pairs, 0.0), 1)
+    return left, tl.sum(tl.where(sources > targets, pairs, 0.0), 1)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
@@ -370,8 +412,7 @@ def grad_query_kernel(
     """Gradients of one block of targets: of query, and of F and B as far as a target receives through them.
 
     With delta_i = -g_i . y_i, the divisor's part, and pairs X_ij = M_ij (q_i . k_j) (g_i . v_j + delta_i), F_i gets
-    sum_(j <= i) X_ij + 2 ** F_i q_i . (S g_i + delta_i z), and B_i the like from the other side; all times scale / divisor_i.
-    The diagonal, which F should not have, is taken off again by grad_key_value_kernel.
+    sum_(j < i) X_ij + 2 ** F_i q_i . (S g_i + delta_i z), and B_i the like from the other side; all times scale / divisor_i.
     """
     row, b, h, n, begin, first, end = _place(length, chunk, heads, BLOCK_M)
     if first >= end:
@@ -463,7 +504,7 @@ def grad_key_value_kernel(
     """Gradients of one block of sources: of key and value, and of F and B as far as a source sends through them.
 
     The mirror image of grad_query_kernel: blocks are (sources, targets), and the states are U and W, the gradients of S and
-    T, to which chunks behind and before have added. From F_j is taken sum_(i >= j) X_ij + 2 ** (F_end - F_j) k_j . (U v_j + z).
+    T, to which chunks behind and before have added. From F_j is taken sum_(i > j) X_ij + 2 ** (F_end - F_j) k_j . (U v_j + z).
     """
     row, b, h, n, begin, first, end = _place(length, chunk, heads, BLOCK_M)
     if first >= end:

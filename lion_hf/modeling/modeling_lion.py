@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import LionImageClassifierOutput, check_token_labels, classification_loss, span_loss
-from .lion_naive import FEATURE_MAPS, full_precision
+from .lion_naive import full_precision
 from .lion_ops import lion_attention
 from .lion_packing import check_rows, document_indices, flat_choices, pool, refuse_packing, repad, unpad
 
@@ -60,7 +60,7 @@ class LionGate(nn.Linear):
 
 
 class LionAttention(nn.Module):
-    """Multi-head bidirectional linear attention: projections, feature map, gates, `lion_attention`, output projection."""
+    """Multi-head bidirectional linear attention: projections, gates, `lion_attention`, output projection."""
 
     def __init__(self, config: LionConfig):
         super().__init__()
@@ -104,15 +104,15 @@ class LionAttention(nn.Module):
             proj(hidden_states).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        feature_map = FEATURE_MAPS[config.feature_map]
         output = lion_attention(
-            feature_map(query),
-            feature_map(key),
+            query,
+            key,
             value,
             self.log_decay(hidden_states),
             attention_mask=attention_mask,
             seq_idx=seq_idx,
             order=order,
+            feature_map=config.feature_map,
             normalize=config.normalize_attention,
             dropout_p=config.attention_probs_dropout_prob if self.training else 0.0,
             form=config.attention_form,
