@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import IMAGE_FAMILIES, IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config, token_ids
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -487,6 +488,25 @@ def test_autocast(modality, head):
     if head != "Model":
         found[0].backward()
         assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_autocast_casts_a_layers_input_once(mask_type):
+    """And its gradient: not once for each of the three projections, which is a tenth of a layer's memory traffic."""
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and args[0].shape == x.shape:
+                shapes.append((args[0].dtype, kwargs["dtype"]))
+            return function(*args, **kwargs or {})
+
+    attention, shapes = modeling_lion.LionAttention(text_config(mask_type, attention_form="attention")), []
+    x = torch.randn(2, 9, attention.config.hidden_size, requires_grad=True) * 1  # autocast remembers what it made of a leaf
+    with torch.autocast("cpu", dtype=torch.bfloat16), Casts():
+        output = attention(x)[0]
+    with Casts():
+        output.sum().backward()
+    assert shapes == [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
 
 
 def test_float64_stays_float64():

@@ -13,6 +13,7 @@ import torch
 from oracle import FEATURES, MASK_TYPES, check, gradients, make_problem, mask_of
 from torch.nn import functional as F
 
+import lion_hf
 from lion_hf import lion_attention
 from lion_hf.modeling import lion_ops
 
@@ -329,6 +330,21 @@ def test_refusals_say_why(change, message, device):
         lion_attention(*inputs, **change)
 
 
+def test_where_only_plain_operations_will_do(device):
+    """torch.func cannot transform the kernels, and a portable program has none."""
+    query = torch.rand(2, 1, 1, 5, 4, device=device)
+    message = "backend='triton': the kernels are no plain operations"
+    with pytest.raises(ValueError, match=message):
+        torch.func.vmap(lambda x: fused(x, x, x))(query)
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            return fused(x, x, x)
+
+    with lion_hf.portable_export(), pytest.raises(Exception, match=message):
+        torch.export.export(Network(), (query[0],))
+
+
 def test_without_kernels(monkeypatch):
     """Where triton or a device is missing the torch forms serve, and who asks for the kernels is told."""
     monkeypatch.setattr(lion_ops, "TRITON_DTYPES", ())
@@ -394,11 +410,10 @@ def reference(inputs: dict, options: dict, grad: torch.Tensor) -> list[torch.Ten
 def test_real_sizes(normalize, mask_type, length, form, head_dim, dtype, tolerance):
     """The model's sizes on a GPU: padding, two documents, two orders up to 197 tokens, each gradient by name."""
     shape, ordered = (2, 3, length, head_dim), length == 197
-    inputs = {name: torch.randn(shape, device="cuda") for name in ("query", "key", "value")}
-    if normalize:
-        inputs |= {name: F.normalize(F.silu(inputs[name]) + 0.5, dim=-1) for name in ("query", "key")}
-    inputs = {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}
+    inputs = {name: torch.randn(shape, device="cuda", dtype=dtype).requires_grad_() for name in ("query", "key", "value")}
     options = {"normalize": normalize, "attention_mask": torch.ones(2, length, device="cuda")}
+    if normalize:  # as in image models
+        options["feature_map"] = "elu_plus_one" if mask_type == "lit" else "normalized_silu"
     options["attention_mask"][1, length // 2 :] = 0
     if mask_type != "lit":
         gates = (2,) * ordered + ((2, 3, length) if mask_type == "selective" else (1, 3, 1))

@@ -21,13 +21,16 @@ LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
 
 def full_precision(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Autocast switched off on the tensor's device: gates, prefix sums and states are never rounded to half precision."""
-    device_type = tensor.device.type
-    # torch 2.11 cannot trace these questions; torch.compile serves only devices that have autocast.
-    if torch.compiler.is_compiling() or (
-        torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    ):
-        return torch.autocast(device_type, enabled=False)
+    # torch 2.11 cannot trace the question; torch.compile serves only devices that have autocast.
+    if torch.compiler.is_compiling() or autocasts(tensor):
+        return torch.autocast(tensor.device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def autocasts(tensor: torch.Tensor) -> bool:
+    """Whether autocast is on for the tensor's device."""
+    device_type = tensor.device.type
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def compute_type(tensor: torch.Tensor) -> torch.dtype:

@@ -92,7 +92,8 @@ def lion_attention(
         need_weights: also return the mixing matrix, by the attention form.
         backend: "torch", "triton" for the fused kernels, or "auto", which takes the kernels on a CUDA GPU wherever they
             serve: for float32, bfloat16 and float16 (`value`'s type is that of the matrix products), heads of 1 to 256
-            numbers, without dropout and `need_weights`, and in the recurrent form without gradients.
+            numbers, without dropout and `need_weights`, in the recurrent form without gradients, and outside torch.func's
+            transforms and `portable_export`.
 
     Returns:
         (B, H, L, Dv) in the type of `value`; with `need_weights` a pair of it and the weights, (B, H, L, L).
@@ -269,6 +270,8 @@ def _triton_refusal(query, key, value, log_decay, form: str, scores: bool) -> st
         return f"query, key and value are {query.dtype}, {key.dtype}, {value.dtype}: expected types of {TRITON_DTYPES}"
     if not all(0 < x.shape[-1] <= LARGEST_HEAD for x in inputs):
         return f"heads of {query.shape[-1]} and {value.shape[-1]}: expected sizes from 1 to {LARGEST_HEAD}"
+    if needs_plain_operations(*inputs, *(x for x in (log_decay if pair else (log_decay,)) if x is not None)):
+        return "the kernels are no plain operations: expected neither a torch.func transform nor a portable export"
     if scores:
         return "dropout and need_weights need stored scores, which the kernels do not keep: expected neither"
     if form == "recurrent" and needs_grad(*inputs, *(log_decay if pair else (log_decay,))):

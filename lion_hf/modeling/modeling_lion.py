@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_lion import LionConfig
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import LionImageClassifierOutput, check_token_labels, classification_loss, span_loss
-from .lion_naive import full_precision
+from .lion_naive import autocasts, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import check_rows, document_indices, flat_choices, pool, refuse_packing, repad, unpad
 
@@ -89,7 +89,7 @@ class LionAttention(nn.Module):
         gates = gates.unflatten(-1, (self.config.num_patch_orders, -1)).permute(2, 0, 3, 1)  # (orders, B, heads, L)
         if self.config.mask_type == "selective" and self.config.modality == "image":
             gates = F.pad(gates[..., 1:], (1, 0))  # the class token's gate is 1
-        return gates if self.config.patch_order == "snake" else gates[0]
+        return gates if self.config.patch_order == "snake" else gates.squeeze(0)
 
     def forward(
         self,
@@ -100,8 +100,11 @@ class LionAttention(nn.Module):
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         config = self.config
+        inputs = hidden_states
+        if not torch.compiler.is_compiling() and inputs.dtype == torch.float32 and autocasts(inputs):
+            inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))  # once, not for each projection and its gradient
         query, key, value = (
-            proj(hidden_states).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
+            proj(inputs).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         output = lion_attention(
