@@ -500,7 +500,10 @@ def fused_backward(
         return *(x.zero_() for x in grads), *(_like_or_empty(x, query).zero_() for x in (forward, backward))
     with torch.cuda.device_of(value):
         call = _Call(query, value, forward, backward, order, mask, scale, normalize, chunk_size)
-        places = None if order is None else order.argsort(-1)
+        places = None
+        if order is not None:  # its inverse, for less than a sort
+            steps = torch.arange(call.length, device=order.device).expand_as(order)
+            places = torch.empty_like(order).scatter_(1, order, steps)
         delta = torch.empty_like(divisor)
         grad_sums = query.new_empty(*query.shape[:2], call.orders, 2, call.length, dtype=torch.float32)
         kinds = {"KINDS": triton.next_power_of_2(max(call.orders, 1))}
