@@ -3,7 +3,8 @@
     python tests/compile_kernels.py 90 bfloat16 64 normalize masked chunk
 
 It runs the library's own launches on small tensors, with every launch replaced by a compilation, for a compute capability, a
-type, a size of heads, and the cases that are named, or all of CASES; "normalize" and "masked" add a divisor and padding.
+type, a size of heads, and the cases that are named, or all of CASES; "normalize", "masked" and "dropout" (for rows of one
+chunk) add what they say.
 """
 
 import json
@@ -65,7 +66,7 @@ def resources(kernel) -> dict:
     }
 
 
-def run(case: str, dtype: torch.dtype, head: int, normalize: bool, masked: bool, length: int, orders: int = 1) -> None:
+def run(case: str, dtype: torch.dtype, head: int, options: tuple[str, ...], length: int, orders: int = 1) -> None:
     batch, heads = 2, 2
     query, key, value = (torch.zeros(batch, length, heads, head, dtype=dtype).transpose(1, 2) for _ in range(3))
     edges = (torch.zeros(orders, batch, heads, length),) * 2 if orders else (None, None)
@@ -78,10 +79,12 @@ def run(case: str, dtype: torch.dtype, head: int, normalize: bool, masked: bool,
             for grad in (None, key):
                 lion_triton.fused_features(query, grad, None, name, dtype)
         return
-    mask = torch.ones(batch, length, dtype=torch.bool) if masked else None
-    inputs = (query, key, value, *edges, order, mask)
-    output, divisor = lion_triton.fused_forward(*inputs, 1.0, normalize, 1e-6, None, dtype)
-    lion_triton.fused_backward(output, *inputs, output, divisor, 1.0, normalize, None)
+    normalize, dropout = "normalize" in options, 0.1 * ("dropout" in options)
+    mask = torch.ones(batch, length, dtype=torch.bool) if "masked" in options else None
+    seed = torch.zeros(1, dtype=torch.long) if dropout else None
+    inputs = (query, key, value, *edges, order, mask, seed)
+    output, divisor = lion_triton.fused_forward(*inputs, dropout, 1.0, normalize, 1e-6, None, dtype)
+    lion_triton.fused_backward(output, *inputs, output, divisor, dropout, 1.0, normalize, None)
 
 
 def main(capability: str, dtype: str, head: str, *options: str) -> None:
@@ -96,7 +99,7 @@ def main(capability: str, dtype: str, head: str, *options: str) -> None:
 
     JITFunction.run = compile_only
     for case in [name for name in options if name in CASES] or CASES:
-        run(case, getattr(torch, dtype), int(head), "normalize" in options, "masked" in options, **CASES[case])
+        run(case, getattr(torch, dtype), int(head), options, **CASES[case])
 
 
 if __name__ == "__main__":

@@ -152,6 +152,28 @@ def test_strided_inputs(form, device):
         torch.testing.assert_close(output, lion_attention(*inputs, form="attention", backend="torch"), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "mask_type, ordered, normalize", [("lit", 0, 1), ("decay", 0, 0), ("selective", 0, 1), ("selective", 1, 1)]
+)
+def test_dropout(mask_type, ordered, normalize, device, small_blocks):
+    """Forward and backward drop the same scores, others in every head, row and call, and as many as they should."""
+    problem = make_problem(mask_type, 37, "interior", False, bool(ordered), bool(normalize), heads=2, device=device)
+    ones, places = torch.ones(2, 2, 37, 1, device=device), torch.eye(37, device=device).expand(2, 2, -1, -1)
+    torch.manual_seed(3)
+    kept = fused(ones, ones, places, scale=1.0, dropout_p=0.25).double()  # score by score
+    assert ((kept == 0) | (kept == kept.max())).all()
+    assert kept.max().item() == pytest.approx(1 / 0.75)
+    assert abs((kept == 0).double().mean() - 0.25) < 0.03  # four standard deviations of a share of 5,476 scores
+    again = fused(ones, ones, places, scale=1.0, dropout_p=0.25)
+    for other in (kept[0, 1], kept[1, 0], again[0, 0]):
+        assert ((kept[0, 0] == 0) != (other == 0)).double().mean() > 0.3  # of independent ones 0.375
+
+    weights = lion_attention(**problem.inputs, **problem.options, need_weights=True)[1]
+    problem.expected = gradients((weights * kept) @ problem.inputs["value"], problem, problem.inputs)
+    torch.manual_seed(3)
+    check(problem, fused, torch.float32, 1e-4, dropout_p=0.25)
+
+
 @pytest.mark.parametrize("form", ("attention", "chunk"))
 def test_extreme_gates(form, device, small_blocks):
     """Gates of 0 and 1 and between them: finite values and gradients, equal to the definition."""
@@ -279,18 +301,21 @@ def test_autocast_and_mixed_types(device):
     assert torch.equal(plain, mixed)
 
 
-@pytest.mark.parametrize("normalize", (False, True))
-def test_compile_without_graph_breaks(normalize, device):
+@pytest.mark.parametrize("form, normalize, dropout_p", [("chunk", False, 0.0), ("chunk", True, 0.0), ("attention", True, 0.25)])
+def test_compile_without_graph_breaks(form, normalize, dropout_p, device):
     inputs = [torch.rand(2, 3, 9, 4, device=device, requires_grad=True) for _ in range(3)]
     inputs.append(F.logsigmoid(torch.randn(2, 3, 9, device=device)).requires_grad_())
     mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4], device=device)
 
     def function(*inputs):
-        return fused(*inputs, attention_mask=mask, normalize=normalize, form="chunk", chunk_size=4)
+        options = {"attention_mask": mask, "normalize": normalize, "form": form, "chunk_size": 4}
+        return fused(*inputs, **options, dropout_p=dropout_p)
 
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    expected, found = (torch.autograd.grad(f(*inputs).square().sum(), inputs) for f in (function, compiled))
-    for x, y in zip(expected, found):
+    results = []
+    for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)  # of what is dropped
+        results.append(torch.autograd.grad(run(*inputs).square().sum(), inputs))
+    for x, y in zip(*results):
         torch.testing.assert_close(x, y)
 
 
@@ -298,9 +323,11 @@ def test_operators_keep_their_contract(device):
     """Fake results have the shapes, types and strides of real ones, and nothing is written to an input."""
     query, key, value = (torch.rand(2, 9, 3, 4, device=device).transpose(1, 2).requires_grad_() for _ in range(3))
     edges = [torch.full((1, 1, 3, 9), -0.1, device=device, requires_grad=True) for _ in range(2)]
-    arguments = (query, key, value, *edges, None, None, 1.0, True, 1e-6, 4, torch.float32)
+    arguments = (query, key, value, *edges, None, None, None, 0.0, 1.0, True, 1e-6, 4, torch.float32)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(lion_triton.fused_forward, arguments, test_utils=tests)
+    mask = torch.ones(2, 9, dtype=torch.bool, device=device)
+    torch.library.opcheck(lion_triton.fused_features, (query, None, mask, "normalized_silu", torch.float32), test_utils=tests)
 
 
 def test_registered_twice(device):
@@ -316,8 +343,7 @@ def test_registered_twice(device):
         ({"backend": "cuda"}, "backend='cuda': expected one of ('auto', 'torch', 'triton')"),
         ({"dtype": torch.float64}, "query, key and value are torch.float64, torch.float64, torch.float64: expected types of"),
         ({"head_dim": 257}, "heads of 257 and 257: expected sizes from 1 to 256"),
-        ({"dropout_p": 0.1}, "dropout and need_weights need stored scores"),
-        ({"need_weights": True}, "dropout and need_weights need stored scores"),
+        ({"need_weights": True}, "need_weights=True needs stored scores, which the kernels do not keep: expected False"),
         ({"form": "recurrent", "requires_grad": True}, "form='recurrent' with gradients: expected 'attention' or 'chunk'"),
     ],
 )
@@ -363,6 +389,7 @@ def test_the_cpu_is_never_chosen_for_the_kernels(monkeypatch):
 # capability, type, head size, options and cases of tests/compile_kernels.py
 COMPILED = [
     (90, "bfloat16", 64, "normalize masked"),
+    (90, "bfloat16", 64, "normalize attention orders dropout"),
     *[(90, dtype, head, "normalize chunk") for dtype in ("bfloat16", "float16", "float32") for head in (64, 80, 256)],
     (90, "bfloat16", 256, "orders"),
     (90, "float32", 64, "orders"),

@@ -86,14 +86,14 @@ def lion_attention(
         scale: factor of the scores; D ** -0.5 if None.
         normalize: divide by the sum of the masked scores.
         eps: added to that sum; above 0.
-        dropout_p: probability of dropping a masked score. Needs the attention form.
+        dropout_p: probability of dropping a masked score. Needs the attention form. Kernels and torch draw differently.
         form: "auto", "attention", "recurrent" or "chunk".
         chunk_size: tokens a chunk in the chunk form; chosen if None. Without decay that form needs no chunks.
         need_weights: also return the mixing matrix, by the attention form.
         backend: "torch", "triton" for the fused kernels, or "auto", which takes the kernels on a CUDA GPU wherever they
             serve: for float32, bfloat16 and float16 (`value`'s type is that of the matrix products), heads of 1 to 256
-            numbers, without dropout and `need_weights`, in the recurrent form without gradients, and outside torch.func's
-            transforms and `portable_export`.
+            numbers, without `need_weights`, in the recurrent form without gradients, and outside torch.func's transforms
+            and `portable_export`.
 
     Returns:
         (B, H, L, Dv) in the type of `value`; with `need_weights` a pair of it and the weights, (B, H, L, L).
@@ -117,12 +117,12 @@ def lion_attention(
             " set dropout_p (attention_probs_dropout_prob in the config) to 0 to use this form in training"
         )
     length, head_dim = query.shape[-2:]
-    scores = need_weights or dropout_p > 0
     if form == "auto":
         decays = log_decay is not None or seq_idx is not None
         gradients = needs_grad(query, key, value, *(log_decay if isinstance(log_decay, tuple) else (log_decay,)))
+        scores = need_weights or dropout_p > 0
         form = choose_form(length, head_dim, decays, scores, query.device.type, gradients).form
-    refusal = _triton_refusal(query, key, value, log_decay, form, scores)
+    refusal = _triton_refusal(query, key, value, log_decay, form, need_weights)
     if backend not in BACKENDS or (backend == "triton" and refusal is not None):
         raise ValueError(f"backend={backend!r}: " + (refusal if backend in BACKENDS else f"expected one of {BACKENDS}"))
     fused = refusal is None and (backend == "triton" or (backend == "auto" and query.is_cuda))
@@ -140,7 +140,7 @@ def lion_attention(
         if fused and feature_map != "identity":
             query, key = (fused_features(x, None, mask, feature_map, value.dtype) for x in (query, key))
         if fused and not _apart(form, directions, length, chunk_size):
-            return _fuse(query, key, value, mask, directions, scale, normalize, eps, form, chunk_size)
+            return _fuse(query, key, value, mask, directions, scale, normalize, eps, dropout_p, form, chunk_size)
         inputs = _without_padding(hidden, query, key, value)
         if feature_map != "identity" and not fused:
             features = (FEATURE_MAPS[feature_map](x.to(dtype)) for x in inputs[:2])
@@ -258,7 +258,7 @@ def explain(config, length: int, device: str = "cpu", training: bool = False, ou
     return answer
 
 
-def _triton_refusal(query, key, value, log_decay, form: str, scores: bool) -> str | None:
+def _triton_refusal(query, key, value, log_decay, form: str, need_weights: bool) -> str | None:
     """Why the fused kernels cannot serve a call, or None if they can."""
     pair = isinstance(log_decay, tuple)
     inputs = (query, key, value)
@@ -272,8 +272,8 @@ def _triton_refusal(query, key, value, log_decay, form: str, scores: bool) -> st
         return f"heads of {query.shape[-1]} and {value.shape[-1]}: expected sizes from 1 to {LARGEST_HEAD}"
     if needs_plain_operations(*inputs, *(x for x in (log_decay if pair else (log_decay,)) if x is not None)):
         return "the kernels are no plain operations: expected neither a torch.func transform nor a portable export"
-    if scores:
-        return "dropout and need_weights need stored scores, which the kernels do not keep: expected neither"
+    if need_weights:
+        return "need_weights=True needs stored scores, which the kernels do not keep: expected False"
     if form == "recurrent" and needs_grad(*inputs, *(log_decay if pair else (log_decay,))):
         return "form='recurrent' with gradients: expected 'attention' or 'chunk', or no gradients"
     return None
@@ -285,14 +285,17 @@ def _apart(form: str, directions: list[Direction], length: int, chunk_size: int 
     return form == "recurrent" or (form == "chunk" and ordered and length > (chunk_size or LONGEST_CHUNK_OF_ORDERS))
 
 
-def _fuse(query, key, value, mask, directions: list[Direction], scale, normalize, eps, form, chunk_size) -> torch.Tensor:
-    """The attention and the chunk form by the fused kernels, which know padding and, in one chunk, orders."""
+def _fuse(
+    query, key, value, mask, directions: list[Direction], scale, normalize, eps, dropout_p, form, chunk_size
+) -> torch.Tensor:
+    """The attention and the chunk form by the fused kernels, which know padding and, in one chunk, orders and dropout."""
     order, forward, backward = (
         None if x[0] is None else x[0][None] if len(x) == 1 else torch.stack(x) for x in zip(*directions)
     )
     chunk_size = chunk_size if form == "chunk" and order is None else query.shape[2]
-    decays = (forward, backward, order, mask)
-    return fused_forward(query, key, value, *decays, scale, normalize, eps, chunk_size, value.dtype)[0]
+    seed = torch.randint(2**62, (1,), device=query.device) if dropout_p > 0 else None
+    others = (forward, backward, order, mask, seed, dropout_p)
+    return fused_forward(query, key, value, *others, scale, normalize, eps, chunk_size, value.dtype)[0]
 
 
 def _without_padding(hidden: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -4,9 +4,8 @@ One kernel sums up the log-decays. The attention form is one chunk as long as th
 chunk form adds states, which one kernel writes for every chunk and another passes along; without decay there are states
 alone, or for short rows tiles alone. The backward pass recomputes all of it from the inputs and, where it divides, the output
 and the divisor. A feature map is a kernel before all that. The kernels made of matrix products, and the mathematics, are in
-lion_triton_kernels.py. There are no atomic additions, so equal inputs give equal gradients. Score dropout and attention maps
-are left to the torch attention form, gradients through the recurrent form to the torch recurrent form, and float64 to torch
-altogether.
+lion_triton_kernels.py. There are no atomic additions, so equal inputs give equal gradients. Attention maps are left to the
+torch attention form, gradients through the recurrent form to the torch recurrent form, and float64 to torch altogether.
 """
 
 from typing import NamedTuple
@@ -51,6 +50,14 @@ class Blocks(NamedTuple):
 # By kernel, then bytes an element and largest head size. From the compiler's reports for sm_90, not measured: tiles of 64 rows
 # use the warp-group products of half types; the gradients keep more tiles at once, so theirs are narrower; float32 takes three
 # products for one and twice the space. Of half types next to no registers spill, of float32 some (see tests/test_triton.py).
+GRADIENT_BLOCKS = {
+    (2, 64): Blocks(64, 32, 64, 4, 2),
+    (2, 128): Blocks(64, 32, 32, 8, 2),
+    (2, 256): Blocks(32, 32, 32, 8, 2),
+    (4, 64): Blocks(32, 32, 32, 4, 2),
+    (4, 128): Blocks(32, 32, 32, 8, 1),
+    (4, 256): Blocks(16, 16, 16, 8, 1),
+}
 BLOCKS = {
     "forward": {
         (2, 64): Blocks(64, 64, 64, 4, 2),
@@ -60,22 +67,8 @@ BLOCKS = {
         (4, 128): Blocks(32, 32, 32, 8, 1),
         (4, 256): Blocks(16, 16, 16, 8, 1),
     },
-    "grad_query": {
-        (2, 64): Blocks(64, 32, 64, 4, 2),
-        (2, 128): Blocks(64, 32, 32, 8, 2),
-        (2, 256): Blocks(32, 32, 32, 8, 2),
-        (4, 64): Blocks(64, 32, 32, 8, 2),
-        (4, 128): Blocks(32, 32, 32, 8, 1),
-        (4, 256): Blocks(16, 16, 16, 8, 1),
-    },
-    "grad_key_value": {
-        (2, 64): Blocks(64, 32, 64, 4, 2),
-        (2, 128): Blocks(64, 32, 32, 8, 2),
-        (2, 256): Blocks(32, 32, 32, 8, 2),
-        (4, 64): Blocks(32, 32, 32, 4, 2),
-        (4, 128): Blocks(32, 32, 32, 8, 1),
-        (4, 256): Blocks(16, 16, 16, 8, 1),
-    },
+    "grad_query": GRADIENT_BLOCKS | {(4, 64): Blocks(64, 32, 32, 8, 2)},
+    "grad_key_value": GRADIENT_BLOCKS,
     # rows are the tokens of a step, slices and columns the part of a state (query's or key's, and value's) that a program sums
     "write_states": {(2, 256): Blocks(64, 64, 64, 4, 2), (4, 256): Blocks(32, 32, 32, 4, 2)},
 }
@@ -274,7 +267,8 @@ def _power(n: int) -> int:
 class _Call:
     """Sizes, prefix sums and launches that the two passes share; the arguments are those of `fused_forward`."""
 
-    def __init__(self, query, value, forward, backward, order, mask, scale, normalize, chunk_size):
+    def __init__(self, query, value, forward, backward, order, mask, seed, dropout, scale, normalize, chunk_size):
+        self.seed, self.dropout = seed, dropout
         self.batch, self.heads, self.length, self.head = query.shape
         self.value_head, self.rows, self.element = value.shape[-1], query.shape[0] * query.shape[1], value.element_size()
         self.normalize, self.order, self.mask = normalize, order, None if mask is None else mask.contiguous()
@@ -324,7 +318,8 @@ class _Call:
             D=self.head, DV=self.value_head, BLOCK_D=_power(self.head), BLOCK_V=_power(self.value_head), BLOCK_M=blocks.rows,
             BLOCK_N=blocks.columns, BLOCK_S=min(blocks.slices, _power(max(self.head, self.value_head))), ORDERS=self.orders,
             RASTER=self.orders == 1 and self.order is None, TILES=self.tiles, STATES=self.states, SIDES=self.sides,
-            NORMALIZE=self.normalize, MASKED=self.mask is not None,
+            NORMALIZE=self.normalize, MASKED=self.mask is not None, DROPOUT=self.seed is not None, dropout=self.dropout,
+            seed=self.none if self.seed is None else self.seed,
             num_warps=blocks.warps, num_stages=blocks.stages, **options,
         )  # fmt: skip
 
@@ -434,6 +429,8 @@ def fused_forward(
     backward: torch.Tensor | None,
     order: torch.Tensor | None,
     mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
+    dropout: float,
     scale: float,
     normalize: bool,
     eps: float,
@@ -450,6 +447,8 @@ def fused_forward(
         backward: log-decays right to left, likewise.
         order: (K, L) reading orders, for rows of one chunk; None if K is 1 and tokens are read as they stand.
         mask: (B, L), False where a token is padding, whose gates are 1.
+        seed: one integer, from which it follows which masked scores are dropped, for rows of one chunk; None if none is.
+        dropout: probability of dropping one.
         scale: factor of the scores.
         normalize: whether to divide by the sum of the masked scores.
         eps: added to that sum.
@@ -464,7 +463,7 @@ def fused_forward(
     if value.numel() == 0:
         return output, divisor
     with torch.cuda.device_of(value):
-        call = _Call(query, value, forward, backward, order, mask, scale, normalize, chunk_size)
+        call = _Call(query, value, forward, backward, order, mask, seed, dropout, scale, normalize, chunk_size)
         states = call.write_states(key, value)
         call.launch(
             forward_kernel, "forward", query, key, value, output, divisor, *call.or_none(states), call.sums,
@@ -474,7 +473,7 @@ def fused_forward(
 
 
 @fused_forward.register_fake
-def _(query, key, value, forward, backward, order, mask, scale, normalize, eps, chunk_size, dtype):
+def _(query, key, value, forward, backward, order, mask, seed, dropout, scale, normalize, eps, chunk_size, dtype):
     return torch.empty_like(value, dtype=dtype), query.new_empty(query.shape[:3] if normalize else 0, dtype=torch.float32)
 
 
@@ -488,8 +487,10 @@ def fused_backward(
     backward: torch.Tensor | None,
     order: torch.Tensor | None,
     mask: torch.Tensor | None,
+    seed: torch.Tensor | None,
     output: torch.Tensor | None,
     divisor: torch.Tensor,
+    dropout: float,
     scale: float,
     normalize: bool,
     chunk_size: int | None,
@@ -499,7 +500,7 @@ def fused_backward(
     if grads[2].numel() == 0:
         return *(x.zero_() for x in grads), *(_like_or_empty(x, query).zero_() for x in (forward, backward))
     with torch.cuda.device_of(value):
-        call = _Call(query, value, forward, backward, order, mask, scale, normalize, chunk_size)
+        call = _Call(query, value, forward, backward, order, mask, seed, dropout, scale, normalize, chunk_size)
         places = None
         if order is not None:  # its inverse, for less than a sort
             steps = torch.arange(call.length, device=order.device).expand_as(order)
@@ -538,17 +539,17 @@ def _(grad, query, key, value, forward, backward, *others):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.scale, ctx.normalize, _, ctx.chunk_size, _ = inputs
+    *tensors, ctx.dropout, ctx.scale, ctx.normalize, _, ctx.chunk_size, _ = inputs
     ctx.save_for_backward(*tensors, output[0] if ctx.normalize else None, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad: torch.Tensor, _):
     tensors = ctx.saved_tensors
-    *grads, forward, backward = fused_backward(grad, *tensors, ctx.scale, ctx.normalize, ctx.chunk_size)
+    *grads, forward, backward = fused_backward(grad, *tensors, ctx.dropout, ctx.scale, ctx.normalize, ctx.chunk_size)
     if tensors[3] is None:
         forward = backward = None
-    return *grads, forward, backward, *(None,) * 7
+    return *grads, forward, backward, *(None,) * 9
 
 
 fused_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -557,7 +558,7 @@ fused_forward.register_autograd(_backward, setup_context=_setup_context)
 def fused_chunkwise(query, key, value, forward, backward, scale: float, chunk_size: int | None) -> torch.Tensor:
     """The chunk form of one order; arguments and result as in `lion_chunkwise.chunkwise`."""
     decays = (None if x is None else x[None] for x in (forward, backward))
-    return fused_forward(query, key, value, *decays, None, None, scale, False, 0.0, chunk_size, torch.float32)[0]
+    return fused_forward(query, key, value, *decays, *(None,) * 3, 0.0, scale, False, 0.0, chunk_size, torch.float32)[0]
 
 
 @torch.library.custom_op("lion_hf::fused_recurrent", mutates_args=())

@@ -31,10 +31,8 @@ PRECISION = tl.constexpr("tf32x3")
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 # Sizes that change from call to call: one compiled kernel serves all of them. Strides of tensors with heads as rows are not
 # among them: whether 16 divides them decides how wide the loads are.
-RUNTIME = [
-    *("batch", "heads", "length", "chunk", "elements", "scale", "eps", "sums_b", "sums_h"),
-    *("forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"),
-]
+RUNTIME = ["batch", "heads", "length", "chunk", "elements", "scale", "eps", "dropout", "sums_b", "sums_h"]
+RUNTIME += ["forward_k", "forward_b", "forward_h", "backward_k", "backward_b", "backward_h"]
 
 
 @triton.jit
@@ -82,15 +80,12 @@ def features_kernel(
 ):  # fmt: skip
     """The feature map of query or key, (B, H, L, D), or their gradient from that of the features; 0 at padding.
 
-    In the kernels of the products a source would be mapped again for every block of targets, which takes about as long as to
-    write and read its features once.
+    Inside the kernels of products a source would be mapped again for every block of targets.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b, h, token = rows // length // heads, rows // length % heads, rows % length
     exist = b < batch
-    keep = exist
-    if MASKED:
-        keep = tl.load(mask + b * length + token, mask=exist, other=0) != 0
+    keep = _tokens_to_read(mask + b * length, token, tl.where(exist, length, 0), MASKED)
     dims = tl.arange(0, BLOCK_D)[None, :]
     inside = keep[:, None] & (dims < D)
     x = tl.load(x + (b * x_b + h * x_h + token * x_l)[:, None] + dims * x_d, mask=inside, other=0.0).to(tl.float32)
@@ -153,9 +148,8 @@ def _factor(base, tokens, reference, end, length, SOURCES: tl.constexpr):
 @triton.jit
 def _row_factors(sums, rows, first, last, end, length, SOURCES: tl.constexpr):
     """The rows' vectors for the blocks of columns before them and behind them."""
-    left, right = sums, sums + 2 * length
-    before = _factor(right if SOURCES else left, rows, first, end, length, SOURCES)
-    behind = _factor(left if SOURCES else right, rows, last, end, length, SOURCES)
+    before = _factor(sums + 2 * length if SOURCES else sums, rows, first, end, length, SOURCES)
+    behind = _factor(sums if SOURCES else sums + 2 * length, rows, last, end, length, SOURCES)
     return before, behind
 
 
@@ -284,10 +278,8 @@ def write_states_kernel(
     sums += b * sums_b + h * sums_h
     totals += (b * sums_b + h * sums_h) // length * count
     dtype: tl.constexpr = y.dtype.element_ty
-    left = tl.zeros((BLOCK_D, BLOCK_V), tl.float32)
-    right = tl.zeros((BLOCK_D, BLOCK_V), tl.float32)
-    z_left = tl.zeros((BLOCK_D,), tl.float32)
-    z_right = tl.zeros((BLOCK_D,), tl.float32)
+    left, right = tl.zeros((BLOCK_D, BLOCK_V), tl.float32), tl.zeros((BLOCK_D, BLOCK_V), tl.float32)
+    z_left, z_right = tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     for start in range(begin, end, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
         keep = _tokens_to_read(mask, tokens, end, MASKED)
@@ -323,14 +315,59 @@ def write_states_kernel(
             tl.store(states + D * DV + dims, z_right, mask=(dims < D) & (v == 0))
 
 
+@triton.jit
+def _split_pairs(pairs, rows, columns, before, behind):
+    """Adds sums over the columns that come before their row to `before`, and over those that come behind it to `behind`.
+
+    Neither gets the diagonal, which no decay reaches: beside gates near 0 it is a million times as large as all others.
+    """
+    before += tl.sum(tl.where(columns[None, :] < rows[:, None], pairs, 0.0), 1)[:, None]
+    behind += tl.sum(tl.where(columns[None, :] > rows[:, None], pairs, 0.0), 1)[:, None]
+    return before, behind
+
+
+@triton.jit
+def _raster_pairs(pairs, rows, columns, first, last, start, before, behind):
+    """The like for tokens that are read as they stand, where most blocks are on one side of the diagonal."""
+    if start + columns.shape[0] <= first:
+        before += tl.sum(pairs, 1)[:, None]
+    elif start > last:
+        behind += tl.sum(pairs, 1)[:, None]
+    else:
+        before, behind = _split_pairs(pairs, rows, columns, before, behind)
+    return before, behind
+
+
+@triton.jit
+def _order_pairs(pairs, sums, places, rows, columns, end, length, before, behind, ORDERS: tl.constexpr, SOURCES: tl.constexpr):
+    """The like for several orders, each in a column of its own, of pairs without mask; and the sum of the masks."""
+    total = tl.zeros(pairs.shape, tl.float32)
+    for i in tl.static_range(ORDERS):
+        order_mask = _order_mask(sums + i * 4 * length, rows, columns, end, length, SOURCES)
+        total += order_mask
+        row_places = tl.load(places + i * length + rows, mask=rows < end, other=0)
+        column_places = tl.load(places + i * length + columns, mask=columns < end, other=0)
+        left, right = _split_pairs(pairs * order_mask, row_places, column_places, 0.0, 0.0)
+        this = (tl.arange(0, before.shape[1]) == i)[None, :]
+        before, behind = before + tl.where(this, left, 0.0), behind + tl.where(this, right, 0.0)
+    return total, before, behind
+
+
+@triton.jit
+def _kept(seed, dropout, row, targets, sources, length):
+    """1 / (1 - dropout) for scores that are kept, else 0; by Philox-7 (Salmon et al., 2011), which every pass repeats."""
+    uniform = tl.rand(tl.load(seed) + row, targets * length + sources, n_rounds=7)
+    return tl.where(uniform < dropout, 0.0, 1 / (1 - dropout))
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def forward_kernel(
     query, key, value, output, divisor, states, sums, mask,
     q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d,
-    sums_b, sums_h, states_h, states_side, states_n, scale, eps, heads, length, chunk,
+    sums_b, sums_h, states_h, states_side, states_n, scale, eps, heads, length, chunk, seed, dropout,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, RASTER: tl.constexpr, TILES: tl.constexpr,
-    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of one block of targets: sources of the same chunk block by block (TILES), the others through states."""
     row, b, h, n, begin, first, end = _place(length, chunk, heads, BLOCK_M)
@@ -366,6 +403,8 @@ def forward_kernel(
                 weights *= decay
             if NORMALIZE:
                 norm += tl.sum(weights, 1)
+            if DROPOUT:
+                weights *= _kept(seed, dropout, row, rows[:, None], columns[None, :], length)
             total = _dot(_narrow(weights, dtype), v, total)
             key += BLOCK_N * k_l
             value += BLOCK_N * v_l
@@ -384,30 +423,15 @@ def forward_kernel(
     _store_tile(output, o_l, o_d, rows < end, total, DV)
 
 
-@triton.jit
-def _select(kinds, k, x):
-    """x in column k of (rows, kinds), zeros in the others."""
-    return tl.where((kinds == k)[None, :], x[:, None], 0.0)
-
-
-@triton.jit
-def _split_pairs(pairs, targets, sources):
-    """Sums over the columns of pairs whose source the target reads from the left, and from the right.
-
-    Neither has the diagonal, which no decay reaches: beside gates near 0 it is a million times as large as all others.
-    """
-    left = tl.sum(tl.where(sources < targets, pairs, 0.0), 1)
-    return left, tl.sum(tl.where(sources > targets, pairs, 0.0), 1)
-
-
 @triton.jit(do_not_specialize=RUNTIME)
 def grad_query_kernel(
     grad, query, key, value, output, divisor, delta, grad_query, grad_sums, states, sums, places, mask,
     g_b, g_h, g_l, g_d, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, o_b, o_h, o_l, o_d, r_b, r_h, r_l, r_d,
-    sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk,
+    sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk, seed, dropout,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, RASTER: tl.constexpr, TILES: tl.constexpr,
     KINDS: tl.constexpr, STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of targets: of query, and of F and B as far as a target receives through them.
 
@@ -436,8 +460,7 @@ def grad_query_kernel(
         tl.store(delta + row * length + rows, change, mask=rows < end)
     result = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     kinds = tl.arange(0, KINDS)
-    of_left = tl.zeros((BLOCK_M, KINDS), tl.float32)
-    of_right = tl.zeros((BLOCK_M, KINDS), tl.float32)
+    of_left, of_right = tl.zeros((BLOCK_M, KINDS), tl.float32), tl.zeros((BLOCK_M, KINDS), tl.float32)
     if TILES:
         key += b * k_b + h * k_h + begin.to(tl.int64) * k_l
         value += b * v_b + h * v_h + begin.to(tl.int64) * v_l
@@ -449,29 +472,19 @@ def grad_query_kernel(
             keep = _tokens_to_read(mask, columns, end, MASKED)
             k = _tile(key, k_l, k_d, keep, 0, D, BLOCK_D, dtype)
             v = _tile(value, v_l, v_d, keep, 0, DV, BLOCK_V, dtype)
-            grad_weights = _dot(g, tl.trans(v)) + change[:, None]
+            grad_weights = _dot(g, tl.trans(v))
+            if DROPOUT:
+                grad_weights *= _kept(seed, dropout, row, rows[:, None], columns[None, :], length)
+            grad_weights += change[:, None]
             if RASTER:
                 grad_weights *= _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, False)
                 pairs = _dot(q, tl.trans(k)) * grad_weights
-                if start + BLOCK_N <= first:
-                    of_left += tl.sum(pairs, 1)[:, None]
-                elif start > last:
-                    of_right += tl.sum(pairs, 1)[:, None]
-                else:
-                    left, right = _split_pairs(pairs, rows[:, None], columns[None, :])
-                    of_left += left[:, None]
-                    of_right += right[:, None]
+                of_left, of_right = _raster_pairs(pairs, rows, columns, first, last, start, of_left, of_right)
             elif ORDERS > 0:
-                unmasked = _dot(q, tl.trans(k)) * grad_weights
-                decay = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-                for i in tl.static_range(ORDERS):
-                    order_mask = _order_mask(sums + i * 4 * length, rows, columns, end, length, False)
-                    decay += order_mask
-                    targets = tl.load(places + i * length + rows, mask=rows < end, other=0)
-                    sources = tl.load(places + i * length + columns, mask=columns < end, other=0)
-                    left, right = _split_pairs(unmasked * order_mask, targets[:, None], sources[None, :])
-                    of_left += _select(kinds, i, left)
-                    of_right += _select(kinds, i, right)
+                pairs = _dot(q, tl.trans(k)) * grad_weights
+                decay, of_left, of_right = _order_pairs(
+                    pairs, sums, places, rows, columns, end, length, of_left, of_right, ORDERS, False
+                )
                 grad_weights *= decay
             result = _dot(_narrow(grad_weights, dtype), k, result)
             key += BLOCK_N * k_l
@@ -496,10 +509,11 @@ def grad_query_kernel(
 def grad_key_value_kernel(
     grad, query, key, value, divisor, delta, grad_key, grad_value, grad_sums, states, sums, totals, places, mask,
     g_b, g_h, g_l, g_d, q_b, q_h, q_l, q_d, k_b, k_h, k_l, k_d, v_b, v_h, v_l, v_d, r_b, r_h, r_l, r_d, t_b, t_h, t_l, t_d,
-    sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk,
+    sums_b, sums_h, states_h, states_side, states_n, scale, heads, length, chunk, seed, dropout,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, ORDERS: tl.constexpr, RASTER: tl.constexpr, TILES: tl.constexpr,
     KINDS: tl.constexpr, STATES: tl.constexpr, SIDES: tl.constexpr, NORMALIZE: tl.constexpr, MASKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of sources: of key and value, and of F and B as far as a source sends through them.
 
@@ -517,11 +531,9 @@ def grad_key_value_kernel(
     key += b * k_b + h * k_h + first.to(tl.int64) * k_l
     value += b * v_b + h * v_h + first.to(tl.int64) * v_l
     k = _tile(key, k_l, k_d, row_keep, 0, D, BLOCK_D, dtype)
-    grad_k = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    grad_v = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    grad_k, grad_v = tl.zeros((BLOCK_M, BLOCK_D), tl.float32), tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     kinds = tl.arange(0, KINDS)
-    of_left = tl.zeros((BLOCK_M, KINDS), tl.float32)
-    of_right = tl.zeros((BLOCK_M, KINDS), tl.float32)
+    of_left, of_right = tl.zeros((BLOCK_M, KINDS), tl.float32), tl.zeros((BLOCK_M, KINDS), tl.float32)
     if TILES:
         v = _tile(value, v_l, v_d, row_keep, 0, DV, BLOCK_V, dtype)
         query += b * q_b + h * q_h + begin.to(tl.int64) * q_l
@@ -536,41 +548,29 @@ def grad_key_value_kernel(
             g = _tile(grad, g_l, g_d, keep, 0, DV, BLOCK_V, dtype)
             scores = _dot(k, tl.trans(q))
             grad_weights = _dot(v, tl.trans(g))
+            if DROPOUT:
+                kept = _kept(seed, dropout, row, columns[None, :], rows[:, None], length)
+                grad_weights *= kept
             weight = tl.zeros((BLOCK_N,), tl.float32) + scale
             if NORMALIZE:
                 grad_weights += tl.load(delta + row * length + columns, mask=columns < end, other=0.0)[None, :]
                 weight /= tl.load(divisor + row * length + columns, mask=columns < end, other=1.0)
+            scores *= weight[None, :]
             if RASTER:
                 decay = _block_mask(sums, rows, columns, before, behind, first, last, start, end, length, True)
-                decay *= weight[None, :]
-                grad_weights *= decay
+                scores *= decay
                 pairs = scores * grad_weights
-                if start + BLOCK_N <= first:
-                    of_right += tl.sum(pairs, 1)[:, None]
-                elif start > last:
-                    of_left += tl.sum(pairs, 1)[:, None]
-                else:
-                    left, right = _split_pairs(pairs, columns[None, :], rows[:, None])
-                    of_left += left[:, None]
-                    of_right += right[:, None]
-                scores *= decay
+                of_right, of_left = _raster_pairs(pairs, rows, columns, first, last, start, of_right, of_left)
+                grad_weights *= decay
             elif ORDERS > 0:
-                scores *= weight[None, :]
-                unmasked = scores * grad_weights
-                decay = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-                for i in tl.static_range(ORDERS):
-                    order_mask = _order_mask(sums + i * 4 * length, rows, columns, end, length, True)
-                    decay += order_mask
-                    sources = tl.load(places + i * length + rows, mask=rows < end, other=0)
-                    targets = tl.load(places + i * length + columns, mask=columns < end, other=0)
-                    left, right = _split_pairs(unmasked * order_mask, targets[None, :], sources[:, None])
-                    of_left += _select(kinds, i, left)
-                    of_right += _select(kinds, i, right)
+                decay, of_right, of_left = _order_pairs(
+                    scores * grad_weights, sums, places, rows, columns, end, length, of_right, of_left, ORDERS, True
+                )
                 scores *= decay
-                grad_weights *= decay * weight[None, :]
-            else:
-                scores *= weight[None, :]
-                grad_weights *= weight[None, :]
+                grad_weights *= decay
+            grad_weights *= weight[None, :]
+            if DROPOUT:
+                scores *= kept
             grad_v = _dot(_narrow(scores, dtype), g, grad_v)
             grad_k = _dot(_narrow(grad_weights, dtype), q, grad_k)
             query += BLOCK_N * q_l
