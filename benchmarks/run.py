@@ -96,6 +96,7 @@ def op_suite(args: argparse.Namespace) -> Iterator:
     lengths, peers = args.lengths or (OP_LENGTHS if args.device == "cpu" else CUDA_OP_LENGTHS), {}
     if args.device == "cuda":
         peers = load_peers()
+        print("the peers' kernels are compiled and tuned, which may take minutes", file=sys.stderr)
         # Kernels that tune themselves do so in the first call, whatever its length: it shall not be a short one.
         op_group(args, max((n for n in lengths if n <= 8192), default=8192), "forward + backward", peers).check()
     for what in ("forward", "forward + backward"):
