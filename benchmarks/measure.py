@@ -31,8 +31,9 @@ class Group:
         what: "forward", "forward + backward", ...; behind a comma the batch, which the plots leave out.
         functions: column of the table -> function without arguments.
         baseline: the column to which the others are compared; None for times alone.
-        check: compares results before anything is timed; raises AssertionError where they differ.
+        check: compares results before anything is timed; raises AssertionError where they differ, or takes a peer out.
         work: column -> bytes that must be moved and operations that must be done, as far as they are known.
+        beside: column -> another one, to which it is compared too.
     """
 
     suite: str
@@ -42,11 +43,14 @@ class Group:
     baseline: str | None
     check: Callable[[], None]
     work: dict[str, tuple[float, float]] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Row:
     """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline (25 %, 50 %, 75 %).
+
+    A ratio to another column than the baseline is named "column / other column".
 
     A share is the time that the machine's measured rates of copying or of matrix products allow, over the time taken.
     """
@@ -97,12 +101,15 @@ def time_group(group: Group, device: str, seconds: float, progress: tqdm, limits
             samples[name].append(_time(function, calls[name], device))
         turns += 1
     row = Row(group.suite, group.length, group.what, group.baseline, {}, repeats=turns)
+    compared = {name: (name, group.baseline) for name in samples if name != group.baseline}
+    compared |= {f"{name} / {peer}": (name, peer) for name, peer in group.beside.items()}
+    for column, (name, peer) in compared.items():
+        if peer in samples:
+            ratios = [a / b for a, b in zip(samples[name], samples[peer])]
+            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+            row.ratios[column] = (low, middle, high)
     for name, times in samples.items():
         row.values[name] = statistics.median(times) * 1e3
-        if group.baseline is not None and name != group.baseline:
-            ratios = [a / b for a, b in zip(times, samples[group.baseline])]
-            low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-            row.ratios[name] = (low, statistics.median(ratios), high)
         if limits is not None and name in group.work:
             row.shares[name] = max(n / rate for n, rate in zip(group.work[name], limits)) / statistics.median(times)
     gc.collect()
@@ -184,7 +191,8 @@ def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
         ]
     for suite in dict.fromkeys(row.suite for row in rows):
         members = [row for row in rows if row.suite == suite]
-        columns = list(dict.fromkeys(name for row in members for name in row.values))
+        columns = list(dict.fromkeys([name for row in members for name in row.values]))
+        columns += dict.fromkeys(name for row in members for name in row.ratios if name not in columns)
         baselines = {row.baseline for row in members if row.baseline}
         columns.sort(key=lambda name: name not in baselines)
         lines += ["", f"### {suite}", ""]
@@ -197,12 +205,12 @@ def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
 
 
 def _cell(row: Row, name: str, unit: str) -> str:
-    if name not in row.values:
-        return "–"
     share = f", {row.shares[name]:.0%}" if name in row.shares else ""
     if name in row.ratios:
         low, middle, high = row.ratios[name]
         return f"**{middle:.3g}** ({low:.3g}–{high:.3g}){share}"
+    if name not in row.values:
+        return "–"
     value = row.values[name]
     shown = f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
     return shown + ("" if name == row.baseline else f" {unit}") + share

@@ -4,7 +4,7 @@
     python benchmarks/run.py all                          # every suite; about 45 minutes on two CPU cores
     python benchmarks/run.py op --lengths 197 1024        # one suite, some lengths
     python benchmarks/run.py all --quick                  # small models and lengths, to see that everything runs
-    python benchmarks/run.py all --device cuda            # bfloat16; with flash-linear-attention if it is installed
+    python benchmarks/run.py all --device cuda            # bfloat16; beside flash-linear-attention too, see peers.py
 
 Suites: op (the operation alone), model (whole encoders, and padding), train (training steps), memory and training-memory
 (peaks), chunks (forms and chunk sizes, from which `choose_form` and `CHUNK_SIZES` are filled in), forms (where the three forms
@@ -21,17 +21,13 @@ from pathlib import Path
 
 import torch
 from measure import Group, Row, environment, peak_memory, rates, save, time_group
+from peers import Peer, load_peers
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, ModernBertConfig, ModernBertModel, ViTConfig, ViTModel
 
 from lion_hf import LionConfig, LionForMaskedLM, LionModel, lion_attention
 from lion_hf.modeling.lion_ops import FORMS
-
-try:
-    from fla.ops.simple_gla import chunk_simple_gla
-except ImportError:
-    chunk_simple_gla = None
 
 FAMILIES = {"LION-lit": "lit", "LION-D": "decay", "LION-S": "selective"}
 HEADS, HEAD_DIM, WORDS = 12, 64, 30_522
@@ -97,13 +93,19 @@ def measure(suite: str, args: argparse.Namespace) -> None:
 
 def op_suite(args: argparse.Namespace) -> Iterator:
     """The operation beside softmax attention: one row, 12 heads of 64, in the layout that projections leave."""
+    lengths, peers = args.lengths or (OP_LENGTHS if args.device == "cpu" else CUDA_OP_LENGTHS), {}
+    if args.device == "cuda":
+        peers = load_peers()
+        print("the peers' kernels are compiled and tuned, which may take minutes", file=sys.stderr)
+        # Kernels that tune themselves do so in the first call, whatever its length: it shall not be a short one.
+        op_group(args, max((n for n in lengths if n <= 8192), default=8192), "forward + backward", peers).check()
     for what in ("forward", "forward + backward"):
-        for length in args.lengths or (OP_LENGTHS if args.device == "cpu" else CUDA_OP_LENGTHS):
+        for length in lengths:
             if what == "forward" or length <= (4096 if args.device == "cpu" else 65_536):
-                yield partial(op_group, args, length, what)
+                yield partial(op_group, args, length, what, peers)
 
 
-def op_group(args, length: int, what: str) -> Group:
+def op_group(args, length: int, what: str, peers: dict[str, Peer]) -> Group:
     dtype, training = getattr(torch, args.dtype), what != "forward"
     query, key, value = (_leaf(torch.randn(1, length, HEADS, HEAD_DIM), args, training).transpose(1, 2) for _ in range(3))
     gates = {
@@ -112,12 +114,12 @@ def op_group(args, length: int, what: str) -> Group:
         "LION-S": _leaf(F.logsigmoid(torch.randn(1, HEADS, length) + 3), args, training, torch.float32),
     }
     calls = {name: partial(lion_attention, query, key, value, log_decay) for name, log_decay in gates.items()}
-    peer = "SDPA" if length <= LONGEST_PEER[args.device] else None
-    if peer:
-        calls[peer] = partial(F.scaled_dot_product_attention, query, key, value)
-    if args.device == "cuda" and chunk_simple_gla is not None:
-        calls["two passes of simple_gla"] = partial(two_passes, query, key, value, gates["LION-S"])
+    softmax = "SDPA" if length <= LONGEST_PEER[args.device] else None
+    if softmax:
+        calls[softmax] = partial(F.scaled_dot_product_attention, query, key, value)
+        calls |= {name: partial(peer.function, query, key, value, gates[peer.family]) for name, peer in peers.items()}
     grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=dtype).transpose(1, 2)
+    functions = _timed(calls, grad, training)
 
     def check() -> None:
         """One head against the definition, token by token in float64; very long rows against chunks in float64."""
@@ -125,18 +127,24 @@ def op_group(args, length: int, what: str) -> Group:
             inputs = (query, key, value, log_decay)
             found = _results(calls[name], inputs, grad, training)
             one = [None if x is None else x.detach()[:, :1].double().requires_grad_(training) for x in inputs]
-            form = "recurrent" if length <= (4096 if training else 65_536) else "chunk"
+            form = "recurrent" if length <= (4096 if training or args.device == "cuda" else 65_536) else "chunk"
             exact = partial(lion_attention, *one, form=form, chunk_size=100)
             expected = _results(exact, one, grad[:, :1].double(), training)
             for x, y in zip(found, expected):
                 # LION-D's gate has one gradient a head, which may come out small: all heads together give the scale.
                 _assert_close(x[:, :1], y, TOLERANCE[dtype], f"{name}, {what}, {length} tokens", x.abs().max().item())
-        if "two passes of simple_gla" in calls:
-            x, y = (calls[name]() for name in ("two passes of simple_gla", "LION-S"))
-            _assert_close(x, y.double(), 2 * TOLERANCE[dtype], f"two passes of simple_gla, {length} tokens")
+            for other in [x for x in peers if x in functions and peers[x].family == name]:
+                try:  # it may round more often than ours
+                    found = _results(calls[other], inputs if peers[other].learns_gates else inputs[:3], grad, training)
+                    for x, y in zip(found, expected):
+                        _assert_close(x[:, :1], y, 2 * TOLERANCE[dtype], "beside the definition", x.abs().max().item())
+                except Exception as error:  # of a library that does not serve this machine, length or pass
+                    tqdm.write(f"{other}, {what}, {length} tokens: left out: {error}", file=sys.stderr)
+                    del functions[other]
 
     work = {name: least_work(name, length, dtype, training) for name in FAMILIES}
-    return Group("operation", length, what, _timed(calls, grad, training), peer, check, work)
+    beside = {peer.family: name for name, peer in peers.items()}
+    return Group("operation", length, what, functions, softmax, check, work, beside)
 
 
 def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tuple[float, float]:
@@ -148,17 +156,6 @@ def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tu
     if name == "LION-lit":  # one state for both directions, and nothing inside
         many = (4 + 8 * training) * HEAD_DIM**2
     return moved * tokens * HEAD_DIM * dtype.itemsize, tokens * min(many, inside * length * HEAD_DIM)
-
-
-def two_passes(query, key, value, log_decay) -> torch.Tensor:
-    """LION-S by two causal passes of flash-linear-attention, whose gates act at the target, less the diagonal counted twice."""
-    query, key, value, gates = (x.transpose(1, 2) for x in (query, key, value, log_decay.unsqueeze(-1)))  # (B, L, H, ...)
-    total = 0
-    for turn in (lambda x: x, lambda x: x.flip(1)):
-        q, k, v, g = (turn(x) for x in (query, key, value, gates))
-        shifted = F.pad(g[:, :-1, :, 0], (0, 0, 1, 0))  # the source's gate, at the token behind it
-        total = total + turn(chunk_simple_gla(q, k, v, g=shifted, scale=HEAD_DIM**-0.5)[0])
-    return (total - (query * key).sum(-1, keepdim=True) * HEAD_DIM**-0.5 * value).transpose(1, 2)
 
 
 def model_suite(args: argparse.Namespace) -> Iterator:

@@ -1,14 +1,17 @@
-"""The benchmarks: reports of a quick run, nothing timed on wrong results, and messages."""
+"""The benchmarks: reports of a quick run, nothing timed on wrong results, the peers' sums, and messages."""
 
-import importlib.util
+import argparse
+import importlib
 import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from oracle import check, make_problem
 from pages import PAGES, text
 from tqdm import tqdm
 
@@ -16,14 +19,102 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def measure():
-    """The module beside the script."""
-    spec = importlib.util.spec_from_file_location("measure", FOLDER / "measure.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["measure"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["measure"]
+def scripts():
+    """The benchmarks' modules by name, imported as run.py imports those beside it."""
+    names = ("measure", "peers", "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield argparse.Namespace(**{name: importlib.import_module(name) for name in names})
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def measure(scripts):
+    return scripts.measure
+
+
+def causal(q, k, v, g=None, g_gamma=None, scale=1.0):
+    """A causal pass as `chunk_simple_gla` computes it, of layout (B, L, H, ...); gates of heads get no gradient."""
+    gates = (g_gamma.detach().expand(q.shape[:3]) if g is None else g).exp()
+    state, output = 0, []
+    for t in range(q.shape[1]):
+        state = gates[:, t, :, None, None] * state + k[:, t, :, :, None] * v[:, t, :, None]
+        output.append(scale * torch.einsum("bhd,bhde->bhe", q[:, t], state))
+    return torch.stack(output, 1), None
+
+
+@pytest.mark.parametrize("length", (1, 2, 9))
+@pytest.mark.parametrize("mask_type", ("decay", "selective"))
+def test_two_causal_passes_are_lion(scripts, mask_type, length):
+    """With every gradient, but for that of fixed gates."""
+    problem = make_problem(mask_type, length)
+    fixed = mask_type == "decay"
+    if fixed:
+        del problem.expected["dlog_decay"]
+
+    def passes(query, key, value, log_decay, normalize, scale):
+        query = query * (scale * query.shape[-1] ** 0.5)  # the peer's own is that of `lion_attention`
+        return scripts.peers.two_passes(causal, fixed, query, key, value, log_decay)
+
+    check(problem, passes, torch.float64, 1e-12)
+
+
+def test_two_products_are_lion(scripts):
+    problem = make_problem("lit", 9)
+
+    def products(query, key, value, normalize, scale):
+        return scripts.peers.two_products(query * (scale * query.shape[-1] ** 0.5), key, value, None)
+
+    check(problem, products, torch.float64, 1e-12)
+
+
+def test_peers_are_checked_before_they_are_timed(scripts, capsys):
+    """One that is right is a column; one whose sums or gradients are wrong, or that fails, is named and left out."""
+
+    def unshifted(query, key, value, log_decay):
+        """LION-S where the target's gate acts."""
+        query, key, value, gates = (x.transpose(1, 2) for x in (query, key, value, log_decay))
+        return causal(query, key, value, gates, scale=query.shape[-1] ** -0.5)[0].transpose(1, 2)
+
+    def untrained(query, key, value, log_decay):
+        """Right sums whose keys' gradient is doubled."""
+        return scripts.peers.two_passes(causal, False, query, 2 * key - key.detach(), value, log_decay)
+
+    def failing(*inputs):
+        raise RuntimeError("refuses the backward pass")
+
+    peer, passes = scripts.peers.Peer, scripts.peers.two_passes
+    peers = {"products": peer("LION-lit", scripts.peers.two_products)}
+    peers["fixed"] = peer("LION-D", partial(passes, causal, True), learns_gates=False)
+    peers |= {"passes": peer("LION-S", partial(passes, causal, False)), "unshifted": peer("LION-S", unshifted)}
+    peers |= {"untrained": peer("LION-S", untrained), "failing": peer("LION-S", failing)}
+    args = argparse.Namespace(device="cpu", dtype="float32")
+    found = {}
+    for what in ("forward", "forward + backward"):
+        found[what] = scripts.run.op_group(args, 20, what, peers)
+        found[what].check()
+    ours = {"LION-lit", "LION-D", "LION-S", "SDPA"}
+    assert set(found["forward"].functions) == ours | {"products", "fixed", "passes", "untrained"}
+    assert set(found["forward + backward"].functions) == ours | {"products", "fixed", "passes"}
+    assert "failing, forward, 20 tokens: left out: refuses the backward pass" in capsys.readouterr().err
+
+
+def test_ratios_to_another_column(measure):
+    """They stand beside those to the baseline, also where there is none, and not where the other column is missing."""
+    functions = {"ours": lambda: None, "theirs": lambda: None, "base": lambda: None}
+    rows = []
+    with tqdm(disable=True) as progress:
+        for baseline, names in (("base", functions), (None, ("ours", "theirs")), ("base", ("ours", "base"))):
+            calls = {name: functions[name] for name in names}
+            group = measure.Group("s", 8, "w", calls, baseline, lambda: None, beside={"ours": "theirs"})
+            rows.append(measure.time_group(group, "cpu", 0, progress))
+    assert [set(row.ratios) for row in rows] == [{"ours", "theirs", "ours / theirs"}, {"ours / theirs"}, {"ours"}]
+    *_, head, _, first, _, last = measure.table({"device": "d", "dtype": "t", "date": "0", "command": "c"}, rows, "ms").split(
+        "\n"
+    )
+    assert head == "| length | what | base (ms) | ours | theirs | ours / theirs | turns |"
+    assert first.count("**") == 6 and last.count("–") == 3  # two missing columns, and the dash between two quartiles
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
