@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 PACKAGES = ("torch", "transformers", "triton", "flash-linear-attention")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-6}  # relative to the largest entry
 LEAST_SAMPLE = 0.02  # seconds: faster functions are called several times a sample
 
 
@@ -109,6 +110,13 @@ def time_group(group: Group, device: str, seconds: float, progress: tqdm, limits
     return row
 
 
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str, largest: float = 0) -> None:
+    """Raises AssertionError unless the largest error is at most `tolerance` times the largest entry, or `largest`."""
+    error, largest = (found.double() - expected).abs().max().item(), max(expected.abs().max().item(), largest)
+    if not error <= tolerance * largest:
+        raise AssertionError(f"{what}: error {error:.2g} of entries up to {largest:.2g}; nothing was timed")
+
+
 def _time(function: Callable[[], object], calls: int, device: str) -> float:
     """Seconds a call."""
     if device == "cuda":
@@ -122,13 +130,13 @@ def _time(function: Callable[[], object], calls: int, device: str) -> float:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that a call needs above what is held before it. On Linux or a GPU; call it in a process of its own."""
+    """MiB that a call needs above what is held before it. On Linux, in a process of its own, or on a GPU."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the highest point starts anew
     before = _status("VmRSS")
     function()
