@@ -232,10 +232,11 @@ def memory_row(args, suite: str, what: str, peak, names: list[str], length: int)
 def peak_of_model(args, name: str, length: int) -> float:
     """MiB above the weights and inputs."""
     size = sizes(args) | {"max_position_embeddings": length}
-    if name == "BERT":
-        model = BertModel(BertConfig(attn_implementation="sdpa", **size))
-    else:
-        model = LionModel(LionConfig(mask_type=FAMILIES[name], **size))
+    with torch.device(args.device):
+        if name == "BERT":
+            model = BertModel(BertConfig(attn_implementation="sdpa", **size))
+        else:
+            model = LionModel(LionConfig(mask_type=FAMILIES[name], **size))
     model = model.to(args.device, getattr(torch, args.dtype)).eval()
     model = torch.compile(model) if args.compile else model
     input_ids = torch.randint(1000, WORDS, (1, length), device=args.device)
@@ -247,11 +248,12 @@ def peak_of_model(args, name: str, length: int) -> float:
 def peak_of_training(args, name: str, length: int) -> float:
     """MiB above the weights and inputs, without dropout of scores."""
     size = sizes(args) | {"max_position_embeddings": length, "attention_probs_dropout_prob": 0.0}
-    if name == "BERT":
-        model = BertForMaskedLM(BertConfig(attn_implementation="sdpa", **size))
-    else:
-        family = FAMILIES[name.split(",")[0]]
-        model = LionForMaskedLM(LionConfig(mask_type=family, sparse_prediction="sparse" in name, **size))
+    with torch.device(args.device):
+        if name == "BERT":
+            model = BertForMaskedLM(BertConfig(attn_implementation="sdpa", **size))
+        else:
+            family = FAMILIES[name.split(",")[0]]
+            model = LionForMaskedLM(LionConfig(mask_type=family, sparse_prediction="sparse" in name, **size))
     model = model.to(args.device, getattr(torch, args.dtype)).train()
     if "checkpointing" in name:
         model.gradient_checkpointing_enable()

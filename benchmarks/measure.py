@@ -173,13 +173,12 @@ def _processor() -> str:
 
 
 def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """Writes NAME.json, NAME.md and NAME.png. Written after every row, so that an interrupted run keeps what it has."""
+    """Writes NAME.json and NAME.md, after every row, so that an interrupted run keeps what it has."""
     content = {"about": about, "unit": unit, "rows": [asdict(row) for row in rows]}
     written = folder / f".{name}.{os.getpid()}"
     for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(about, rows, unit))):
         written.write_text(text + "\n", encoding="utf-8")
         written.replace(folder / f"{name}{suffix}")
-    plot(folder / f"{name}.png", about, rows, unit)
 
 
 def table(about: dict[str, str], rows: list[Row], unit: str) -> str:

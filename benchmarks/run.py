@@ -5,11 +5,12 @@
     python benchmarks/run.py op --lengths 197 1024        # one suite, some lengths
     python benchmarks/run.py all --quick                  # small models and lengths, to see that everything runs
     python benchmarks/run.py all --device cuda            # bfloat16; with flash-linear-attention if it is installed
+    python benchmarks/run.py blocks --device cuda         # rows for the kernels' table `BLOCKS`, see blocks.py
 
-Suites: op (the operation alone), model (whole encoders, and padding), train (training steps), memory and training-memory
-(peaks), chunks (forms and chunk sizes, from which `choose_form` and `CHUNK_SIZES` are filled in), forms (where the three forms
-cross). Each leaves SUITE-DEVICE.json, .md and .png in benchmarks/results, with --quick in outputs/benchmarks. Errors are
-measured by benchmarks/precision.py.
+Suites: op (the operation alone); model (whole encoders, and padding), train (training steps), memory and training-memory
+(peaks), these four in encoders.py; chunks (forms and chunk sizes, from which `choose_form` and `CHUNK_SIZES` are filled in);
+forms (where the three forms cross). Each leaves SUITE-DEVICE.json, .md and .png in benchmarks/results, with --quick in
+outputs/benchmarks. Errors are measured by benchmarks/precision.py.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 from encoders import FAMILIES, LONGEST_PEER, memory_suite, model_suite, train_suite, training_memory_suite
-from measure import TOLERANCE, Group, Row, assert_close, environment, rates, save, time_group
+from measure import TOLERANCE, Group, Row, assert_close, environment, plot, rates, save, time_group
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -44,7 +45,7 @@ QUICK_LENGTHS = (64, 200)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", choices=[*SUITES, "all"], help="what to measure")
+    parser.add_argument("suite", choices=[*SUITES, "blocks", "all"], help="what to measure; blocks is not among all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on the CPU, bfloat16 on a GPU")
     parser.add_argument("--lengths", type=int, nargs="+", metavar="L", help="tokens a row; default: those of the suite")
@@ -58,6 +59,8 @@ def main() -> None:
     args.output = args.output or Path("outputs/benchmarks" if args.quick else "benchmarks/results")
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if args.suite == "blocks" and args.device != "cuda":
+        sys.exit("blocks: times the kernels of a GPU; add --device cuda, on a machine that has one")
     if args.lengths and min(args.lengths) < 1:
         sys.exit(f"--lengths {min(args.lengths)}: expected integers of at least 1")
     if args.quick:
@@ -66,6 +69,11 @@ def main() -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         sys.exit(f"--output {args.output}: this path is or goes through a file; give a folder")
+    if args.suite == "blocks":
+        from blocks import tune  # here, not above: it needs triton
+
+        tune(args)
+        return
     failures = sum(measure(suite, args) for suite in (SUITES if args.suite == "all" else (args.suite,)))
     if failures:
         sys.exit(f"{failures} of the groups failed, see above; the reports have no rows of them")
@@ -92,6 +100,7 @@ def measure(suite: str, args: argparse.Namespace) -> int:
             else:
                 save(args.output, name, about, rows, unit)
     if rows:
+        plot(args.output / f"{name}.png", about, rows, unit)
         print((args.output / f"{name}.md").read_text())
     return failures
 
