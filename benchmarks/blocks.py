@@ -65,8 +65,8 @@ def tune(args: argparse.Namespace) -> None:
         if kernel != "write_states" or length > default_chunk_size(length, "cuda")[0]  # one chunk writes no states
     ]
     jobs = [(case, row, args.device) for case in cases for row in candidates(table_row(case), args.quick)]
-    # Compiled all at once, one on each processor; triton's cache on the disk keeps them for what follows.
-    with multiprocessing.get_context("spawn").Pool(1 if args.quick else os.cpu_count()) as pool:
+    # Compiled side by side; triton's cache on the disk keeps them for what follows.
+    with multiprocessing.get_context("spawn").Pool(1 if args.quick else min(16, os.cpu_count())) as pool:
         refused = list(tqdm(pool.imap(refusal, jobs), total=len(jobs), desc="candidates"))
 
     report = []
@@ -76,12 +76,10 @@ def tune(args: argparse.Namespace) -> None:
             inputs = inputs_of(case, 1 if args.quick else max(1, TOKENS // case.length), args.device)
             calls = {row: both_passes(case, row, inputs)[1] for row, why in found.items() if why is None}
             functions = {str(tuple(row)): partial(_call_all, launches) for row, launches in calls.items()}
-            group = Group(
-                case.kernel, case.length, f"{case.dtype}, {case.head}", functions, str(tuple(table_row(case))), lambda: None
-            )
+            group = Group(case.kernel, case.length, f"{case.kernel} of {case.dtype}", functions, None, lambda: None)
             times = time_group(group, args.device, args.seconds / 3, progress).values
-            report.append({**case._asdict(), "dtype": str(case.dtype), "milliseconds": times})
-            report[-1]["refused"] = {str(tuple(row)): why for row, why in found.items() if why}
+            reasons = {str(tuple(row)): why for row, why in found.items() if why}
+            report.append({**case._asdict(), "dtype": str(case.dtype), "milliseconds": times, "refused": reasons})
     about = environment(args.device, "bfloat16 and float32")
     text = table(about, cases, report)
     (args.output / f"blocks-{args.device}.json").write_text(json.dumps({"about": about, "rows": report}, indent=1) + "\n")
@@ -146,25 +144,18 @@ def _call_all(launches: list[Callable]) -> None:
 def table(about: dict[str, str], cases: list[Case], report: list[dict]) -> str:
     """The figures of every case, and for every row of `BLOCKS` the candidate that is fastest over the lengths."""
     lines = [f"{about['device']}, {about['date']}; torch {about['torch']}, triton {about['triton']}", ""]
-    lines += [
-        f"    {about['command']}",
-        "",
-        "(rows, columns, slices, warps, stages); in bold the time over that of the table's row.",
-        "",
-    ]
-    lines += [
-        "| kernel | type | head | length | table (ms) | others, the fastest first | refused |",
-        "|---|---|---:|---:|---|---|---|",
-    ]
+    lines += [f"    {about['command']}", "", "Rows, columns, slices, warps, stages; in bold the time over the table's.", ""]
+    lines.append("| kernel | type | head | length | the table's, ms | others, the fastest first | refused |")
+    lines.append("|---|---|---:|---:|---|---|---|")
     ratios = {}  # (kernel, type, head) -> candidate -> one ratio a length
     for case, found in zip(cases, report):
-        own, times = str(tuple(table_row(case))), found["milliseconds"]
+        own, times = str(tuple(table_row(case))), found["milliseconds"]  # none if the table's row itself is refused
         over = {name: time / times[own] for name, time in sorted(times.items(), key=lambda item: item[1])}
         for name, ratio in over.items():
             ratios.setdefault(case[:3], {}).setdefault(name, []).append(ratio)
         shown = ", ".join(f"{name} **{ratio:.3g}**" for name, ratio in over.items() if name != own)
-        cells = [case.kernel, str(case.dtype).split(".")[1], case.head, f"{case.length:,}", f"{own} {times[own]:.4g}", shown]
-        lines.append(f"| {' | '.join(map(str, cells))} | {', '.join(found['refused']) or '–'} |")
+        line = f"| {case.kernel} | {case.dtype} | {case.head} | {case.length:,} | {own} {times.get(own, math.nan):.4g} "
+        lines.append(f"{line}| {shown or '–'} | {', '.join(found['refused']) or '–'} |")
     lines += ["", "What `BLOCKS` would have, with the product of the ratios of all lengths:", ""]
     for (kernel, dtype, head), members in ratios.items():
         most = max(map(len, members.values()))  # a candidate that some length refuses serves none
