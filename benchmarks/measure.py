@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 PACKAGES = ("torch", "transformers", "triton", "flash-linear-attention")
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-6}  # relative to the largest entry
 LEAST_SAMPLE = 0.02  # seconds: faster functions are called several times a sample
 
 
@@ -116,6 +117,13 @@ def time_group(group: Group, device: str, seconds: float, progress: tqdm, limits
     return row
 
 
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str, largest: float = 0) -> None:
+    """Raises AssertionError unless the largest error is at most `tolerance` times the largest entry, or `largest`."""
+    error, largest = (found.double() - expected).abs().max().item(), max(expected.abs().max().item(), largest)
+    if not error <= tolerance * largest:
+        raise AssertionError(f"{what}: error {error:.2g} of entries up to {largest:.2g}; nothing was timed")
+
+
 def _time(function: Callable[[], object], calls: int, device: str) -> float:
     """Seconds a call."""
     if device == "cuda":
@@ -129,13 +137,13 @@ def _time(function: Callable[[], object], calls: int, device: str) -> float:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that a call needs above what is held before it. On Linux or a GPU; call it in a process of its own."""
+    """MiB that a call needs above what is held before it. On Linux, in a process of its own, or on a GPU."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the highest point starts anew
     before = _status("VmRSS")
     function()
@@ -172,13 +180,12 @@ def _processor() -> str:
 
 
 def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """Writes NAME.json, NAME.md and NAME.png. Written after every row, so that an interrupted run keeps what it has."""
+    """Writes NAME.json and NAME.md, after every row, so that an interrupted run keeps what it has."""
     content = {"about": about, "unit": unit, "rows": [asdict(row) for row in rows]}
     written = folder / f".{name}.{os.getpid()}"
     for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(about, rows, unit))):
         written.write_text(text + "\n", encoding="utf-8")
         written.replace(folder / f"{name}{suffix}")
-    plot(folder / f"{name}.png", about, rows, unit)
 
 
 def table(about: dict[str, str], rows: list[Row], unit: str) -> str:

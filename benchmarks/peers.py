@@ -1,4 +1,4 @@
-"""The operation's peers on a GPU, apart from softmax attention: what else gives LION's sums there.
+"""The operation's peers on a GPU, apart from softmax attention: what else gives LION's sums there, the torch forms among them.
 
     pip install flash-linear-attention      # the version read: 0.6.0
 
@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from lion_hf import lion_attention
+
 
 class Peer(NamedTuple):
     """The family whose sums it gives, a function of query, key, value and log-decay, and whether gates get a gradient."""
@@ -26,7 +28,9 @@ class Peer(NamedTuple):
 
 def load_peers() -> dict[str, Peer]:
     """Column of the table -> peer, as many as can be had here."""
-    peers = {"two products": Peer("LION-lit", two_products)}
+    torch_forms = partial(lion_attention, backend="torch")
+    peers = {f"{family}, torch": Peer(family, torch_forms) for family in ("LION-lit", "LION-D", "LION-S")}
+    peers["two products"] = Peer("LION-lit", two_products)
     try:
         from fla.ops.simple_gla import chunk_simple_gla
     except Exception as error:  # no package, or one that does not go with this triton, torch, driver or transformers

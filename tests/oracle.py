@@ -109,7 +109,9 @@ def make_problem(
         shape = (orders, 1, heads, 1) if mask_type == "decay" else (orders, batch, heads, length)
         gates = torch.nn.functional.logsigmoid(torch.randn(*shape) * 2 + 1).to(dtype).double()
         inputs["log_decay"] = (gates if ordered else gates[0]).to(device).requires_grad_()
-    options = {"normalize": normalize, "scale": 0.5, "feature_map": feature_map}
+    options = {"normalize": normalize, "scale": 0.5}
+    if feature_map != "identity":
+        options["feature_map"] = feature_map
     if padding != "none":
         options["attention_mask"] = make_mask(padding, batch, length).to(device)
     if packed:  # documents of every row; with orders the same for all, since an order keeps each in one piece

@@ -18,20 +18,20 @@ from tqdm import tqdm
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def scripts():
-    """The benchmarks' modules by name, imported as run.py imports those beside it."""
-    names = ("measure", "peers", "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield argparse.Namespace(**{name: importlib.import_module(name) for name in names})
-    for name in names:
-        del sys.modules[name]
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a module from the scripts' folder."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for path in FOLDER.glob("*.py"):
+        if path.stem not in before:
+            sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture
-def measure(scripts):
-    return scripts.measure
+def measure(module):
+    return module("measure")
 
 
 def causal(q, k, v, g=None, g_gamma=None, scale=1.0):
@@ -46,7 +46,7 @@ def causal(q, k, v, g=None, g_gamma=None, scale=1.0):
 
 @pytest.mark.parametrize("length", (1, 2, 9))
 @pytest.mark.parametrize("mask_type", ("decay", "selective"))
-def test_two_causal_passes_are_lion(scripts, mask_type, length):
+def test_two_causal_passes_are_lion(module, mask_type, length):
     """With every gradient, but for that of fixed gates."""
     problem = make_problem(mask_type, length)
     fixed = mask_type == "decay"
@@ -55,21 +55,21 @@ def test_two_causal_passes_are_lion(scripts, mask_type, length):
 
     def passes(query, key, value, log_decay, normalize, scale):
         query = query * (scale * query.shape[-1] ** 0.5)  # the peer's own is that of `lion_attention`
-        return scripts.peers.two_passes(causal, fixed, query, key, value, log_decay)
+        return module("peers").two_passes(causal, fixed, query, key, value, log_decay)
 
     check(problem, passes, torch.float64, 1e-12)
 
 
-def test_two_products_are_lion(scripts):
+def test_two_products_are_lion(module):
     problem = make_problem("lit", 9)
 
     def products(query, key, value, normalize, scale):
-        return scripts.peers.two_products(query * (scale * query.shape[-1] ** 0.5), key, value, None)
+        return module("peers").two_products(query * (scale * query.shape[-1] ** 0.5), key, value, None)
 
     check(problem, products, torch.float64, 1e-12)
 
 
-def test_peers_are_checked_before_they_are_timed(scripts, capsys):
+def test_peers_are_checked_before_they_are_timed(module, capsys):
     """One that is right is a column; one whose sums or gradients are wrong, or that fails, is named and left out."""
 
     def unshifted(query, key, value, log_decay):
@@ -79,21 +79,23 @@ def test_peers_are_checked_before_they_are_timed(scripts, capsys):
 
     def untrained(query, key, value, log_decay):
         """Right sums whose keys' gradient is doubled."""
-        return scripts.peers.two_passes(causal, False, query, 2 * key - key.detach(), value, log_decay)
+        return module("peers").two_passes(causal, False, query, 2 * key - key.detach(), value, log_decay)
 
     def failing(*inputs):
         raise RuntimeError("refuses the backward pass")
 
-    peer, passes = scripts.peers.Peer, scripts.peers.two_passes
-    peers = {"products": peer("LION-lit", scripts.peers.two_products)}
+    peer, passes = module("peers").Peer, module("peers").two_passes
+    peers = {"products": peer("LION-lit", module("peers").two_products)}
     peers["fixed"] = peer("LION-D", partial(passes, causal, True), learns_gates=False)
     peers |= {"passes": peer("LION-S", partial(passes, causal, False)), "unshifted": peer("LION-S", unshifted)}
     peers |= {"untrained": peer("LION-S", untrained), "failing": peer("LION-S", failing)}
     args = argparse.Namespace(device="cpu", dtype="float32")
     found = {}
     for what in ("forward", "forward + backward"):
-        found[what] = scripts.run.op_group(args, 20, what, peers)
+        found[what] = module("run").op_group(args, 20, what, peers)
         found[what].check()
+        for function in found[what].functions.values():
+            function()
     ours = {"LION-lit", "LION-D", "LION-S", "SDPA"}
     assert set(found["forward"].functions) == ours | {"products", "fixed", "passes", "untrained"}
     assert set(found["forward + backward"].functions) == ours | {"products", "fixed", "passes"}
@@ -133,11 +135,13 @@ def test_quick_run_of_everything(tmp_path):
         for row in report["rows"]:
             assert all(value >= 0 for value in row["values"].values())
             assert (row["baseline"] is None) == suite.endswith("memory")
+            assert suite != "train" or {"LION-lit", "LION-D", "LION-S"} < set(row["ratios"])
             for name, (low, middle, high) in row["ratios"].items():
                 assert low <= middle <= high
                 assert 0.05 < middle / (row["values"][name] / row["values"][row["baseline"]]) < 20  # other jobs may run beside
                 assert name in row["values"] and name != row["baseline"]
         table = (tmp_path / f"{suite}-cpu.md").read_text()
+        assert suite != "train" or ("### image training" in table and "LION-S snake" in table)
         assert table in finished.stdout and "| length |" in table
         assert (tmp_path / f"{suite}-cpu.png").stat().st_size > 5000
 
@@ -179,12 +183,47 @@ def test_ratios_are_those_of_the_times(measure):
     assert 2 < row.ratios["five"][1] < 12 and "one" not in row.ratios and row.repeats >= 3
 
 
+def test_a_failed_group_does_not_take_the_others_with_it(measure, module, tmp_path, monkeypatch, capsys):
+    def check():
+        raise AssertionError("results differ")
+
+    script = module("run")
+    groups = [measure.Group("suite", n, "forward", {"ours": list}, None, check if n == 8 else lambda: None) for n in (8, 9)]
+    monkeypatch.setattr(script, "SUITES", {"op": lambda args: [lambda group=group: group for group in groups]})
+    monkeypatch.setattr(script, "rates", lambda *args: (1.0, 1.0))
+    args = argparse.Namespace(device="cpu", dtype="float32", compile=False, seconds=0, output=tmp_path)
+    assert script.measure("op", args) == 1
+    assert "results differ" in capsys.readouterr().err
+    assert [row["length"] for row in json.loads((tmp_path / "op-cpu.json").read_text())["rows"]] == [9]
+    monkeypatch.setattr(sys, "argv", ["run.py", "all", "--output", str(tmp_path), "--seconds", "0"])
+    with pytest.raises(SystemExit, match="1 of the groups failed"):
+        script.main()
+
+
+def test_other_cuts_of_the_kernels(module):
+    """In the interpreter: which candidates there are, whose launches are kept, what is refused, and what is proposed."""
+    pytest.importorskip("triton")
+    blocks = module("blocks")
+    case = blocks.Case("grad_query", torch.bfloat16, 64, 20, 1)
+    own = blocks.table_row(case)
+    rows = blocks.candidates(own, few=False)
+    assert rows[0] == own and len(set(rows)) == len(rows) > 5
+    launches = blocks.both_passes(case, rows[1], blocks.inputs_of(case, 1, "cpu"))[1]
+    assert [launch.keywords["BLOCK_M"] for launch in launches] == [rows[1].rows] and rows[1].rows != own.rows
+    assert blocks.refusal((case, rows[1], "cpu")) is None
+    assert "Error: " in blocks.refusal((case, own._replace(rows=24), "cpu"))
+    report = [{"milliseconds": {str(tuple(own)): 2.0, str(tuple(rows[1])): 1.0}, "refused": {}}]
+    about = {"device": "some", "date": "today", "torch": "2", "triton": "3", "command": "python"}
+    assert f"grad_query: (2, 64): Blocks{tuple(rows[1])},  # 0.5" in blocks.table(about, [case], report)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["op", "--lengths", "0"], "--lengths 0: expected integers of at least 1"),
         (["op", "--output", __file__], f"--output {__file__}: this path is or goes through a file"),
         (["ops"], "invalid choice: 'ops'"),
+        (["blocks"], "blocks: times the kernels of a GPU; add --device cuda"),
         pytest.param(
             ["op", "--device", "cuda"],
             "torch finds no CUDA device here",
