@@ -238,7 +238,7 @@ def _timed(calls: dict, grad: torch.Tensor, training: bool) -> dict:
     """
     if not training:
         return {name: torch.no_grad()(call) for name, call in calls.items()}
-    leaves = {name: [x for x in call.args if x is not None and x.requires_grad] for name, call in calls.items()}
+    leaves = {name: [x for x in call.args if torch.is_tensor(x) and x.requires_grad] for name, call in calls.items()}
     return {
         name: lambda call=call, leaves=leaves[name]: torch.autograd.grad(call(), leaves, grad, allow_unused=True)
         for name, call in calls.items()
