@@ -394,9 +394,9 @@ def fused_features(
     block = max(1, FEATURES_SIZE // width)
     other = x if grad is None else grad
     with torch.cuda.device_of(x):
-        features_kernel[(triton.cdiv(batch * heads * length, block),)](
+        features_kernel[(batch * heads * triton.cdiv(length, block),)](
             x, other, result, x if mask is None else mask.contiguous(), *x.stride(), *other.stride(), *result.stride(),
-            batch=batch, heads=heads, length=length, D=head, BLOCK_D=width, BLOCK=block, NAME=name, MASKED=mask is not None,
+            heads=heads, length=length, D=head, BLOCK_D=width, BLOCK=block, NAME=name, MASKED=mask is not None,
             BACKWARD=grad is not None,
         )  # fmt: skip
     return result

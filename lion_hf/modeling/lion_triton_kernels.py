@@ -74,7 +74,7 @@ def _store_tile(base, row_stride, column_stride, keep, x, WIDTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUNTIME)
 def features_kernel(
-    x, grad, result, mask, x_b, x_h, x_l, x_d, g_b, g_h, g_l, g_d, r_b, r_h, r_l, r_d, batch, heads, length,
+    x, grad, result, mask, x_b, x_h, x_l, x_d, g_b, g_h, g_l, g_d, r_b, r_h, r_l, r_d, heads, length,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, NAME: tl.constexpr, MASKED: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):  # fmt: skip
@@ -82,30 +82,27 @@ def features_kernel(
 
     Inside the kernels of products a source would be mapped again for every block of targets.
     """
-    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, h, token = rows // length // heads, rows // length % heads, rows % length
-    exist = b < batch
-    keep = _tokens_to_read(mask + b * length, token, tl.where(exist, length, 0), MASKED)
-    dims = tl.arange(0, BLOCK_D)[None, :]
-    inside = keep[:, None] & (dims < D)
-    x = tl.load(x + (b * x_b + h * x_h + token * x_l)[:, None] + dims * x_d, mask=inside, other=0.0).to(tl.float32)
+    row, b, h, _, _, first, end = _place(length, length, heads, BLOCK)
+    tokens = first + tl.arange(0, BLOCK)
+    keep = _tokens_to_read(mask + b * length, tokens, end, MASKED)
+    x = _tile(x + b * x_b + h * x_h + first.to(tl.int64) * x_l, x_l, x_d, keep, 0, D, BLOCK_D, tl.float32)
     if NAME == "elu_plus_one":
         y = tl.where(x > 0, x + 1, tl.exp(x))
         slope = tl.where(x > 0, 1.0, y)
     else:
         tl.static_assert(NAME == "normalized_silu")
         gate = tl.sigmoid(x)
-        y = tl.where(inside, x * gate + 0.5, 0.0)
+        y = tl.where((tl.arange(0, BLOCK_D) < D)[None, :], x * gate + 0.5, 0.0)
         unit = 1 / tl.maximum(tl.sqrt(tl.sum(y * y, 1)), 1e-12, propagate_nan=tl.PropagateNan.ALL)[:, None]
         y *= unit
         slope = gate * (1 + x * (1 - gate)) * unit
     if BACKWARD:
-        g = tl.load(grad + (b * g_b + h * g_h + token * g_l)[:, None] + dims * g_d, mask=inside, other=0.0).to(tl.float32)
+        g = _tile(grad + b * g_b + h * g_h + first.to(tl.int64) * g_l, g_l, g_d, keep, 0, D, BLOCK_D, tl.float32)
         if NAME == "normalized_silu":  # the part along the unit vector changes nothing
             g -= tl.sum(g * y, 1)[:, None] * y
         y = g * slope
-    y = _narrow(tl.where(keep[:, None], y, 0.0), result.dtype.element_ty)
-    tl.store(result + (b * r_b + h * r_h + token * r_l)[:, None] + dims * r_d, y, mask=exist[:, None] & (dims < D))
+    result += b * r_b + h * r_h + first.to(tl.int64) * r_l
+    _store_tile(result, r_l, r_d, tokens < end, tl.where(keep[:, None], y, 0.0), D)
 
 
 @triton.jit
