@@ -89,7 +89,7 @@ def test_peers_are_checked_before_they_are_timed(module, capsys):
     peers["fixed"] = peer("LION-D", partial(passes, causal, True), learns_gates=False)
     peers |= {"passes": peer("LION-S", partial(passes, causal, False)), "unshifted": peer("LION-S", unshifted)}
     peers |= {"untrained": peer("LION-S", untrained), "failing": peer("LION-S", failing)}
-    args = argparse.Namespace(device="cpu", dtype="float32")
+    args = argparse.Namespace(device="cpu", dtype="float32", quick=False)
     found = {}
     for what in ("forward", "forward + backward"):
         found[what] = module("run").op_group(args, 20, what, peers)
