@@ -167,7 +167,7 @@ def op_group(args, length: int, what: str, peers: dict[str, Peer]) -> Group:
 
     work = {name: [batch * n for n in least_work(name, length, dtype, training)] for name in FAMILIES}
     beside = {peer.family: name for name, peer in peers.items()}  # the last of each family
-    what += f", {batch} rows" if args.device == "cuda" else ""
+    what += f", {batch} row{'s' * (batch > 1)}" if args.device == "cuda" else ""
     return Group("operation", length, what, functions, softmax, check, work, beside)
 
 
