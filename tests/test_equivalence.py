@@ -81,9 +81,12 @@ def test_more_scores_than_are_computed_at_a_time(mask_type, length, ordered, dev
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_half_precision(mask_type, form, padding, packed, dtype, tolerance, device):
-    """Within two units in the last place of the largest entry, on inputs that the type represents exactly."""
+    """Within two units in the last place of the largest entry, on inputs that the type represents exactly.
+
+    On a GPU too by the torch forms: the kernels, whose products round more, have this test in test_triton.py.
+    """
     problem = make_problem(mask_type, 65, padding, packed, ordered=packed, normalize=packed, dtype=dtype, device=device)
-    check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16)
+    check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16, backend="torch")
 
 
 @pytest.mark.parametrize("dtype, tolerance", [*EXACT, *HALF], ids=lambda x: str(x).removeprefix("torch."))
@@ -97,7 +100,7 @@ def test_feature_maps(mask_type, feature_map, padding, ordered, normalize, dtype
     options = {"feature_map": feature_map, "dtype": dtype, "device": device}
     problem = make_problem(mask_type, 33, padding, False, ordered, normalize, **options)
     for form in FORMS:
-        check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16)
+        check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16, backend="torch")
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

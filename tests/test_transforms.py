@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from lion_hf import lion_attention
 from lion_hf.modeling.configuration_lion import MASK_TYPES
+from lion_hf.modeling.lion_ops import FORMS
 
 
 def per_sample_gradients(network, inputs, labels):
@@ -63,6 +64,20 @@ def test_batches_of_batches(mask_type):
             *(x.unflatten(0, (2, 3)) for x in (input_ids, attention_mask))
         )
     torch.testing.assert_close(found.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("feature_map", ("elu_plus_one", "normalized_silu"))
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_from_outside_of_vmap(form, feature_map):
+    """Inside it no tensor says that it requires a gradient, and yet nothing that is recorded may be written over."""
+    x = torch.randn(3, 1, 2, 9, 4, dtype=torch.float64, requires_grad=True)
+    gates = torch.full((1, 2, 1), -0.1, dtype=torch.float64)
+
+    def run(x):
+        return lion_attention(x, x, x, gates, feature_map=feature_map, form=form)
+
+    found, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (vmap(run)(x), torch.stack([*map(run, x)])))
+    torch.testing.assert_close(found, expected)
 
 
 def test_jacobian_of_the_chunk_form():

@@ -214,10 +214,13 @@ def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
         torch.testing.assert_close(output[0, 0, :, 0].double().cpu(), expected, rtol=1e-5, atol=0)
 
 
-def test_one_order(device, small_blocks):
-    """A single permutation is not the tokens as they stand."""
+@pytest.mark.parametrize("strided, dtype", [(False, torch.long), (True, torch.long), (False, torch.int32)])
+def test_one_order(strided, dtype, device, small_blocks):
+    """A single permutation is not the tokens as they stand, and nothing stacks it: it has any strides and integers."""
     problem = make_problem("selective", 37, "left", False, True, True, batch=1, heads=2, device=device)
-    problem.options["order"] = problem.options["order"][:1]
+    order = problem.options["order"].to(dtype)
+    problem.options["order"] = (order.T.contiguous().T if strided else order)[:1]
+    assert problem.options["order"].stride(1) == 1 + strided
     gates = problem.inputs["log_decay"][:1].detach()
     inputs = {**problem.inputs, "log_decay": gates}
     inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}

@@ -15,6 +15,8 @@ import contextlib
 import torch
 from torch.nn import functional as F
 
+from .lion_checks import in_transform
+
 # exp() of these is exactly 0: a cut edge (log-decay -inf) becomes one, so that differences of prefix sums stay finite.
 LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
 
@@ -48,8 +50,12 @@ def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
 
 
 def needs_grad(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd will record what is done with the tensors, so that nothing may be written in place."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    """Whether autograd may record what is done with the tensors, so that nothing may be written in place.
+
+    Inside a transform of torch.func a tensor does not say what is recorded outside of it.
+    """
+    eager = not torch.compiler.is_compiling()
+    return torch.is_grad_enabled() and any(x is not None and (x.requires_grad or (eager and in_transform(x))) for x in tensors)
 
 
 def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,7 @@ def lion_attention(
     """
     if form not in ATTENTION_FORMS:
         raise ValueError(f"form={form!r}: expected one of {ATTENTION_FORMS}")
-    if feature_map not in FEATURE_MAPS:
+    if feature_map not in tuple(FEATURE_MAPS):
         raise ValueError(f"feature_map={feature_map!r}: expected one of {tuple(FEATURE_MAPS)}")
     check_operation(query, key, value, log_decay, attention_mask, seq_idx, order, scale, normalize, eps, dropout_p, chunk_size)
     if dropout_p > 0 and form not in ("auto", "attention"):
@@ -293,6 +293,7 @@ def _fuse(
         None if x[0] is None else x[0][None] if len(x) == 1 else torch.stack(x) for x in zip(*directions)
     )
     chunk_size = chunk_size if form == "chunk" and order is None else query.shape[2]
+    order = None if order is None else order.long().contiguous()  # one that is not stacked has the caller's type and strides
     seed = torch.randint(2**62, (1,), device=query.device) if dropout_p > 0 else None
     others = (forward, backward, order, mask, seed, dropout_p)
     return fused_forward(query, key, value, *others, scale, normalize, eps, chunk_size, value.dtype)[0]
