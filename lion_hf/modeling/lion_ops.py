@@ -143,7 +143,7 @@ def lion_attention(
             return _fuse(query, key, value, mask, directions, scale, normalize, eps, dropout_p, form, chunk_size)
         inputs = _without_padding(hidden, query, key, value)
         if feature_map != "identity" and not fused:
-            features = (FEATURE_MAPS[feature_map](x.to(dtype)) for x in inputs[:2])
+            features = (FEATURE_MAPS[feature_map](x.to(dtype)).to(value.dtype) for x in inputs[:2])
             inputs = (*_without_padding(hidden, *features), inputs[2])
         weights = None
         if need_weights or form == "attention":
