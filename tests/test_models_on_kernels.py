@@ -7,7 +7,7 @@ import torch
 from models import IMAGE_FAMILIES, IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config
 
 from lion_hf import lion_attention
-from lion_hf.modeling import modeling_lion
+from lion_hf.modeling import lion_ops, modeling_lion
 from lion_hf.modeling.configuration_lion import MASK_TYPES
 
 pytest.importorskip("triton")
@@ -77,13 +77,18 @@ def test_every_head_on_a_gpu(kind, head, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ("compiled", "checkpointed"))
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_training_on_a_gpu(kind, how):
+def test_training_on_a_gpu(kind, how, monkeypatch):
     """A step under autocast, as Trainer takes it, chooses the kernels by itself; compiled or checkpointed it gives the same."""
     head = "MaskedLM" if kind.startswith("text") else "ImageClassification"
     dropout = 0.1 if how == "checkpointed" else 0.0  # what is computed again must drop the same
-    network = model(head, CONFIGS[kind](hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)).cuda().train()
+    options = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "chunk_size": None}
+    network = model(head, CONFIGS[kind](**options)).cuda().train()
     inputs = {name: x.cuda() for name, x in padded(inputs_of(head, network.config)).items()}
-    found = []
+    found, calls, kernels = [], [], lion_ops.fused_forward
+    with monkeypatch.context() as patch:
+        patch.setattr(lion_ops, "fused_forward", lambda *args: calls.append(1) or kernels(*args))
+        network(**inputs)
+    assert len(calls) == network.config.num_hidden_layers
     for changed in (False, True):
         run = network
         if changed and how == "compiled":

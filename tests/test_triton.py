@@ -102,7 +102,7 @@ def test_head_sizes(head_dim, value_dim, device):
     check(problem, fused, torch.float32, 1e-4, form="chunk", chunk_size=9)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), *HALF], ids=lambda x: str(x).removeprefix("torch."))
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 4e-6), *HALF], ids=lambda x: str(x).removeprefix("torch."))
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "identity"])
 def test_feature_maps(name, dtype, tolerance, device):
     """Features and gradients in any type, for odd heads, strides, and padding that holds anything."""
@@ -163,7 +163,7 @@ def test_dropout(mask_type, ordered, normalize, device, small_blocks):
     kept = fused(ones, ones, places, scale=1.0, dropout_p=0.25).double()  # score by score
     assert ((kept == 0) | (kept == kept.max())).all()
     assert kept.max().item() == pytest.approx(1 / 0.75)
-    assert abs((kept == 0).double().mean() - 0.25) < 0.03  # four standard deviations of a share of 5,476 scores
+    assert abs((kept == 0).double().mean() - 0.25) < 0.03  # five standard deviations of a share of 5,476 scores
     again = fused(ones, ones, places, scale=1.0, dropout_p=0.25)
     for other in (kept[0, 1], kept[1, 0], again[0, 0]):
         assert ((kept[0, 0] == 0) != (other == 0)).double().mean() > 0.3  # of independent ones 0.375
