@@ -157,16 +157,16 @@ def test_strided_inputs(form, device):
 )
 def test_dropout(mask_type, ordered, normalize, device, small_blocks):
     """Forward and backward drop the same scores, others in every head, row and call, and as many as they should."""
-    problem = make_problem(mask_type, 37, "interior", False, bool(ordered), bool(normalize), heads=2, device=device)
-    ones, places = torch.ones(2, 2, 37, 1, device=device), torch.eye(37, device=device).expand(2, 2, -1, -1)
+    problem = make_problem(mask_type, 20, "interior", False, bool(ordered), bool(normalize), heads=2, device=device)
+    ones, places = torch.ones(2, 2, 20, 1, device=device), torch.eye(20, device=device).expand(2, 2, -1, -1)
     torch.manual_seed(3)
     kept = fused(ones, ones, places, scale=1.0, dropout_p=0.25).double()  # score by score
     assert ((kept == 0) | (kept == kept.max())).all()
     assert kept.max().item() == pytest.approx(1 / 0.75)
-    assert abs((kept == 0).double().mean() - 0.25) < 0.03  # five standard deviations of a share of 5,476 scores
+    assert abs((kept == 0).double().mean() - 0.25) < 0.055  # five standard deviations of a share of 1,600 scores
     again = fused(ones, ones, places, scale=1.0, dropout_p=0.25)
     for other in (kept[0, 1], kept[1, 0], again[0, 0]):
-        assert ((kept[0, 0] == 0) != (other == 0)).double().mean() > 0.3  # of independent ones 0.375
+        assert ((kept[0, 0] == 0) != (other == 0)).double().mean() > 0.25  # of independent ones 0.375
 
     weights = lion_attention(**problem.inputs, **problem.options, need_weights=True)[1]
     problem.expected = gradients((weights * kept) @ problem.inputs["value"], problem, problem.inputs)
@@ -304,7 +304,7 @@ def test_autocast_and_mixed_types(device):
     assert torch.equal(plain, mixed)
 
 
-@pytest.mark.parametrize("form, normalize, dropout_p", [("chunk", False, 0.0), ("chunk", True, 0.0), ("attention", True, 0.25)])
+@pytest.mark.parametrize("form, normalize, dropout_p", [("chunk", False, 0.0), ("attention", True, 0.25)])
 def test_compile_without_graph_breaks(form, normalize, dropout_p, device):
     inputs = [torch.rand(2, 3, 9, 4, device=device, requires_grad=True) for _ in range(3)]
     inputs.append(F.logsigmoid(torch.randn(2, 3, 9, device=device)).requires_grad_())
