@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from lion_hf.modeling import lion_triton
 from lion_hf.modeling.lion_chunkwise import default_chunk_size
-from lion_hf.modeling.lion_triton import BLOCKS, LARGEST_HEAD, Blocks
+from lion_hf.modeling.lion_triton import BLOCKS, LARGEST_HEAD, Blocks, blocks_of
 
 LENGTHS, HEAD_SIZES, DTYPES = (197, 4096), (64, 128), (torch.bfloat16, torch.float32)
 WIDTH = 768  # of all heads together
@@ -88,8 +88,7 @@ def tune(args: argparse.Namespace) -> None:
 
 
 def table_row(case: Case) -> Blocks:
-    rows = BLOCKS[case.kernel].items()
-    return next(row for (element, head), row in rows if element == case.dtype.itemsize and case.head <= head)
+    return blocks_of(case.kernel, case.dtype.itemsize, case.head)
 
 
 def candidates(row: Blocks, few: bool) -> list[Blocks]:

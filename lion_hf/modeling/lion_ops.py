@@ -136,11 +136,11 @@ def lion_attention(
         log_decay = _map(lambda x: x.to(dtype).clamp(min=LOG_ZERO[dtype]), log_decay)
         directions = _directions(log_decay, mask, seq_idx, order, length)
         scans = FUSED_SCANS if fused else SCANS
-        hidden = None if mask is None else ~mask[:, None, :, None]
         if fused and feature_map != "identity":
             query, key = (fused_features(x, None, mask, feature_map, value.dtype) for x in (query, key))
         if fused and not _apart(form, directions, length, chunk_size):
             return _fuse(query, key, value, mask, directions, scale, normalize, eps, dropout_p, form, chunk_size)
+        hidden = None if mask is None else ~mask[:, None, :, None]
         inputs = _without_padding(hidden, query, key, value)
         if feature_map != "identity" and not fused:
             features = (FEATURE_MAPS[feature_map](x.to(dtype)).to(value.dtype) for x in inputs[:2])

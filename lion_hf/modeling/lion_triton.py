@@ -264,6 +264,11 @@ def _power(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
+def blocks_of(kernel: str, element: int, head: int) -> Blocks:
+    """The first row of the table that holds the head, for so many bytes an element."""
+    return next(row for (size, largest), row in BLOCKS[kernel].items() if size == element and head <= largest)
+
+
 class _Call:
     """Sizes, prefix sums and launches that the two passes share; the arguments are those of `fused_forward`."""
 
@@ -304,14 +309,9 @@ class _Call:
     def scan_block(self) -> int:
         return min(1024, _power(self.chunk))
 
-    def blocks(self, kernel: str) -> Blocks:
-        """The first row of the table that holds the head."""
-        table, head = BLOCKS[kernel].items(), max(self.head, self.value_head)
-        return next(blocks for (element, largest), blocks in table if element == self.element and head <= largest)
-
     def launch(self, kernel, name: str, *args, states=None, **options) -> None:
         """One of the three kernels that compute a chunk block by block."""
-        blocks = self.blocks(name)
+        blocks = blocks_of(name, self.element, max(self.head, self.value_head))
         strides = (0, 0, 0) if states is None else self.states_strides(states)
         kernel[(self.rows * self.count * triton.cdiv(self.chunk, blocks.rows),)](
             *args, *self.sums_strides, *strides, heads=self.heads, length=self.length, chunk=self.chunk, scale=self.scale,
@@ -334,7 +334,7 @@ class _Call:
         """
         if not self.states:
             return None
-        blocks = self.blocks("write_states")
+        blocks = blocks_of("write_states", self.element, max(self.head, self.value_head))
         tile_d, tile_v = min(_power(self.head), blocks.slices), min(_power(self.value_head), blocks.columns)
         tiles = triton.cdiv(self.head, tile_d) * triton.cdiv(self.value_head, tile_v)
         states = x.new_empty(self.rows, self.sides, self.count, self.elements, dtype=torch.float32)
