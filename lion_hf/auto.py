@@ -1,9 +1,13 @@
 """LION's entries in the Auto classes of transformers."""
 
-from pathlib import Path
-
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BertTokenizer, BitImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BertTokenizer,
+    BitImageProcessor,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .modeling import modeling_lion
@@ -26,9 +30,13 @@ def register() -> None:
     """Registers configuration, models, tokenizer and image processor. Calling it again changes nothing."""
     AutoConfig.register(LionConfig.model_type, LionConfig, exist_ok=True)
     for auto_name, name in AUTO_MODELS.items():
-        getattr(transformers, auto_name).register(LionConfig, getattr(modeling_lion, name), exist_ok=True)
+        getattr(transformers, auto_name).register(
+            LionConfig, getattr(modeling_lion, name), exist_ok=True
+        )
     AutoTokenizer.register(LionConfig, tokenizer_class=BertTokenizer, exist_ok=True)
-    AutoImageProcessor.register(LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)
+    AutoImageProcessor.register(
+        LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True
+    )
 
 
 def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> BitImageProcessor:
@@ -43,23 +51,22 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
     """
     sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"image_size={image_size!r}: expected an integer of at least 1 or a pair of them (height, width)")
+        raise ValueError(
+            f"image_size={image_size!r}: expected an integer of at least 1 or a pair of them (height, width)"
+        )
     if not isinstance(crop, int | float) or not 0 < crop <= 1:
         raise ValueError(f"crop={crop!r}: expected a share above 0, at most 1")
     height, width = sides
     square = height == width
-    size = {"shortest_edge": round(height / crop)} if square else {"height": round(height / crop), "width": round(width / crop)}
+    size = (
+        {"shortest_edge": round(height / crop)}
+        if square
+        else {"height": round(height / crop), "width": round(width / crop)}
+    )
     return BitImageProcessor(
         size=size,
         crop_size={"height": height, "width": width},
         resample=PILImageResampling.BICUBIC,
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
-    )
-
-
-def has_weights(model: str) -> bool:
-    """Whether a folder holds weights; a name on the Hub is taken to."""
-    return not Path(model).is_dir() or any(
-        file for kind in ("*.safetensors", "pytorch_model*.bin") for file in Path(model).glob(kind)
     )

@@ -1,11 +1,9 @@
 """Publishing: `save_for_hub` writes a folder that needs no installed lion_hf, `publish` uploads it."""
 
-import contextlib
 import copy
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +15,9 @@ from .auto import AUTO_MODELS
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
 from .modeling.modeling_lion import LionPreTrainedModel
-from .original import ConversionError
+from .presets import shipped
 
 CODE = Path(modeling_lion.__file__).parent
-PACKAGE = Path(__file__).parent
-TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")  # in an installed package, in a checkout
 
 # Auto class -> class in the code files that travel with a checkpoint.
 AUTO_MAP = {
@@ -43,40 +39,14 @@ PIPELINE_TAGS = {
 
 # Never uploaded: caches and version control; what a run leaves beside its model, pickles and the names of machines among it.
 HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*"]
-HIDDEN_FILES += ["*.pt", "*.pth", "*.pkl", "training_args.bin", "*/training_args.bin", "*.tfevents.*"]
-
-
-def check_new_folder(output: str | os.PathLike) -> Path:
-    """The absolute path of a folder to write, after the check that it does not exist or is empty; it is not made yet.
-
-    Raises:
-        ConversionError: if something is there.
-    """
-    output = Path(output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: choose another output")
-    return output
-
-
-@contextlib.contextmanager
-def new_folder(output: str | os.PathLike) -> Iterator[Path]:
-    """Writes a folder that appears under its name only if all went well.
-
-    Yields:
-        The path to write to, which does not exist yet. Its parent is hidden, beside the output, and this writer's alone: what
-        is left in there goes at the end, after an error or an interruption everything does.
-
-    Raises:
-        ConversionError: as `check_new_folder`, which a caller with much to do first asks beforehand.
-    """
-    output = check_new_folder(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name
-        yield folder
-        if output.exists():
-            output.rmdir()  # Windows renames onto nothing
-        folder.rename(output)
+HIDDEN_FILES += [
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "training_args.bin",
+    "*/training_args.bin",
+    "*.tfevents.*",
+]
 
 
 def save_for_hub(
@@ -115,23 +85,37 @@ def save_for_hub(
     Raises:
         ValueError: for a model of another class, or metrics without data set.
     """
-    auto_name = {own: auto for auto, own in AUTO_MODELS.items()}.get(type(model).__name__.removeprefix("FSDP"))
+    auto_name = {own: auto for auto, own in AUTO_MODELS.items()}.get(
+        type(model).__name__.removeprefix("FSDP")
+    )
     if auto_name is None:
         raise ValueError(
             f"model is a {type(model).__name__}: expected one of {tuple(AUTO_MODELS.values())}, because only their code travels"
             " (of a wrapped or compiled model, pass the model inside)"
         )
     if metrics and dataset is None:
-        raise ValueError(f"metrics {dict(metrics)} without dataset: name the data set that they were measured on")
+        raise ValueError(
+            f"metrics {dict(metrics)} without dataset: name the data set that they were measured on"
+        )
 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder, or a new name")
     card = _model_card(
-        model, auto_name, processing_class, repo_id or folder.resolve().name, language, license, dataset, metrics, base_model
+        model,
+        auto_name,
+        processing_class,
+        repo_id or folder.resolve().name,
+        language,
+        license,
+        dataset,
+        metrics,
+        base_model,
     )
     model.save_pretrained(folder, state_dict=state_dict)
-    if (folder / "model.safetensors").exists():  # not sharded: the index of an older, sharded save would be read first
+    if (
+        folder / "model.safetensors"
+    ).exists():  # not sharded: the index of an older, sharded save would be read first
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     config = copy.deepcopy(model.config)
     config.auto_map = AUTO_MAP
@@ -145,12 +129,20 @@ def save_for_hub(
     return folder
 
 
-def _model_card(model, auto_name, processing_class, repo_id, language, license, dataset, metrics, base_model) -> ModelCard:
+def _model_card(
+    model, auto_name, processing_class, repo_id, language, license, dataset, metrics, base_model
+) -> ModelCard:
     config = model.config
     height, width = config.image_height_width
     pipeline_tag = PIPELINE_TAGS[auto_name][config.modality]
     results = [
-        EvalResult(pipeline_tag, dataset_type=dataset, dataset_name=dataset, metric_type=metric, metric_value=value)
+        EvalResult(
+            pipeline_tag,
+            dataset_type=dataset,
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_value=value,
+        )
         for metric, value in (metrics or {}).items()
     ]
     data = ModelCardData(
@@ -159,7 +151,13 @@ def _model_card(model, auto_name, processing_class, repo_id, language, license, 
         base_model=base_model,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
-        tags=["lion", f"lion-{config.mask_type}", "linear-attention", "custom_code", "arxiv:2502.16249"],
+        tags=[
+            "lion",
+            f"lion-{config.mask_type}",
+            "linear-attention",
+            "custom_code",
+            "arxiv:2502.16249",
+        ],
         datasets=dataset,
         metrics=list(metrics) if metrics else None,
         model_name=repo_id.split("/")[-1],
@@ -167,7 +165,7 @@ def _model_card(model, auto_name, processing_class, repo_id, language, license, 
     )
     return ModelCard.from_template(
         data,
-        template_path=str(next(folder for folder in TEMPLATES if folder.is_dir()) / "template.md"),
+        template_path=str(shipped("model_cards") / "template.md"),
         model_name=data.model_name,
         repo_id=repo_id,
         auto_class=auto_name,
@@ -200,12 +198,21 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}: write it with lion_hf.save_for_hub")
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} lacks weights (*.safetensors): write it with lion_hf.save_for_hub")
-    paths = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
-    return {path: (folder / path).stat().st_size for path in filter_repo_objects(paths, ignore_patterns=HIDDEN_FILES)}
+        raise ValueError(
+            f"{folder} lacks weights (*.safetensors): write it with lion_hf.save_for_hub"
+        )
+    paths = (
+        file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()
+    )
+    return {
+        path: (folder / path).stat().st_size
+        for path in filter_repo_objects(paths, ignore_patterns=HIDDEN_FILES)
+    }
 
 
-def publish(folder: str | os.PathLike, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
+def publish(
+    folder: str | os.PathLike, repo_id: str, *, private: bool = False, revision: str | None = None
+) -> str:
     """Uploads a folder to the Hub, without asking.
 
     Args:
@@ -226,7 +233,9 @@ def publish(folder: str | os.PathLike, repo_id: str, *, private: bool = False, r
     try:
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"{repo_id} exists and is public, so nothing was uploaded: make it private or choose another name")
+            raise ValueError(
+                f"{repo_id} exists and is public, so nothing was uploaded: make it private or choose another name"
+            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
