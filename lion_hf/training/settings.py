@@ -5,6 +5,7 @@ import difflib
 import enum
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -14,12 +15,50 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from ..folders import write_text
 from ..presets import find_recipe
 from .processes import start_processes
 
 SETTINGS_FILE = "settings.yaml"
 # What a program is asked to do with a run. It is no part of the run's settings.
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 ACTIONS = ("do_train", "do_eval", "do_predict")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads no, on, 12:30 and 007 as text, and 1e-3 as a number, close to YAML 1.2."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader`, or a reader of YAML 1.1, would take for something else."""
+
+
+FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$"
+)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("int", re.compile("([-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$"), "-+0123456789"),
+    ("float", FLOAT, "-+.0123456789"),
+    ("float", re.compile(r"\.(nan|NaN|NAN)$"), "."),
+    ("merge", re.compile("<<$"), "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values from YAML; `no`, `yes`, `on`, `off`, dates and 007 stay text.
+
+    Raises:
+        ValueError: if the text is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def parse_settings(
@@ -98,8 +137,8 @@ def save_settings(folder: str | os.PathLike, *instances: Any) -> dict[str, Any]:
     """Writes the instances' fields that have a value to `settings.yaml` in the folder, for `--config`; returns them."""
     settings = resolved_settings(*instances)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    Path(folder, SETTINGS_FILE).write_text(text, encoding="utf-8")
+    text = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    write_text(Path(folder, SETTINGS_FILE), text)
     return settings
 
 
@@ -146,8 +185,8 @@ def parse_mapping(text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        return yaml.safe_load(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
-    except (yaml.YAMLError, RecursionError) as error:
+        return load_yaml(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
+    except ValueError as error:
         raise ValueError(f"{text!r}: expected name=value,name=value") from error
 
 
@@ -162,6 +201,8 @@ def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any
     for name in overrides:
         if name not in legal:
             raise ValueError(_unknown("field", str(name), legal).replace(" (--help shows all)", ""))
+        if isinstance(getattr(config, name, None), bool) and overrides[name] in SWITCHES:
+            overrides[name] = SWITCHES[overrides[name]]
     return overrides
 
 
@@ -175,8 +216,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str]) -> list[str]:
     """The settings of a YAML file as a command line."""
     try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        text = Path(file).read_text(encoding="utf-8")
+        settings, words = load_yaml(text) or {}, yaml.load(text, yaml.BaseLoader)
+    except (OSError, ValueError) as error:
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(settings, dict):
         parser.error(
@@ -189,8 +231,10 @@ def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str
             parser.error(
                 f"--config {file}: {_unknown('key', str(key), [name.removeprefix('--') for name in legal])}"
             )
+        if type(value) in (int, float):
+            value = words.get(key, value)  # as it is written, since it may be meant as text
         if isinstance(value, list):
-            options += [option, *map(str, value)]
+            options += [option, *map(str, words.get(key, value))]
         elif value is not None:
             options.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")
     return options

@@ -28,6 +28,7 @@ __all__ = ["LionTrainer", "LionTrainingArguments"]
 
 logger = logging.getLogger(__name__)
 
+WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "(os error ")
 CURES = (
     "Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16,"
     " other data."
@@ -392,14 +393,12 @@ def _mean_loss(log_history: list[dict[str, float]]) -> float:
 def _cannot_write(error: BaseException) -> bool:
     """Whether an error means that a file could not be written.
 
-    Python has OSError for that. safetensors has its own error, torch.save raises RuntimeError, and
-    tokenizers a bare Exception with the number of the system's error in its text.
+    Python has OSError for that, and safetensors its own error. torch.save raises RuntimeError and
+    tokenizers a bare Exception, which only their texts tell from others.
     """
     if isinstance(error, OSError | SafetensorError):
         return True
-    if isinstance(error, RuntimeError):
-        return any(word in str(error) for word in ("PytorchStreamWriter", "inline_container"))
-    return isinstance(error, Exception) and "(os error " in str(error)
+    return isinstance(error, Exception) and any(word in str(error) for word in WRITE_ERRORS)
 
 
 def _with_labels(batch: dict) -> dict:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch.utils.data import IterableDataset
 
 from lion_hf import LionConfig, LionForImageClassification, LionForMaskedLM
+from lion_hf.data.packing import pack
 from lion_hf.data.samples import SeededDataset
 from lion_hf.training.processes import start_processes
 from lion_hf.training.run import run
@@ -44,6 +45,7 @@ CASES = {
     "resumed": ("decay", {"save_steps": 3, "max_grad_norm": 0.5}),
     "bf16": ("selective", {"bf16": True, "use_cpu": True}),
     "recomputed": ("selective", {"gradient_checkpointing": True}),
+    "packed": ("selective", {"per_device_eval_batch_size": 8}),
 }
 TEXT_KEYS, IMAGE_KEYS = ("input_ids", "labels", "attention_mask"), ("pixel_values", "labels")
 
@@ -127,6 +129,48 @@ def make_trainer(case: str, folder: str | Path, batch: int, **kwargs) -> LionTra
     return trainer
 
 
+def evaluate(folder: Path) -> dict:
+    """Evaluates documents that are packed into rows, whose number differs from batch to batch.
+
+    There are 43 documents in batches of 8, so that the last round has a batch for one process only,
+    which is not full.
+    """
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(4, 30, (43,), generator=generator).tolist()
+    documents = [torch.randint(5, WORDS, (length,), generator=generator) for length in lengths]
+
+    def collate(samples: list[torch.Tensor]) -> dict:
+        rows = pack([len(sample) for sample in samples], 40)
+        shape = len(rows), 40
+        batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "seq_idx")}
+        batch |= {"labels": torch.full(shape, -100), "attention_mask": torch.zeros(shape).long()}
+        for row, members in enumerate(rows):
+            ids = torch.cat([samples[member] for member in members])
+            numbers = [torch.full((len(samples[x]),), n) for n, x in enumerate(members)]
+            batch["input_ids"][row, : len(ids)], batch["attention_mask"][row, : len(ids)] = ids, 1
+            batch["seq_idx"][row] = len(members) - 1
+            batch["seq_idx"][row, : len(ids)] = torch.cat(numbers)
+            batch["labels"][row, : len(ids) : 3] = ids[::3]
+        return batch
+
+    trainer = make_trainer("packed", folder / "packed", 4)
+    trainer.data_collator = collate
+    trainer.compute_metrics = lambda found: {
+        "rows": len(found.label_ids),
+        "labels": int((found.label_ids != -100).sum()),
+        "sum": float(found.predictions.sum()),
+    }
+    found = trainer.predict(documents)
+    metrics = {name: found.metrics[f"test_{name}"] for name in ("rows", "labels", "sum", "loss")}
+    kind = trainer.accelerator.distributed_type.value
+    return {
+        "metrics": metrics,
+        "predictions": found.predictions[:, :, :2].tolist(),
+        "processes": trainer.args.world_size,
+        "kind": kind,
+    }
+
+
 def logged(trainer: LionTrainer) -> dict:
     """The losses, the gradients' norms and where it ran."""
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -139,6 +183,8 @@ def logged(trainer: LionTrainer) -> dict:
 
 
 def train(case: str, folder: Path, batch: int) -> dict:
+    if case == "packed":
+        return evaluate(folder)
     trainer = make_trainer(case, folder / case, batch)
     if case == "broken":
         try:

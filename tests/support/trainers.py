@@ -27,7 +27,7 @@ def noisy(sample: dict) -> dict:
     return sample
 
 
-def trainer(folder: Path, dataset=None, network=None, **settings) -> LionTrainer:
+def trainer(folder: Path, dataset=None, network=None, eval_dataset=None, **settings) -> LionTrainer:
     settings = {
         "max_steps": 12,
         "save_steps": 4,
@@ -45,5 +45,8 @@ def trainer(folder: Path, dataset=None, network=None, **settings) -> LionTrainer
     )
     network = model("SequenceClassification", text_config()) if network is None else network
     return LionTrainer(
-        network, args, train_dataset=SeededDataset(Rows(), noisy) if dataset is None else dataset
+        network,
+        args,
+        train_dataset=SeededDataset(Rows(), noisy) if dataset is None else dataset,
+        eval_dataset=eval_dataset,
     )

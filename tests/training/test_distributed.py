@@ -26,7 +26,7 @@ TRAININGS = [
     (launch, case)
     for launch, (_, cases) in LAUNCHES.items()
     for case in cases
-    if case not in ("bf16", "broken")
+    if case not in ("bf16", "broken", "packed")
 ]
 
 
@@ -124,6 +124,22 @@ def test_nan_in_one_process_stops_both(launch, launched, alone):
     assert (
         "that of lion.layers.0.mlp.fc1" in second["error"]
         and "that of lion.layers.0.mlp.fc1" in alone("broken")["error"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", ["torchrun", "fsdp2"])
+def test_packed_evaluation_of_two_processes_is_that_of_one(launch, launched, alone):
+    """Rows differ in number between the processes, and the last round has one batch only."""
+    first, second = logs(launched(launch), "packed")
+    expected = alone("packed")
+    assert first["processes"] == 2 and first["metrics"] == second["metrics"]
+    for name in ("rows", "labels"):
+        assert first["metrics"][name] == expected["metrics"][name]
+    for name in ("sum", "loss"):
+        assert first["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(first["predictions"]), torch.tensor(expected["predictions"]), rtol=0, atol=1e-4
     )
 
 
