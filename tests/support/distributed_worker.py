@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 from lion_hf import LionConfig, LionForImageClassification, LionForMaskedLM
 from lion_hf.data.packing import pack
 from lion_hf.data.samples import SeededDataset
-from lion_hf.training.processes import start_processes
+from lion_hf.training.processes import share_weights, start_processes
 from lion_hf.training.run import run
 from lion_hf.training.trainer import LionTrainer, LionTrainingArguments
 
@@ -160,6 +160,8 @@ def evaluate(folder: Path) -> dict:
         "labels": int((found.label_ids != -100).sum()),
         "sum": float(found.predictions.sum()),
     }
+    if trainer.args.world_size > 1:
+        share_weights(trainer.model, trainer.args.device)  # training would do so
     found = trainer.predict(documents)
     metrics = {name: found.metrics[f"test_{name}"] for name in ("rows", "labels", "sum", "loss")}
     kind = trainer.accelerator.distributed_type.value
