@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lion_hf.modeling import lion_triton
-from lion_hf.modeling.lion_chunkwise import default_chunk_size
+from lion_hf.modeling.lion_choice import default_chunk_size
 from lion_hf.modeling.lion_triton import BLOCKS, LARGEST_HEAD, Blocks, blocks_of
 
 LENGTHS, HEAD_SIZES, DTYPES = (197, 4096), (64, 128), (torch.bfloat16, torch.float32)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lion_hf import LionConfig, LionForImageClassification, LionForMaskedLM, LionModel
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS
 
 FAMILIES = {"LION-lit": "lit", "LION-D": "decay", "LION-S": "selective"}
 WORDS = 30_522

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lion_hf import lion_attention
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS
 
 HEADS, HEAD_DIM = 12, 64
 OP_LENGTHS = (128, 197, 512, 1024, 4096, 16_384, 65_536)

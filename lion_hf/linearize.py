@@ -21,7 +21,8 @@ from .convert import Conversion, check_words
 from .hub import check_new_folder, new_folder, save_for_hub
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
-from .modeling.modeling_lion import LionDecay, LionGate, LionPreTrainedModel
+from .modeling.lion_layers import LionDecay, LionGate
+from .modeling.modeling_lion import LionPreTrainedModel
 from .original import ConversionError
 
 if TYPE_CHECKING:
