@@ -172,7 +172,7 @@ class LionTimmModel(LionForImageClassification):
         """
         if output_fmt not in OUTPUT_FORMATS:
             raise ValueError(f"output_fmt={output_fmt!r}: expected one of {OUTPUT_FORMATS}")
-        lion, config = self.lion, self.config
+        lion = self.lion
         wanted, last = feature_take_indices(len(lion.layers), indices)
         rows, columns = lion.embeddings.patch_grid(x)
         order = lion.embeddings.reading_orders(x)
