@@ -7,8 +7,9 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_lion import LionConfig
+from .lion_convolution import LionConvolution
 from .lion_embeddings import LionImageEmbeddings
-from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer
+from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer, LionOutputProjection
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a
 # layer.
@@ -50,6 +51,10 @@ class LionPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=std)
+        elif isinstance(module, LionConvolution):
+            init.copy_(module.weight, module.identity())
+        elif isinstance(module, LionOutputProjection) and self.config.scale_output_init:
+            init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
         elif isinstance(module, LionDecay | LionGate):
             gates = _first_gates(self.config)
             init.copy_(module.bias, gates if isinstance(module, LionDecay) else -gates)
@@ -65,6 +70,7 @@ class LionPreTrainedModel(PreTrainedModel):
             "position_embeddings",
             "position_embeddings.weight",
             "gate.bias",
+            *(("gate.weight", "_conv.weight") if self.config.conv_kernel_size is not None else ()),
         )
         return {name for name, _ in self.named_parameters() if name.endswith(exempt)}
 
