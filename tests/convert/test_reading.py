@@ -127,7 +127,7 @@ class TestBrokenFiles:
         refused(
             saved(content, tmp_path / "file.pth"),
             output,
-            "norm.weight (is no dense tensor|has type torch.int64)",
+            "norm.weight (is not a dense tensor|has type torch.int64)",
         )
 
     def test_other_content(self, output, tmp_path):
