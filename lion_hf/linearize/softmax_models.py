@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ..convert.errors import ConversionError
+from ..convert.renaming import find_row
 
 if TYPE_CHECKING:
     pass
@@ -235,14 +236,9 @@ def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> 
 def source_name(name: str, teacher: PreTrainedModel) -> str:
     """The teacher's name for one of our tensors or modules, as it is called behind a head ("lion.layers.0...")."""
     rows = ENCODERS[MODEL_TYPES[teacher.config.model_type]] | HEADS[type(teacher).__name__].rows
-    number = re.search(r"layers\.(\d+)\.", name)
-    layer = number[1] if number else ""
-    row, leaf = name.replace(f"layers.{layer}.", "layers.{n}."), ""
-    if row not in rows:  # then its module is
-        row, _, leaf = row.rpartition(".")
-        leaf = f".{leaf}"
+    row, place = find_row(name, rows)
     prefix = teacher.base_model_prefix
-    theirs = rows[row].format(base=prefix, n=layer) + leaf
+    theirs = row.format(base=prefix, n=place.layer) + place.leaf
     return theirs.removeprefix(f"{prefix}.") if teacher.base_model is teacher else theirs
 
 
