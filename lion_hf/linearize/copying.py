@@ -5,7 +5,7 @@ BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everythi
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -14,9 +14,6 @@ from ..convert.errors import ConversionError
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionDecay, LionGate, LionPreTrainedModel
-
-if TYPE_CHECKING:
-    pass
 
 from .settings import Copying
 from .softmax_models import (

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from support.checkpoints import IMAGE, content_of, file_of, saved
+from support.softmax_models import softmax_model
 
 ROOT = Path(__file__).parents[2]
 PRIME = 2**61 - 1  # its multiples have one hash
@@ -36,7 +37,7 @@ read = getattr(lion_hf, sys.argv[3])
 for name, path in json.loads(sys.argv[1]).items():
     before, start = peak(True), time.process_time()
     try:
-        read(path, sys.argv[2])
+        read(path, f"{sys.argv[2]}-{len(name)}-{name[:3]}")
         answer = "accepted"
     except ValueError as error:
         answer = str(error)
@@ -259,3 +260,62 @@ def hostile_files(folder: Path) -> dict[str, Path]:
         "a folder with code": source,
         "a link to itself": link,
     }
+
+
+def hostile_sources(folder: Path) -> dict[str, Path]:
+    """Folders for `linearize_checkpoint`, each of which asks for far more than it holds."""
+    made: dict[str, Path] = {}
+
+    def source(name: str, architecture: str = "BertForMaskedLM", **config) -> Path:
+        place = made[name] = folder / f"source-{len(made)}"
+        softmax_model(architecture).save_pretrained(place)
+        file = place / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+        return place
+
+    for name, value in {
+        "vocab_size": 120_000_000,
+        "max_position_embeddings": 100_000_000,
+        "type_vocab_size": 100_000_000,
+        "intermediate_size": 1_000_000,
+        "num_hidden_layers": 500,
+    }.items():
+        source(f"{name}={value}", **{name: value})
+        source(f"{name}=10^9", **{name: 10**9})
+    for labels in (90_000, 10**9):
+        source(f"num_labels={labels}", "BertForSequenceClassification", num_labels=labels)
+    source("floats", vocab_size=1e12)
+    source("images of 10^9", "ViTForImageClassification", image_size=10**9)
+    source("images of 60,000", "ViTForImageClassification", image_size=[60_000, 60_000])
+    source("channels", "ViTForImageClassification", num_channels=65_536, patch_size=4096)
+    source("stride", "ViTForMaskedImageModeling", encoder_stride=4096, patch_size=4096)
+    source("labels", "BertForSequenceClassification", id2label={n: "x" for n in range(500_000)})
+    source("width", hidden_size=65_536, num_attention_heads=1)
+    source("another configuration", configuration_files=["config.0.0.1.json"], vocab_size=10**9)
+    for name, data in {"lists": b"[" * 10**6, "not JSON": b"\xff\xfe", "spaces": b" " * 20_000_000}.items():
+        (source(name) / "config.json").write_bytes(data)
+    pickled = source("a pickle of 2 GB")
+    (pickled / "model.safetensors").unlink()
+    archive(pickled / "pytorch_model.bin", PICKLES["a bytearray of 2 GB"])
+    shared = source("one storage")
+    (shared / "model.safetensors").unlink()
+    one_storage_for_all(shared / "pytorch_model.bin")
+    index = source("an index to elsewhere")
+    (index / "model.safetensors").unlink()
+    (index / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../source-0/model.safetensors"}})
+    )
+    header = b"{" + b",".join(
+        b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(400_000)
+    ) + b"}"
+    names = source("400,000 tensors")
+    (names / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    words = source("a vocabulary of 30 MB")
+    (words / "vocab.txt").write_text("\n".join(f"word{n}" for n in range(3_000_000)))
+    (words / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    image = source("pixels", "ViTForImageClassification")
+    size = {"height": 10**6, "width": 10**6}
+    (image / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "ViTImageProcessor", "size": size})
+    )
+    return made
