@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .settings import Distillation
 
 from .copying import _copying, linearize_model
+from .sentence_modules import find_sentence_modules
 from .softmax_models import load_softmax_model
 from .sources import check_processor_files, license_of, source_folder
 
@@ -34,7 +35,9 @@ def linearize_checkpoint(
     distillation: "Distillation | None" = None,
     **options: Any,
 ) -> Linearization:
-    """Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for `from_pretrained`, with all that fits copied.
+    """Turns a pretrained softmax encoder into a LION folder for `from_pretrained`, with all that fits copied.
+
+    The modules of a sentence-transformers folder come along, so that it loads with sentence-transformers again.
 
     Args:
         source: folder or Hub name of a checkpoint of transformers. No code that comes with it is run.
@@ -51,12 +54,13 @@ def linearize_checkpoint(
     """
     copying = _copying(options)
     output = check_new_folder(output)
-    folder = source_folder(source)
-    teacher, notes = load_softmax_model(source)
+    modules = find_sentence_modules(source_folder(source))
+    folder = modules.transformer_folder
+    teacher, notes = load_softmax_model(source, modules.transformer)
     student, more = linearize_model(teacher, **options)
     processor, missing = _processor(folder, student.config)
     notes += more + missing
-    license, unknown = (copying.license, []) if copying.license else _license(folder)
+    license, unknown = (copying.license, []) if copying.license else _license(modules.folder)
     notes += unknown
 
     with new_folder(output) as new:
@@ -71,6 +75,7 @@ def linearize_checkpoint(
         save_for_hub(
             student, new, processing_class=processor, license=license, base_model=base_model
         )
+        modules.copy_to(new)
     return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
 
 

@@ -34,6 +34,8 @@ SAME_TEXT_FIELDS = (
     "vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id", "classifier_dropout", "tie_word_embeddings",
 )  # fmt: skip
 SAME_IMAGE_FIELDS = ("image_size", "patch_size", "num_channels", "qkv_bias")
+# Fields that some configurations have and others not: of sentence-transformers, and for pooling over layers.
+OPTIONAL_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function", "output_hidden_states")
 NEW = (
     ".attention.gate.",
     ".attention.norm.",
@@ -128,6 +130,7 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
     modality = MODEL_TYPES[theirs.model_type]
     names = SAME_FIELDS + (SAME_TEXT_FIELDS if modality == "text" else SAME_IMAGE_FIELDS)
     same = {name: getattr(theirs, name) for name in names}
+    same |= {name: getattr(theirs, name) for name in OPTIONAL_FIELDS if getattr(theirs, name, None)}
     if theirs.model_type == "roberta":
         same["max_position_embeddings"] -= theirs.pad_token_id + 1
     if modality == "image" and not isinstance(theirs.patch_size, int):

@@ -133,18 +133,24 @@ OTHER_HEADS = re.compile(
 )
 
 
-def load_softmax_model(source: str | os.PathLike) -> tuple[PreTrainedModel, list[str]]:
+def load_softmax_model(
+    source: str | os.PathLike, subfolder: str = ""
+) -> tuple[PreTrainedModel, list[str]]:
     """A checkpoint that can be linearised, in float32, and notes about parts of it that are left out.
+
+    Args:
+        source: folder or Hub name.
+        subfolder: the folder inside it that holds the model.
 
     Raises:
         ConversionError: if there is none, or it has settings or a head that LION lacks, or lacks weights.
     """
-    folder = source_folder(source)
+    folder = source_folder(source) / subfolder
     config = read_config(folder, MODEL_TYPES)
     architecture = (config.architectures or [None])[0]
     check_softmax_config(config, architecture)
     cls = getattr(transformers, architecture)
-    files = weight_files(source, folder)
+    files = weight_files(source, folder, subfolder)
     check_parameters(config, cls, files)
     try:
         model, info = cls.from_pretrained(

@@ -129,15 +129,17 @@ def check_number(name: str, value: Any, most: int) -> None:
             raise ConversionError(f"{name}={value!r}: expected at most {most}")
 
 
-def weight_files(source: str | os.PathLike, folder: Path) -> list[Path]:
+def weight_files(source: str | os.PathLike, folder: Path, subfolder: str = "") -> list[Path]:
     """The files with the weights, safetensors where there are any.
 
     Raises:
         ConversionError: if there are none, or an index names others than those of its folder.
     """
     for name, patterns in WEIGHT_FILES.items():
-        if folder != Path(source):
-            snapshot_download(str(source), allow_patterns=list(patterns), revision=folder.name)
+        if not Path(source).is_dir():
+            revision = (folder.parent if subfolder else folder).name  # of the snapshot
+            places = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+            snapshot_download(str(source), allow_patterns=places, revision=revision)
         if (folder / name).is_file():
             return [folder / name]
         index = folder / f"{name}.index.json"
