@@ -7,9 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
-from sentence_transformers.sentence_transformer import modules as dense_modules
-from sentence_transformers.sparse_encoder import modules as sparse_modules
 from support.checkpoints import Bomb
 from support.softmax_models import softmax_model
 from transformers import BertTokenizer, RobertaTokenizer
@@ -17,6 +14,14 @@ from transformers import BertTokenizer, RobertaTokenizer
 from lion_hf.convert.errors import ConversionError
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.sentence_modules import KEPT_MODULES
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+dense_modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+sparse_modules = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
+CrossEncoder, SentenceTransformer, SparseEncoder = (
+    getattr(sentence_transformers, name)
+    for name in ("CrossEncoder", "SentenceTransformer", "SparseEncoder")
+)
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
 
