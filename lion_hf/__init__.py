@@ -43,9 +43,10 @@ moved.install()
 if not startup.is_command_line():
     from .auto import AUTO_MODELS
     from .modeling.configuration_lion import LionConfig
-    from .modeling.lion_ops import choose_form, explain, lion_attention
+    from .modeling.lion_choice import choose_form, explain
+    from .modeling.lion_ops import lion_attention
+    from .modeling.lion_orders import snake_orders
     from .modeling.lion_portable import portable_export
-    from .modeling.lion_scan import snake_orders
     from .modeling.modeling_lion import (
         LionForImageClassification,
         LionForMaskedImageModeling,

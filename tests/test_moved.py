@@ -15,14 +15,17 @@ KNOWN = {
     "checkpoints": ["find_checkpoint"],
     "distillation": ["Distillation"],
     "distributed": ["start_processes"],
-    "finished": ["run_of"],
+    "finished": ["begin", "finish"],
     "glue": ["TASKS", "GlueMetric", "summarize"],
     "image_trainer": ["ImageTrainer"],
     "images": ["Augmentation"],
     "labelled_text": ["load_data"],
+    "lesson_data": ["lesson_data"],
+    "modeling.lion_scan": ["PATCH_ORDERS", "snake_orders"],
     "original": ["ConversionError"],
     "settings": ["parse_settings", "save_settings"],
     "streaming": ["TextStream", "StreamingTrainer"],
+    "text_classifier": ["load_config"],
     "trainer": ["LionTrainer", "LionTrainingArguments"],
 }
 CODE = """
