@@ -18,7 +18,7 @@ MOVED = {
     "images": ("data.images", "data.augmentation"),
     "labelled_text": ("tasks.labelled_text", "data.tables"),
     "lesson_data": ("linearize.data",),
-    "modeling.lion_scan": ("modeling.lion_orders",),
+    "modeling.lion_scan": ("modeling.lion_orders", "modeling.configuration_lion"),
     "original": ("convert.reading", "convert.errors"),
     "settings": ("training.settings",),
     "streaming": ("data.text_stream", "training.stream_trainer"),

@@ -19,7 +19,7 @@ KNOWN = {
     "glue": ["TASKS", "GlueMetric", "summarize"],
     "image_trainer": ["ImageTrainer"],
     "images": ["Augmentation"],
-    "labelled_text": ["load_data"],
+    "labelled_text": ["read_glue", "read_table"],
     "lesson_data": ["lesson_data"],
     "modeling.lion_scan": ["PATCH_ORDERS", "snake_orders"],
     "original": ["ConversionError"],
