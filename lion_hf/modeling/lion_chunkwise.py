@@ -215,8 +215,10 @@ def chunkwise_backward(
                 block, block.chunks(grad), states[:, :, rows], results, sums[:, :, rows]
             )
         edges = sums.double().flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
-    decay = left_to_right
-    return *grads, *(x.sum_to_size(decay.shape).to(decay.dtype, copy=True) for x in edges)
+    left, right = (
+        x.sum_to_size(left_to_right.shape).to(left_to_right.dtype, copy=True) for x in edges
+    )
+    return grads[0], grads[1], grads[2], left, right
 
 
 def _backward_block(

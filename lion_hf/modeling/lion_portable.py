@@ -82,7 +82,7 @@ def chunks_at_once(
     left, left_end, right, right_end = *_split_end(left), *_split_end(right)
 
     # 1. inside the chunks
-    output = (q @ k.mT * decay_mask(*edges, dtype)) @ v
+    output = (q @ k.mT * decay_mask(edges[0], edges[1], dtype)) @ v
     # 2. what each chunk writes into the states, (B, H, N, D, Dv)
     written_left = (k * _factor(left_end - left, dtype)).mT @ v
     written_right = (k * _factor(right, dtype)).mT @ v
