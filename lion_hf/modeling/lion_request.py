@@ -77,27 +77,37 @@ def divide(
     return total[..., :-1] / (total[..., -1:] + request.eps)
 
 
-def along_orders(form: Callable[..., torch.Tensor], request: AttentionRequest) -> torch.Tensor:
+def along_orders(
+    form: Callable[..., torch.Tensor],
+    operands: Sequence[torch.Tensor],
+    directions: Sequence[Directions],
+    scale: float,
+    chunk_size: int | None,
+) -> torch.Tensor:
     """The mean of a form with states over the orders of reading: permuted, run and added up.
 
     Args:
         form: a function with the arguments of `lion_naive.recurrent`.
-        request: the inputs.
+        operands: query, key and value.
+        directions: the orders, at least one, and their log-decays.
+        scale: factor of the scores.
+        chunk_size: tokens per chunk, or None.
 
     Returns:
         (B, H, L, Dv), in the type that `form` returns.
     """
-    tensors = request.query, request.key, request.value
-    scale = request.scale / len(request.directions)
-    total = None
-    for order, left_to_right, right_to_left in request.directions:
-        inputs = tensors if order is None else [x.index_select(2, order) for x in tensors]
-        output = form(*inputs, left_to_right, right_to_left, scale, request.chunk_size)
-        if order is not None:
-            output = output.index_select(2, order.argsort())
-        total = output if total is None else total + output
-    assert total is not None  # there is at least one order
-    return total
+    outputs = []
+    for order, *edges in directions:
+        inputs = operands if order is None else [x.index_select(2, order) for x in operands]
+        output = form(*inputs, *edges, scale / len(directions), chunk_size)
+        outputs.append(output if order is None else output.index_select(2, order.argsort()))
+    return sum(outputs[1:], outputs[0])
+
+
+def each_order(form: Callable[..., torch.Tensor], request: AttentionRequest) -> torch.Tensor:
+    """`along_orders` for a request."""
+    operands = request.query, request.key, request.value
+    return along_orders(form, operands, request.directions, request.scale, request.chunk_size)
 
 
 def directions_of(

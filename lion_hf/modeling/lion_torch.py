@@ -18,8 +18,8 @@ from .lion_portable import needs_plain_operations
 from .lion_request import (
     AttentionRequest,
     Result,
-    along_orders,
     divide,
+    each_order,
     edges_of,
     hide_padding,
 )
@@ -35,7 +35,7 @@ def torch_attention(request: AttentionRequest) -> Result:
 
 def torch_recurrent(request: AttentionRequest) -> Result:
     """The recurrent form, for each order on its own."""
-    return _by_states(partial(along_orders, recurrent), request)
+    return _by_states(partial(each_order, recurrent), request)
 
 
 def torch_chunk(request: AttentionRequest) -> Result:
@@ -60,7 +60,7 @@ def _chunks(request: AttentionRequest) -> torch.Tensor:
         or needs_plain_operations(query, key, value, *edges_of(request.directions))
         or length > (chunk_size or default_chunk_size(length, query.device.type)[0])
     ):
-        return along_orders(chunkwise, request)
+        return each_order(chunkwise, request)
     left_to_right, right_to_left, orders = map(torch.stack, (*edges, orders))
     inputs = query, key, value, left_to_right, right_to_left
     return chunkwise(*inputs, request.scale, chunk_size, orders)
