@@ -8,7 +8,9 @@ from transformers import BitImageProcessor
 from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-MAX_BYTES = 420_000_000  # that decoding a picture may take: 100 million pixels of a plain photograph
+MAX_BYTES = (
+    420_000_000  # that decoding a picture may take: 100 million pixels of a plain photograph
+)
 MOST_PIXELS = 1 << 23  # of a picture after reading; larger ones are shrunk by a whole factor
 LONGEST_SIDE = 1 << 15
 LONGEST_RATIO = 32  # of the sides; more of a strip is never inside the centre crop
@@ -50,9 +52,12 @@ def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
         ValueError: if the picture would need more memory, has no pixels, or cannot be converted.
         OSError: if the file is broken.
     """
-    _check_header(image, max_bytes)
+    _check_header(image)
+    _check_memory(image, decoding_bytes(image), max_bytes)
     image.load()
-    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    turn = TURNS.get(image.getexif().get(ORIENTATION))  # of a PNG it may stand at the end
+    if turn is not None:
+        _check_memory(image, decoding_bytes(image) + _copy_bytes(image, 4), max_bytes)
     rgb = _to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
@@ -65,25 +70,27 @@ def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
 
 
 def decoding_bytes(image: Image.Image) -> int:
-    """Estimates the memory that `upright_rgb` needs, from the header alone."""
+    """Estimates the memory that decoding and conversion to RGB need, from the header alone."""
     per_pixel = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;") else 4)
     if image.mode != "RGB":
         per_pixel += 4
-    if image.getexif().get(ORIENTATION) in TURNS:
-        per_pixel += 4
     if image.info.get("progressive"):  # JPEG: all coefficients, in 16 bits
         per_pixel += 2 * len(image.getbands())
-    per_pixel += DECODER_BYTES.get(image.format, 0)
-    rows = 24 * max(image.size)  # Pillow keeps a pointer per row
-    return per_pixel * image.width * image.height + rows
+    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format, 0))
 
 
-def _check_header(image: Image.Image, max_bytes: int) -> None:
+def _copy_bytes(image: Image.Image, per_pixel: int) -> int:
+    return per_pixel * image.width * image.height + 24 * max(image.size)  # a pointer per row
+
+
+def _check_header(image: Image.Image) -> None:
     if image.format in REFUSED_FORMATS:
         raise ValueError(f"image format {image.format}: convert it to PNG or JPEG first")
     if min(image.size) < 1:
         raise ValueError(f"image of {image.width} x {image.height} pixels: expected at least 1 x 1")
-    needed = decoding_bytes(image)
+
+
+def _check_memory(image: Image.Image, needed: int, max_bytes: int) -> None:
     if needed > max_bytes:
         raise ValueError(
             f"image of {image.width} x {image.height} pixels (mode {image.mode}) needs about"
