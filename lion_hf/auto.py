@@ -1,33 +1,28 @@
 """LION's entries in the Auto classes of transformers."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BertTokenizer, BitImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BitImageProcessor, PreTrainedTokenizerFast
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
-
-# Auto class -> LION class, by name: `register` and the `auto_map` of checkpoints are both made from it.
-AUTO_MODELS = {
-    "AutoModel": "LionModel",
-    "AutoModelForMaskedLM": "LionForMaskedLM",
-    "AutoModelForSequenceClassification": "LionForSequenceClassification",
-    "AutoModelForTokenClassification": "LionForTokenClassification",
-    "AutoModelForQuestionAnswering": "LionForQuestionAnswering",
-    "AutoModelForMultipleChoice": "LionForMultipleChoice",
-    "AutoModelForImageClassification": "LionForImageClassification",
-    "AutoModelForMaskedImageModeling": "LionForMaskedImageModeling",
-}
-
+from .modeling.lion_code import AUTO_MODELS
 
 def register() -> None:
-    """Registers configuration, models, tokenizer and image processor. Calling it again changes nothing."""
+    """Registers configuration, models, tokenizer and image processor. Calling it again changes nothing.
+
+    The tokenizer's class is the general one: it fails for a folder without a tokenizer, so that `AutoProcessor`
+    goes on to the image processor. (`BertTokenizer` would make up a vocabulary of five words.)
+    """
     AutoConfig.register(LionConfig.model_type, LionConfig, exist_ok=True)
     for auto_name, name in AUTO_MODELS.items():
         getattr(transformers, auto_name).register(LionConfig, getattr(modeling_lion, name), exist_ok=True)
-    AutoTokenizer.register(LionConfig, tokenizer_class=BertTokenizer, exist_ok=True)
+    AutoTokenizer.register(LionConfig, tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
     AutoImageProcessor.register(LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)
 
 
@@ -56,6 +51,29 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
+
+
+def length_limit(config: Any) -> int | None:
+    """The most tokens that a model's position embeddings allow; None if nothing limits them."""
+    limited = getattr(config, "modality", "text") == "text" and getattr(config, "use_position_embeddings", True)
+    return getattr(config, "max_position_embeddings", None) if limited else None
+
+
+@contextlib.contextmanager
+def limit_length(processing_class: Any, config: Any) -> Iterator[None]:
+    """While it lasts, a tokenizer's `model_max_length` is at most what the model takes; nothing for others.
+
+    A trained tokenizer has no limit of its own (1e30), with which `truncation=True` cuts nothing.
+    """
+    own, limit = getattr(processing_class, "model_max_length", None), length_limit(config)
+    if own is None or limit is None or own <= limit:
+        yield
+        return
+    processing_class.model_max_length = limit
+    try:
+        yield
+    finally:
+        processing_class.model_max_length = own
 
 
 def has_weights(model: str) -> bool:

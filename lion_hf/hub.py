@@ -1,33 +1,32 @@
-"""Publishing: `save_for_hub` writes a folder that needs no installed lion_hf, `publish` uploads it."""
+"""Publishing: `save_for_hub` writes a folder that opens without lion_hf, and `publish` uploads it."""
 
 import contextlib
-import copy
 import os
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+)
+from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from .auto import AUTO_MODELS
-from .modeling import modeling_lion
-from .modeling.configuration_lion import LionConfig
+from .auto import limit_length
+from .modeling.lion_code import AUTO_MODELS, code_goes_along
 from .modeling.modeling_lion import LionPreTrainedModel
 from .original import ConversionError
 
-CODE = Path(modeling_lion.__file__).parent
 PACKAGE = Path(__file__).parent
-TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")  # in an installed package, in a checkout
-
-# Auto class -> class in the code files that travel with a checkpoint.
-AUTO_MAP = {
-    "AutoConfig": f"configuration_lion.{LionConfig.__name__}",
-    **{auto_name: f"modeling_lion.{name}" for auto_name, name in AUTO_MODELS.items()},
-}
+TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")  # installed, in a checkout
 
 # Auto class -> the Hub's name of its task, for text and for images.
 PIPELINE_TAGS = {
@@ -41,9 +40,19 @@ PIPELINE_TAGS = {
     "AutoModelForMaskedImageModeling": {"image": "image-feature-extraction"},
 }
 
-# Never uploaded: caches and version control; what a run leaves beside its model, pickles and the names of machines among it.
-HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*"]
-HIDDEN_FILES += ["*.pt", "*.pth", "*.pkl", "training_args.bin", "*/training_args.bin", "*.tfevents.*"]
+# Never uploaded: caches and version control; what a run keeps for itself beside its model, such as settings
+# with local paths; pickles; and logs, whose names hold those of machines.
+HIDDEN_NAMES = ["settings.yaml", "run.json", "trainer_state.json", "manifest.json", "training_args.bin"]
+HIDDEN_NAMES += ["*.pt", "*.pth", "*.pkl", "*.lock", "*.log", "*.distcp", "optimizer.bin", "*.tfevents.*"]
+HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*", "*_fsdp_*"]
+HIDDEN_FILES += [pattern for name in HIDDEN_NAMES for pattern in (name, f"*/{name}")]
+
+# Files of text in which paths of this machine are replaced. Vocabularies stay as they are.
+TEXT_FILES = (".json", ".md", ".csv", ".txt", ".yaml", ".yml")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+# Keys under which libraries store where something was loaded from.
+PATH_KEYS = re.compile(r'("(?:_?name_or_path|base_model_name_or_path|best_model_checkpoint)": )"([^"]+)"')
+WEIGHTS = re.compile(r"(model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def check_new_folder(output: str | os.PathLike) -> Path:
@@ -92,99 +101,150 @@ def save_for_hub(
     state_dict: Mapping[str, torch.Tensor] | None = None,
     base_model: str | None = None,
 ) -> Path:
-    """Writes a folder for the Hub that loads with `trust_remote_code=True` where lion_hf is not installed, for every head.
+    """Writes a folder for the Hub.
 
-    It holds weights, configuration, tokenizer or image processor, LION's code and a model card. Files of these names are
-    replaced. The model and its configuration stay as they are.
+    It holds weights, configuration, tokenizer or image processor, LION's code and a model card, and opens
+    with `trust_remote_code=True` where lion_hf is not installed, for every head. Existing files of these
+    names are replaced. The model, its configuration and its tokenizer are not changed.
 
     Args:
         model: a model of one of lion_hf's classes.
         folder: the folder to write.
-        processing_class: its tokenizer or image processor.
+        processing_class: its tokenizer or image processor. A tokenizer without a limit of its own is saved
+            with that of the model's position embeddings.
         repo_id: the repository that the model card's example loads, owner/name; the folder's name if None.
         language: codes of the languages of a text model, such as "en".
-        license: the licence of the weights, by the Hub's names.
-        dataset: data set that the metrics belong to, by its name on the Hub.
+        license: the licence of the weights, as the Hub spells it.
+        dataset: the data set that the metrics belong to: its name on the Hub, or a name or path of your own.
         metrics: results for the model card, by the Hub's names of metrics, such as {"accuracy": 0.798}.
-        state_dict: the weights, where the model itself has only a share of them (FSDP).
-        base_model: the model that this one was made from, by its name on the Hub.
+        state_dict: the weights, if the model itself has only a share of them (FSDP).
+        base_model: the name on the Hub of the model that this one was made from. A local folder is left out.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: for a model of another class, or metrics without data set.
+        ValueError: if the model is of another class, there are metrics without a data set, or the folder is
+            a file.
     """
-    auto_name = {own: auto for auto, own in AUTO_MODELS.items()}.get(type(model).__name__.removeprefix("FSDP"))
-    if auto_name is None:
-        raise ValueError(
-            f"model is a {type(model).__name__}: expected one of {tuple(AUTO_MODELS.values())}, because only their code travels"
-            " (of a wrapped or compiled model, pass the model inside)"
-        )
-    if metrics and dataset is None:
-        raise ValueError(f"metrics {dict(metrics)} without dataset: name the data set that they were measured on")
-
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: expected a folder, or a new name")
-    card = _model_card(
-        model, auto_name, processing_class, repo_id or folder.resolve().name, language, license, dataset, metrics, base_model
+    card = model_card(
+        model,
+        processing_class=processing_class,
+        repo_id=repo_id or folder.resolve().name,
+        language=language,
+        license=license,
+        dataset=dataset,
+        metrics=metrics,
+        base_model=base_model,
     )
-    model.save_pretrained(folder, state_dict=state_dict)
-    if (folder / "model.safetensors").exists():  # not sharded: the index of an older, sharded save would be read first
+    with code_goes_along(model.config):
+        model.save_pretrained(folder, state_dict=state_dict)
+    if (folder / "model.safetensors").exists():  # not sharded: the index of an older save would be read first
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
-    config = copy.deepcopy(model.config)
-    config.auto_map = AUTO_MAP
-    config.save_pretrained(folder)
     if processing_class is not None:
-        processing_class.save_pretrained(folder)
-    for file in sorted(CODE.glob("*.py")):
-        if file.name != "__init__.py":
-            shutil.copyfile(file, folder / file.name)
+        with limit_length(processing_class, model.config):
+            processing_class.save_pretrained(folder)
     card.save(folder / "README.md")
     return folder
 
 
-def _model_card(model, auto_name, processing_class, repo_id, language, license, dataset, metrics, base_model) -> ModelCard:
-    config = model.config
-    height, width = config.image_height_width
-    pipeline_tag = PIPELINE_TAGS[auto_name][config.modality]
-    results = [
-        EvalResult(pipeline_tag, dataset_type=dataset, dataset_name=dataset, metric_type=metric, metric_value=value)
-        for metric, value in (metrics or {}).items()
-    ]
-    data = ModelCardData(
-        language=language,
-        license=license,
-        base_model=base_model,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=["lion", f"lion-{config.mask_type}", "linear-attention", "custom_code", "arxiv:2502.16249"],
-        datasets=dataset,
-        metrics=list(metrics) if metrics else None,
-        model_name=repo_id.split("/")[-1],
-        eval_results=results or None,
-    )
+def model_card(
+    model: LionPreTrainedModel,
+    *,
+    repo_id: str,
+    processing_class: PreTrainedTokenizerBase | BaseImageProcessor | None = None,
+    language: str | Sequence[str] | None = None,
+    license: str = "apache-2.0",
+    dataset: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    base_model: str | None = None,
+) -> ModelCard:
+    """The model card that `save_for_hub` writes, which explains the arguments.
+
+    Raises:
+        ValueError: if the model is of another class, or there are metrics without a data set.
+    """
+    classes = {own: auto for auto, own in AUTO_MODELS.items()}
+    auto_name = classes.get(type(model).__name__.removeprefix("FSDP"))
+    if auto_name is None:
+        raise ValueError(
+            f"model is a {type(model).__name__}: expected one of {tuple(classes)}, because only their code travels"
+            " (of a wrapped or compiled model, pass the model inside)"
+        )
+    if metrics and dataset is None:
+        raise ValueError(f"metrics {dict(metrics)} without dataset: name the data set that they were measured on")
+    dataset = dataset and _public_name(dataset)
+    height, width = model.config.image_height_width
+    pipeline_tag = PIPELINE_TAGS[auto_name][model.config.modality]
     return ModelCard.from_template(
-        data,
+        _card_data(model, pipeline_tag, repo_id, language, license, dataset, metrics or {}, base_model),
         template_path=str(next(folder for folder in TEMPLATES if folder.is_dir()) / "template.md"),
-        model_name=data.model_name,
+        model_name=repo_id.split("/")[-1],
         repo_id=repo_id,
         auto_class=auto_name,
         pipeline_tag=pipeline_tag,
-        config=config,
+        config=model.config,
         parameters=f"{model.num_parameters():,}",
         height=height,
         width=width,
-        patches=height * width // config.patch_size**2,
+        patches=height * width // model.config.patch_size**2,
         has_processor=processing_class is not None,
         dataset=dataset,
         metrics=metrics or {},
     )
 
 
+def _card_data(
+    model, pipeline_tag, repo_id, language, license, dataset, metrics, base_model
+) -> ModelCardData:
+    """The metadata on top of a card. The Hub refuses cards whose metadata names what cannot be on the Hub."""
+    on_hub = dataset if dataset and _may_be_on_hub(dataset) else None
+    results = [
+        EvalResult(
+            pipeline_tag,
+            dataset_type=on_hub or "custom",
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for metric, value in metrics.items()
+    ]
+    return ModelCardData(
+        language=language,
+        license=license,
+        base_model=base_model if base_model and _may_be_on_hub(base_model) else None,
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=["lion", f"lion-{model.config.mask_type}", "linear-attention", "custom_code", "arxiv:2502.16249"],
+        datasets=on_hub,
+        metrics=list(metrics) or None,
+        model_name=repo_id.split("/")[-1],
+        eval_results=results or None,
+    )
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether a name can be that of a repository, and is not that of a file or folder here."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
+
+
+def _public_name(name: str) -> str:
+    """The name of a data set; of a local path only its last part."""
+    local = Path(name).expanduser()
+    return local.name if local.is_absolute() or local.exists() or name.startswith(".") else name
+
+
 def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
-    """What `publish` would upload: path inside the folder -> size in bytes. Hidden files and what a run leaves stay behind.
+    """What `publish` would upload: path inside the folder -> size in bytes.
+
+    Hidden files stay here, and so does what a run keeps for itself (settings, state, checkpoints, pickles).
 
     Args:
         folder: the folder, as `save_for_hub` wrote it.
@@ -201,12 +261,14 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
         raise ValueError(f"{folder} lacks {', '.join(missing)}: write it with lion_hf.save_for_hub")
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} lacks weights (*.safetensors): write it with lion_hf.save_for_hub")
-    paths = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
-    return {path: (folder / path).stat().st_size for path in filter_repo_objects(paths, ignore_patterns=HIDDEN_FILES)}
+    return {path: content_size(content) for path, content in public_files(folder).items()}
 
 
 def publish(folder: str | os.PathLike, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Uploads a folder to the Hub, without asking.
+    """Uploads a folder to the Hub in one commit, without asking.
+
+    Paths of this machine in its text files are replaced by their last part. Weights that are in the
+    repository under names that the folder does not have are deleted, or they might be loaded in its place.
 
     Args:
         folder: the folder, as `save_for_hub` wrote it.
@@ -218,26 +280,103 @@ def publish(folder: str | os.PathLike, repo_id: str, *, private: bool = False, r
         The address of the commit.
 
     Raises:
-        ValueError: for a folder or name as in `files_to_publish`, or if `private` is asked for and the repository is public.
-        OSError: if the Hub cannot be reached or refuses.
+        ValueError: for a folder or name as in `files_to_publish`, or if `private` is asked for and the
+            repository is public.
+        OSError: if the Hub cannot be reached or refuses. The repository is then as it was before.
     """
     files_to_publish(folder, repo_id)
     api = HfApi()
-    try:
+    with errors_of(f"upload to {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise ValueError(f"{repo_id} exists and is public, so nothing was uploaded: make it private or choose another name")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            commit_message="Upload LION model",
-            ignore_patterns=HIDDEN_FILES,
-        )
-    except (ValueError, OSError):
+    return upload(api, repo_id, public_files(folder), "Upload LION model", revision=revision).commit_url
+
+
+def public_files(folder: str | os.PathLike) -> dict[str, Path | bytes]:
+    """What of a folder may be seen by others: path inside the folder -> file, or its content without local paths."""
+    folder = Path(folder)
+    paths = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
+    return {path: public_content(folder / path) for path in filter_repo_objects(paths, ignore_patterns=HIDDEN_FILES)}
+
+
+def public_content(file: Path) -> Path | bytes:
+    """The file itself, or its text with this machine's paths cut to their last part, if it has any."""
+    if file.suffix not in TEXT_FILES or file.name in VOCABULARIES:
+        return file
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError:
+        return file
+    public = PATH_KEYS.sub(lambda found: f'{found[1]}"{_public_name(found[2])}"', text)
+    folders = {folder for place in (file.parent.parent, Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
+               for folder in (str(place.absolute()), str(place.resolve()))}  # fmt: skip
+    for folder in sorted(folders, key=len, reverse=True):
+        if folder != os.path.sep:
+            path = rf"(?<![\w.]){re.escape(folder)}(?![\w-])[^\s\"'`<>|;,)\]}}]*"
+            public = re.sub(path, lambda found: PurePosixPath(found[0]).name, public)
+    return file if public == text else public.encode()
+
+
+def content_size(content: Path | bytes) -> int:
+    """Size in bytes."""
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def upload(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path | bytes],
+    message: str,
+    *,
+    revision: str | None = None,
+    replaced: str | None = None,
+) -> CommitInfo:
+    """Uploads files in one commit: all of them arrive, or none.
+
+    Args:
+        api: the client.
+        repo_id: an existing repository.
+        files: path in the repository -> file, or content.
+        message: of the commit.
+        revision: an existing branch; None is main.
+        replaced: folder of the repository in which only these files are left. Elsewhere, only weights go
+            that `files` has not, in folders for which it has weights.
+
+    Raises:
+        OSError: if the Hub cannot be reached or refuses.
+    """
+    with errors_of(f"upload to {repo_id}"):
+        present = api.list_repo_files(repo_id, revision=revision)
+        operations = [CommitOperationDelete(path) for path in _outdated(present, files, replaced)]
+        operations += [CommitOperationAdd(path, content) for path, content in files.items()]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+def _outdated(present: Sequence[str], files: Mapping[str, object], replaced: str | None) -> list[str]:
+    """Files of a repository that must go when others are uploaded."""
+    paths = [PurePosixPath(path) for path in present if path not in files]
+    weights = {path.parent for path in map(PurePosixPath, files) if WEIGHTS.fullmatch(path.name)}
+    return [
+        str(path)
+        for path in paths
+        if (path.parent in weights and WEIGHTS.fullmatch(path.name))
+        or (replaced and PurePosixPath(replaced) in path.parents)
+    ]
+
+
+@contextlib.contextmanager
+def errors_of(action: str) -> Iterator[None]:
+    """Turns the errors of the Hub's client, and of the HTTP library below it, into a ConnectionError of one line."""
+    try:
+        yield
+    except ValueError:
         raise
-    except Exception as error:  # the Hub's client passes on the errors of its HTTP library, which changes between versions
-        raise ConnectionError(f"upload to {repo_id} failed: {error}") from error
-    return commit.commit_url
+    except Exception as error:
+        text = getattr(error, "server_message", None) or next(iter(str(error).split("\n")), "")
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        cure = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write there" if status in (401, 403) else ""
+        cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ and not status else ""
+        raise ConnectionError(f"{action} failed: {f'{status} ' if status else ''}{text.strip()}{cause}{cure}") from error

@@ -1,14 +1,18 @@
 """LionConfig: one configuration for text and images."""
 
+import copy
 import math
+import os
 from dataclasses import fields
 from numbers import Integral
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .lion_checks import SMALLEST_EPS
+from .lion_code import AUTO_MAP, code_goes_along, in_folder, save_code
 from .lion_ops import ATTENTION_FORMS
 from .lion_scan import PATCH_ORDERS
 
@@ -50,6 +54,9 @@ SIZES = (
     *("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels"),
     *("vocab_size", "type_vocab_size", "max_position_embeddings"),
 )
+# What `max_position_embeddings` says where there are none and nothing limits the length: other libraries
+# cut texts at this number. It is the longest text that LION is tested with.
+LONGEST_TEXT = 1_000_000
 MOST_LABELS = 10_000_000  # transformers gives each a name, in memory
 PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout")
 
@@ -101,7 +108,8 @@ class LionConfig(PreTrainedConfig):
             images. On text the pooled vector then passes a dense layer with tanh.
         classifier_dropout: dropout before text classifiers. None: `hidden_dropout_prob`.
         vocab_size: words of a text model.
-        max_position_embeddings: longest text with position embeddings; without them there is no limit.
+        max_position_embeddings: longest text of a model with position embeddings. Text models without
+            them have no limit, and the number becomes 1,000,000, whatever is given.
         type_vocab_size: token types of a text model.
         pad_token_id: id of the padding token.
         sparse_prediction: whether the masked-LM head computes only the labelled tokens when it gets labels, as ModernBERT's.
@@ -162,12 +170,16 @@ class LionConfig(PreTrainedConfig):
         integer = isinstance(value, Integral) and not isinstance(value, bool)
         if name == "num_labels" and not (integer and 0 <= value <= MOST_LABELS):
             raise ValueError(f"num_labels={value!r}: expected an integer from 0 to {MOST_LABELS:,}")
+        if name == "use_position_embeddings" and value and self.use_position_embeddings is False:
+            super().__setattr__("max_position_embeddings", type(self).max_position_embeddings)
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         for name, value in family_defaults(self.modality, self.mask_type).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.modality == "text" and not self.use_position_embeddings:
+            self.max_position_embeddings = LONGEST_TEXT
         names = self.id2label
         if names is not None and not (isinstance(names, dict) and all(str(n).isdecimal() for n in names)):
             raise ValueError(f"id2label={names!r}: expected a dict from numbers to names")
@@ -183,6 +195,8 @@ class LionConfig(PreTrainedConfig):
         So `from_pretrained(folder, mask_type="lit")` also gets the rest of LION-lit's choices, where the folder has its own
         family's.
         """
+        if config_dict.get("use_position_embeddings") is False:  # then that is resolved, too
+            config_dict = {k: v for k, v in config_dict.items() if k != "max_position_embeddings"}
         names = {field.name for field in fields(cls)}
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
         old = {name: config_dict.get(name) or getattr(cls, name) for name in ("modality", "mask_type")}
@@ -191,6 +205,35 @@ class LionConfig(PreTrainedConfig):
             resolved = family_defaults(**old)
             config_dict = {k: v for k, v in config_dict.items() if k not in resolved or v != resolved[k]}
         return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs
+    ) -> None:
+        """As in `PreTrainedConfig`, but an `auto_map` is only saved with the code that it names.
+
+        A configuration that has one, and one that goes to the Hub, takes LION's code along. Models
+        save their configuration with this method, so this holds for whatever saves a model.
+        """
+        folder, own = Path(save_directory), getattr(self, "auto_map", None) or {}
+        ours = type(self).__name__ == LionConfig.__name__ and not folder.is_file()
+        if ours and (own or push_to_hub):
+            save_code(folder)
+            own = {**AUTO_MAP, **in_folder(folder, own)}
+        saved = copy.copy(self)
+        saved.__dict__.pop("auto_map", None)
+        if entries := in_folder(folder, own):
+            saved.auto_map = entries
+        super(LionConfig, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in `PushToHubMixin`; LION's code goes along."""
+        with code_goes_along(self):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """As in `PushToHubMixin`, without the code files: they count as new and are always uploaded."""
+        found = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in found.items() if not name.endswith(".py")}
 
     def check(self) -> None:
         """Raises ValueError if no model can be built from the fields together. Models call it again."""

@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lion import LionConfig
+from .lion_code import PushesCode
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import LionImageClassifierOutput, check_token_labels, classification_loss, span_loss
 from .lion_naive import autocasts, full_precision
@@ -180,7 +181,7 @@ class LionPooler(nn.Module):
         return pooled if self.dense is None else torch.tanh(self.dense(pooled))
 
 
-class LionPreTrainedModel(PreTrainedModel):
+class LionPreTrainedModel(PushesCode, PreTrainedModel):
     config_class = LionConfig
     base_model_prefix = "lion"
     supports_gradient_checkpointing = True
