@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, ProgressCallback, TrainerCallback, TrainingArguments
 
 from . import checkpoints
 from .distributed import settle_fsdp, share_weights, use_cpu_without_accelerator
 from .modeling.modeling_lion import LionPreTrainedModel
+from .uploads import UploadingTrainer
 
 NEVER = torch.iinfo(torch.long).max  # the step at which the loss was not finite, while it always was
 
@@ -74,7 +75,7 @@ class LionTrainingArguments(TrainingArguments):
             self.gradient_accumulation_steps = self.total_batch_size // at_once
 
 
-class LionTrainer(Trainer):
+class LionTrainer(UploadingTrainer):
     """`transformers.Trainer` that a long run can be left alone with. Works with other models than LION's too.
 
     - Weight decay also spares class token, mask token and position embeddings. (Trainer itself spares biases and norms, and
@@ -82,6 +83,7 @@ class LionTrainer(Trainer):
     - Gradient accumulation is exact for question answering and masked image modelling too, whose batches have no `labels` that
       Trainer could count.
     - A checkpoint is sealed (`lion_hf.checkpoints`) before older ones go. If it cannot be written, no half of it stays.
+    - Uploads to the Hub hold code and model card, and nothing that is only for this machine.
     - A loss that is not finite stops the run with FloatingPointError, which says where.
     - Logs hold tokens (or images) a second and model FLOPs utilisation, and the progress bar the latest numbers.
     """
@@ -193,6 +195,7 @@ class LionTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit = limit
+        self.upload_checkpoint(folder)
         if self.args.should_save:
             checkpoints.rotate(folder.parent, limit, keep=self.state.best_model_checkpoint)
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def run(
     dataset: str | None = None,
     name: str | None = None,
     settings: Sequence[Any] = (),
+    finish: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Trains and evaluates, continuing an interrupted run, and writes the results.
 
@@ -50,6 +51,7 @@ def run(
         dataset: name of the data for the model card.
         name: the model's name on its card; that of the folder if None.
         settings: the script's dataclasses, saved with the trainer's arguments.
+        finish: called with the metrics when all is written, on all processes, before `push_to_hub` uploads the folder.
 
     Returns:
         The metrics of the last evaluation, and loss and speed of the training.
@@ -57,7 +59,7 @@ def run(
     Raises:
         ValueError: for `resume` as in `find_checkpoint`.
         FloatingPointError: if the loss is not finite.
-        OSError: if a checkpoint cannot be written.
+        OSError: if a checkpoint cannot be written, or the folder not be uploaded.
     """
     args = trainer.args
     checkpoint = find_checkpoint(args.output_dir, args.resume)
@@ -93,6 +95,10 @@ def run(
     if trainer.is_world_process_zero():
         curves.write(args, trainer.state)
         write_json(Path(args.output_dir, METRICS_FILE), metrics)
+    if finish is not None:
+        finish(metrics)
+    if args.push_to_hub:
+        trainer.upload_output()
     return metrics
 
 
@@ -100,7 +106,9 @@ def save(trainer: LionTrainer, dataset: str | None, name: str | None, metrics: M
     """Writes the trainer's model to its folder, with code and a card that has the metrics if it is one of LION's."""
     folder, model = trainer.args.output_dir, trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, LionPreTrainedModel):
-        trainer.save_model(folder)
+        trainer.save_model(folder, _internal_call=True)  # else it would push here and again in the end
+        if trainer.args.push_to_hub:
+            trainer.create_model_card(model_name=name, dataset=dataset)
         return
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # on all processes: shares are gathered
     state_dict = {name.replace("_orig_mod.", ""): weight for name, weight in state_dict.items()}  # as torch.compile calls them
@@ -113,7 +121,7 @@ def save(trainer: LionTrainer, dataset: str | None, name: str | None, metrics: M
             model,
             folder,
             processing_class=trainer.processing_class,
-            repo_id=name,
+            repo_id=trainer.hub_model_id or name,
             dataset=dataset,
             metrics=results if dataset else None,
             state_dict=state_dict,

@@ -376,3 +376,134 @@ rows = load_dataset("owner/text", split="train", streaming=True)
 result = [row["text"] for row in rows]
 """
     assert reader.run(code) == [f"the lion reads {n}" for n in range(50)]
+
+
+# A run of 4 steps with a checkpoint after every second one.
+TRAIN = LION + """
+from datasets import Dataset
+from lion_hf.trainer import LionTrainer, LionTrainingArguments
+from lion_hf.training import run
+def trainer(folder, steps=4, model=None, **options):
+    options = {"report_to": "none", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "use_cpu": True, **options}
+    args = LionTrainingArguments(folder, max_steps=steps, push_to_hub=True, hub_always_push=True, **options)
+    rows = Dataset.from_list([{"input_ids": IDS[0].tolist(), "labels": IDS[0].tolist()}] * 8)
+    return LionTrainer(model or build(5), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer())
+"""
+
+
+class TestPushingRuns:
+    PRIVATE = re.compile(r"settings\.yaml|training_args|run\.json|\.lock|^trainer_state|^optimizer|tfevents")
+
+    def push(self, hub, author, name: str, **options):
+        code = TRAIN + "run(trainer(folder, hub_model_id=name, **options), title='t', dataset='speeches')"
+        author.run(code, name=name, folder=name.replace("/", "-"), options=options)
+        return hub.repositories["model", name]
+
+    @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+    def test_final_folder(self, hub, author, reader, strategy):
+        repository = self.push(hub, author, f"owner/{strategy}", hub_strategy=strategy)
+        assert repository.messages[-1] == "End of training"
+        files = repository.files()
+        assert not [name for name in files if self.PRIVATE.search(name)]
+        assert {"README.md", "modeling_lion.py", "metrics.json", "curves.csv", "tokenizer.json"} <= files.keys()
+        assert f'from_pretrained("owner/{strategy}", trust_remote_code=True)'.encode() in files["README.md"]
+        assert b"On speeches" in files["README.md"]
+        expected = author.run(LION + "result = numbers(AutoModelForMaskedLM.from_pretrained(folder))", folder=f"owner-{strategy}")
+        loaded = reader.run(LOAD, name=f"owner/{strategy}", trust=True, options={})
+        assert loaded == pytest.approx(expected, abs=1e-6)
+
+    def test_every_save(self, hub, author, reader):
+        repository = self.push(hub, author, "owner/saves", hub_strategy="every_save")
+        assert repository.messages == [
+            "initial commit",
+            "Training in progress, step 2",
+            "Training in progress, step 4",
+            "End of training",
+        ]
+        second = list(repository.commits)[1]
+        assert {"README.md", "modeling_lion.py", "tokenizer.json", "curves.csv"} <= repository.files(second).keys()
+        early = reader.run(LOAD, name="owner/saves", trust=True, options={"revision": second})
+        final = reader.run(LOAD, name="owner/saves", trust=True, options={})
+        assert early != pytest.approx(final, abs=1e-6)
+
+    def test_nothing_of_an_upload_is_left(self, author):
+        left = author.run("import pathlib\nresult = [str(path) for path in pathlib.Path('owner-saves').glob('.*')]")
+        assert left == []
+
+    @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+    def test_checkpoints_are_whole_and_a_run_continues_from_them(self, hub, author, strategy):
+        repository = hub.repositories["model", f"owner/{strategy}"]
+        name = "last-checkpoint" if strategy == "checkpoint" else "checkpoint-4"
+        inside = {path.removeprefix(f"{name}/") for path in repository.files() if path.startswith(f"{name}/")}
+        assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "manifest.json"} <= inside
+        assert "training_args.bin" not in inside
+        code = TRAIN + """
+from huggingface_hub import snapshot_download
+from lion_hf.checkpoints import damage
+import shutil
+folder = f"continued-{strategy}"
+found = snapshot_download(f"owner/{strategy}", local_dir=f"downloaded-{strategy}")
+shutil.copytree(f"{found}/{name}", f"{folder}/checkpoint-4")
+problem = damage(f"{folder}/checkpoint-4")
+continued = trainer(folder, steps=6, hub_model_id=f"owner/continued-{strategy}")
+run(continued, title="t")
+losses = [entry["step"] for entry in continued.state.log_history if "loss" in entry]
+result = [problem, losses]
+"""
+        assert author.run(code, strategy=strategy, name=name) == [None, [2, 4, 6]]
+
+    def test_no_path_of_this_machine(self, hub, author):
+        here = author.run("import os\nresult = os.getcwd()").encode()
+        for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
+            for name, content in hub.repositories["model", f"owner/{strategy}"].files().items():
+                assert here not in content, name
+
+    def test_last_checkpoint_is_one_checkpoint(self, hub):
+        files = hub.repositories["model", "owner/checkpoint"].files()
+        assert json.loads(files["last-checkpoint/trainer_state.json"])["global_step"] == 4
+
+    def test_push_to_hub_without_run(self, hub, author, reader):
+        code = TRAIN + """
+made = trainer("alone", hub_model_id="owner/alone", hub_strategy="end")
+made.train()
+made.push_to_hub()
+result = numbers(made.model)
+"""
+        expected = author.run(code)
+        assert "README.md" in hub.repositories["model", "owner/alone"].files()
+        assert reader.run(LOAD, name="owner/alone", trust=True, options={}) == pytest.approx(expected, abs=1e-6)
+
+    def test_other_models(self, hub, author, reader):
+        code = TRAIN + """
+bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(WORDS), **SIZES))
+run(trainer("bert", model=bert, hub_model_id="owner/bert", hub_strategy="every_save"), title="t", dataset="speeches")
+result = numbers(bert)
+"""
+        expected = author.run(code)
+        files = hub.repositories["model", "owner/bert"].files()
+        assert "README.md" in files and not [name for name in files if self.PRIVATE.search(name)]
+        assert reader.run(LOAD, name="owner/bert", trust=False, options={}) == pytest.approx(expected, abs=1e-6)
+
+    def test_without_login_nothing_is_trained(self, hub, author):
+        code = TRAIN + "os.environ['HF_TOKEN'] = ''\ntry:\n    trainer('x', hub_model_id='owner/x')\n"
+        code += "finally:\n    os.environ['HF_TOKEN'] = 'hf_owner'"
+        with pytest.raises(ClientError, match="push_to_hub: .*owner/x.* 401 .*hf auth login") as refused:
+            author.run(code)
+        assert "ValueError" in refused.value.kinds
+
+    def test_private_is_never_public(self, author, published):
+        with pytest.raises(ClientError, match="hub_private_repo=True, but owner/lion exists and is public"):
+            author.run(TRAIN + "trainer('x', hub_model_id='owner/lion', hub_private_repo=True)")
+
+    def test_uploads_that_fail(self, hub, author):
+        """Those beside the training are warned of; that of the end is an error, and the model is here."""
+        hub.refuse_uploads = 1000
+        code = TRAIN + "run(trainer('lost', hub_model_id='owner/lost', hub_strategy='every_save', seed=3), title='t')"
+        try:
+            with pytest.raises(ClientError, match="lion-hf publish lost owner/lost") as failed:
+                author.run(code, waits=False)
+        finally:
+            hub.refuse_uploads = 0
+        assert "OSError" in failed.value.kinds
+        status = author.run(LION + "result = main(['publish', 'lost', 'owner/lost', '--yes'])")
+        assert status == 0 and "model.safetensors" in hub.repositories["model", "owner/lost"].files()
