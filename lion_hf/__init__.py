@@ -3,6 +3,7 @@
 from contextlib import suppress
 from importlib import import_module
 
+from . import moved
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
 from .modeling.lion_ops import choose_form, explain, lion_attention
@@ -22,14 +23,13 @@ from .modeling.modeling_lion import (
 
 __version__ = "0.1.0"
 
-# Name -> module, imported on first use: Trainer costs seconds that loading a model need not pay, and
-# `python -m lion_hf.convert` must find its module not yet imported.
+# Name -> module, imported on first use: Trainer costs seconds that loading a model need not pay.
 LAZY = {
-    "DataCollatorForPackedLanguageModeling": ".data",
-    "LionTrainer": ".trainer",
-    "convert_checkpoint": ".convert",
-    "linearize_checkpoint": ".linearize",
-    "linearize_model": ".linearize",
+    "DataCollatorForPackedLanguageModeling": ".data.packing",
+    "LionTrainer": ".training.trainer",
+    "convert_checkpoint": ".convert.conversion",
+    "linearize_checkpoint": ".linearize.checkpoint",
+    "linearize_model": ".linearize.copying",
     "save_for_hub": ".hub",
 }
 
@@ -53,9 +53,14 @@ __all__ = [
     *LAZY,
 ]
 
+moved.install()
 register()
-with suppress(ImportError, RuntimeError):  # a timm or torchvision that does not load is no reason to do without text models
-    import_module(".timm_models", __name__)  # timm.create_model("lion_..."); a tenth of this import's time
+with suppress(
+    ImportError, RuntimeError
+):  # a timm or torchvision that does not load is no reason to do without text models
+    import_module(
+        ".timm_models", __name__
+    )  # timm.create_model("lion_..."); a tenth of this import's time
 
 
 def __dir__() -> list[str]:

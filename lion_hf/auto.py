@@ -2,16 +2,22 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BitImageProcessor, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BitImageProcessor,
+    PreTrainedTokenizerFast,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
 from .modeling.lion_code import AUTO_MODELS
+
 
 def register() -> None:
     """Registers configuration, models, tokenizer and image processor. Calling it again changes nothing.
@@ -21,9 +27,13 @@ def register() -> None:
     """
     AutoConfig.register(LionConfig.model_type, LionConfig, exist_ok=True)
     for auto_name, name in AUTO_MODELS.items():
-        getattr(transformers, auto_name).register(LionConfig, getattr(modeling_lion, name), exist_ok=True)
+        getattr(transformers, auto_name).register(
+            LionConfig, getattr(modeling_lion, name), exist_ok=True
+        )
     AutoTokenizer.register(LionConfig, tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
-    AutoImageProcessor.register(LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True)
+    AutoImageProcessor.register(
+        LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True
+    )
 
 
 def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> BitImageProcessor:
@@ -38,12 +48,18 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
     """
     sides = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ValueError(f"image_size={image_size!r}: expected an integer of at least 1 or a pair of them (height, width)")
+        raise ValueError(
+            f"image_size={image_size!r}: expected an integer of at least 1 or a pair of them (height, width)"
+        )
     if not isinstance(crop, int | float) or not 0 < crop <= 1:
         raise ValueError(f"crop={crop!r}: expected a share above 0, at most 1")
     height, width = sides
     square = height == width
-    size = {"shortest_edge": round(height / crop)} if square else {"height": round(height / crop), "width": round(width / crop)}
+    size = (
+        {"shortest_edge": round(height / crop)}
+        if square
+        else {"height": round(height / crop), "width": round(width / crop)}
+    )
     return BitImageProcessor(
         size=size,
         crop_size={"height": height, "width": width},
@@ -55,7 +71,9 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
 
 def length_limit(config: Any) -> int | None:
     """The most tokens that a model's position embeddings allow; None if nothing limits them."""
-    limited = getattr(config, "modality", "text") == "text" and getattr(config, "use_position_embeddings", True)
+    limited = getattr(config, "modality", "text") == "text" and getattr(
+        config, "use_position_embeddings", True
+    )
     return getattr(config, "max_position_embeddings", None) if limited else None
 
 
@@ -74,10 +92,3 @@ def limit_length(processing_class: Any, config: Any) -> Iterator[None]:
         yield
     finally:
         processing_class.model_max_length = own
-
-
-def has_weights(model: str) -> bool:
-    """Whether a folder holds weights; a name on the Hub is taken to."""
-    return not Path(model).is_dir() or any(
-        file for kind in ("*.safetensors", "pytorch_model*.bin") for file in Path(model).glob(kind)
-    )

@@ -1,9 +1,18 @@
-"""The command line: `lion-hf convert`, `lion-hf linearize` and `lion-hf publish`."""
+"""The command line: `lion-hf COMMAND`, one command per task."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+
+# Commands whose options are dataclasses of their own -> module with their main(argv, prog), and what they do.
+TASKS = {
+    "mlm": ("lion_hf.tasks.mlm", "pretrain a masked language model"),
+    "glue": ("lion_hf.tasks.glue", "fine-tune on GLUE, or on sentences and pairs of your own"),
+    "images": ("lion_hf.tasks.image_classification", "train an image classifier"),
+    "demo": ("lion_hf.tasks.demo", "train two small models in minutes and show what they learnt"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 if the user said no, 2 for an error, which is told on stderr.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    given, argv = argv, list(sys.argv[1:] if argv is None else argv)
     try:
-        if argv[:1] == ["linearize"]:  # its options are those of two dataclasses, as in the run scripts
+        if argv[:1] and argv[0] in TASKS:
+            return _run_task(argv[0], argv[1:], started=given is None)
+        if argv[:1] == ["linearize"]:  # its options are those of two dataclasses, as in the tasks
             return _linearize(argv[1:])
         args = _parser().parse_args(argv)
         return args.run(args)
@@ -26,8 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _run_task(name: str, argv: list[str], started: bool) -> int:
+    """Runs a command of `TASKS`; `started` says whether this process is that command's own."""
+    if started:
+        from .training.processes import start_processes
+
+        start_processes()
+    import_module(TASKS[name][0]).main(argv, prog=f"lion-hf {name}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lion-hf", description="LION models in Hugging Face transformers.")
+    parser = argparse.ArgumentParser(
+        prog="lion-hf", description="LION models in Hugging Face transformers."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     convert = commands.add_parser(
@@ -38,20 +61,34 @@ def _parser() -> argparse.ArgumentParser:
         " executed.",
     )
     convert.add_argument("checkpoint", metavar="CHECKPOINT", help="the file")
-    convert.add_argument("output", metavar="OUTPUT", help="the folder to write; it must not exist, or be empty")
     convert.add_argument(
-        "--num-attention-heads", type=int, metavar="N", help="heads of a LION-lit model whose file does not tell"
+        "output", metavar="OUTPUT", help="the folder to write; it must not exist, or be empty"
+    )
+    convert.add_argument(
+        "--num-attention-heads",
+        type=int,
+        metavar="N",
+        help="heads of a LION-lit model whose file does not tell",
     )
     convert.add_argument(
         "--classifier-pooling",
         choices=("cls", "mean"),
         help="for image files without stored arguments: cls (trained with --cls_tok) or mean",
     )
-    convert.add_argument("--use-ema", action="store_true", help="take the moving average of an image model's weights")
-    convert.add_argument("--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to write beside a text model")
+    convert.add_argument(
+        "--use-ema", action="store_true", help="take the moving average of an image model's weights"
+    )
+    convert.add_argument(
+        "--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to write beside a text model"
+    )
     convert.set_defaults(run=_convert)
 
-    commands.add_parser("linearize", help="turn a pretrained BERT, RoBERTa, ViT or DeiT into LION, and teach it by its source")
+    for name, (_, text) in TASKS.items():
+        commands.add_parser(name, help=text)
+    commands.add_parser(
+        "linearize",
+        help="turn a pretrained BERT, RoBERTa, ViT or DeiT into LION, and teach it by its source",
+    )
 
     publish = commands.add_parser(
         "publish",
@@ -60,10 +97,16 @@ def _parser() -> argparse.ArgumentParser:
         " will upload and asking.",
     )
     publish.add_argument("folder", metavar="FOLDER", help="the folder")
-    publish.add_argument("repo_id", metavar="REPO_ID", help="repository on the Hub, owner/name; made if it does not exist")
+    publish.add_argument(
+        "repo_id",
+        metavar="REPO_ID",
+        help="repository on the Hub, owner/name; made if it does not exist",
+    )
     publish.add_argument("--private", action="store_true", help="into a private repository")
     publish.add_argument(
-        "--revision", metavar="BRANCH", help="branch to upload to, main if not given; made if it does not exist"
+        "--revision",
+        metavar="BRANCH",
+        help="branch to upload to, main if not given; made if it does not exist",
     )
     publish.add_argument("--yes", action="store_true", help="do not ask")
     publish.set_defaults(run=_publish)
@@ -71,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from .convert import convert_checkpoint
+    from .convert.conversion import convert_checkpoint
 
     conversion = convert_checkpoint(
         args.checkpoint,
@@ -93,9 +136,8 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _linearize_settings(argv: list[str]) -> tuple:
     """Source, output, `Copying` and `Distillation`; arguments that do not fit are told and end the process."""
-    from .distillation import Distillation
-    from .linearize import Copying
-    from .settings import parse_settings
+    from .linearize.settings import Copying, Distillation
+    from .training.settings import parse_settings
 
     source, output, copying, distillation = parse_settings(
         "Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for from_pretrained: all but the attention is as it"
@@ -110,16 +152,25 @@ def _linearize_settings(argv: list[str]) -> tuple:
         },
     )
     if not distillation.has_data and distillation != Distillation():
-        raise ValueError("options of the distillation without data for it: expected --train_file or --data_path")
+        raise ValueError(
+            "options of the distillation without data for it: expected --train_file or --data_path"
+        )
     return source, output, copying, distillation
 
 
 def _linearize(argv: list[str]) -> int:
-    from .linearize import linearize_checkpoint
+    from .linearize.checkpoint import linearize_checkpoint
 
     source, output, copying, distillation = _linearize_settings(argv)
-    made = linearize_checkpoint(source, output, distillation=distillation if distillation.has_data else None, **vars(copying))
-    print(f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type}, feature_map={made.config.feature_map}")
+    made = linearize_checkpoint(
+        source,
+        output,
+        distillation=distillation if distillation.has_data else None,
+        **vars(copying),
+    )
+    print(
+        f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type}, feature_map={made.config.feature_map}"
+    )
     for name, value in made.metrics.items():
         print(f"{name:>24} {value:.4f}")
     for note in made.notes:
@@ -136,7 +187,9 @@ def _publish(args: argparse.Namespace) -> int:
     place = f"{args.repo_id}, branch {args.revision or 'main'}, {'private' if args.private else 'public unless it is private'}"
     print(f"{sum(files.values()):>15,}  bytes in {len(files)} files, to {place}")
     if f'"{args.repo_id}"' not in Path(args.folder, "README.md").read_text(encoding="utf-8"):
-        print(f"note: the example in README.md does not load {args.repo_id}; save_for_hub(..., repo_id=...) makes it.")
+        print(
+            f"note: the example in README.md does not load {args.repo_id}; save_for_hub(..., repo_id=...) makes it."
+        )
     if not args.yes:
         if not sys.stdin.isatty():
             raise ValueError("there is no terminal to ask: give --yes to upload without a question")

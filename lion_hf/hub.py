@@ -21,12 +21,11 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from .auto import limit_length
+from .modeling.lion_code import AUTO_MAP as AUTO_MAP
 from .modeling.lion_code import AUTO_MODELS, code_goes_along
+from .modeling.lion_code import CODE as CODE
 from .modeling.modeling_lion import LionPreTrainedModel
-from .original import ConversionError
-
-PACKAGE = Path(__file__).parent
-TEMPLATES = (PACKAGE / "model_cards", PACKAGE.parent / "model_cards")  # installed, in a checkout
+from .presets import shipped
 
 # Auto class -> the Hub's name of its task, for text and for images.
 PIPELINE_TAGS = {
@@ -42,8 +41,23 @@ PIPELINE_TAGS = {
 
 # Never uploaded: caches and version control; what a run keeps for itself beside its model, such as settings
 # with local paths; pickles; and logs, whose names hold those of machines.
-HIDDEN_NAMES = ["settings.yaml", "run.json", "trainer_state.json", "manifest.json", "training_args.bin"]
-HIDDEN_NAMES += ["*.pt", "*.pth", "*.pkl", "*.lock", "*.log", "*.distcp", "optimizer.bin", "*.tfevents.*"]
+HIDDEN_NAMES = [
+    "settings.yaml",
+    "run.json",
+    "trainer_state.json",
+    "manifest.json",
+    "training_args.bin",
+]
+HIDDEN_NAMES += [
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "*.lock",
+    "*.log",
+    "*.distcp",
+    "optimizer.bin",
+    "*.tfevents.*",
+]
 HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*", "*_fsdp_*"]
 HIDDEN_FILES += [pattern for name in HIDDEN_NAMES for pattern in (name, f"*/{name}")]
 
@@ -51,41 +65,10 @@ HIDDEN_FILES += [pattern for name in HIDDEN_NAMES for pattern in (name, f"*/{nam
 TEXT_FILES = (".json", ".md", ".csv", ".txt", ".yaml", ".yml")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 # Keys under which libraries store where something was loaded from.
-PATH_KEYS = re.compile(r'("(?:_?name_or_path|base_model_name_or_path|best_model_checkpoint)": )"([^"]+)"')
+PATH_KEYS = re.compile(
+    r'("(?:_?name_or_path|base_model_name_or_path|best_model_checkpoint)": )"([^"]+)"'
+)
 WEIGHTS = re.compile(r"(model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
-
-
-def check_new_folder(output: str | os.PathLike) -> Path:
-    """The absolute path of a folder to write, after the check that it does not exist or is empty; it is not made yet.
-
-    Raises:
-        ConversionError: if something is there.
-    """
-    output = Path(output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConversionError(f"{output} exists and is not an empty folder: choose another output")
-    return output
-
-
-@contextlib.contextmanager
-def new_folder(output: str | os.PathLike) -> Iterator[Path]:
-    """Writes a folder that appears under its name only if all went well.
-
-    Yields:
-        The path to write to, which does not exist yet. Its parent is hidden, beside the output, and this writer's alone: what
-        is left in there goes at the end, after an error or an interruption everything does.
-
-    Raises:
-        ConversionError: as `check_new_folder`, which a caller with much to do first asks beforehand.
-    """
-    output = check_new_folder(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name
-        yield folder
-        if output.exists():
-            output.rmdir()  # Windows renames onto nothing
-        folder.rename(output)
 
 
 def save_for_hub(
@@ -142,7 +125,9 @@ def save_for_hub(
     )
     with code_goes_along(model.config):
         model.save_pretrained(folder, state_dict=state_dict)
-    if (folder / "model.safetensors").exists():  # not sharded: the index of an older save would be read first
+    if (
+        folder / "model.safetensors"
+    ).exists():  # not sharded: the index of an older save would be read first
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     if processing_class is not None:
         with limit_length(processing_class, model.config):
@@ -175,13 +160,17 @@ def model_card(
             " (of a wrapped or compiled model, pass the model inside)"
         )
     if metrics and dataset is None:
-        raise ValueError(f"metrics {dict(metrics)} without dataset: name the data set that they were measured on")
+        raise ValueError(
+            f"metrics {dict(metrics)} without dataset: name the data set that they were measured on"
+        )
     dataset = dataset and _public_name(dataset)
     height, width = model.config.image_height_width
     pipeline_tag = PIPELINE_TAGS[auto_name][model.config.modality]
     return ModelCard.from_template(
-        _card_data(model, pipeline_tag, repo_id, language, license, dataset, metrics or {}, base_model),
-        template_path=str(next(folder for folder in TEMPLATES if folder.is_dir()) / "template.md"),
+        _card_data(
+            model, pipeline_tag, repo_id, language, license, dataset, metrics or {}, base_model
+        ),
+        template_path=str(shipped("model_cards") / "template.md"),
         model_name=repo_id.split("/")[-1],
         repo_id=repo_id,
         auto_class=auto_name,
@@ -218,7 +207,13 @@ def _card_data(
         base_model=base_model if base_model and _may_be_on_hub(base_model) else None,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
-        tags=["lion", f"lion-{model.config.mask_type}", "linear-attention", "custom_code", "arxiv:2502.16249"],
+        tags=[
+            "lion",
+            f"lion-{model.config.mask_type}",
+            "linear-attention",
+            "custom_code",
+            "arxiv:2502.16249",
+        ],
         datasets=on_hub,
         metrics=list(metrics) or None,
         model_name=repo_id.split("/")[-1],
@@ -260,11 +255,15 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}: write it with lion_hf.save_for_hub")
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} lacks weights (*.safetensors): write it with lion_hf.save_for_hub")
+        raise ValueError(
+            f"{folder} lacks weights (*.safetensors): write it with lion_hf.save_for_hub"
+        )
     return {path: content_size(content) for path, content in public_files(folder).items()}
 
 
-def publish(folder: str | os.PathLike, repo_id: str, *, private: bool = False, revision: str | None = None) -> str:
+def publish(
+    folder: str | os.PathLike, repo_id: str, *, private: bool = False, revision: str | None = None
+) -> str:
     """Uploads a folder to the Hub in one commit, without asking.
 
     Paths of this machine in its text files are replaced by their last part. Weights that are in the
@@ -289,17 +288,26 @@ def publish(folder: str | os.PathLike, repo_id: str, *, private: bool = False, r
     with errors_of(f"upload to {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"{repo_id} exists and is public, so nothing was uploaded: make it private or choose another name")
+            raise ValueError(
+                f"{repo_id} exists and is public, so nothing was uploaded: make it private or choose another name"
+            )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return upload(api, repo_id, public_files(folder), "Upload LION model", revision=revision).commit_url
+    return upload(
+        api, repo_id, public_files(folder), "Upload LION model", revision=revision
+    ).commit_url
 
 
 def public_files(folder: str | os.PathLike) -> dict[str, Path | bytes]:
     """What of a folder may be seen by others: path inside the folder -> file, or its content without local paths."""
     folder = Path(folder)
-    paths = (file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file())
-    return {path: public_content(folder / path) for path in filter_repo_objects(paths, ignore_patterns=HIDDEN_FILES)}
+    paths = (
+        file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()
+    )
+    return {
+        path: public_content(folder / path)
+        for path in filter_repo_objects(paths, ignore_patterns=HIDDEN_FILES)
+    }
 
 
 def public_content(file: Path) -> Path | bytes:
@@ -355,7 +363,9 @@ def upload(
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
-def _outdated(present: Sequence[str], files: Mapping[str, object], replaced: str | None) -> list[str]:
+def _outdated(
+    present: Sequence[str], files: Mapping[str, object], replaced: str | None
+) -> list[str]:
     """Files of a repository that must go when others are uploaded."""
     paths = [PurePosixPath(path) for path in present if path not in files]
     weights = {path.parent for path in map(PurePosixPath, files) if WEIGHTS.fullmatch(path.name)}
@@ -377,6 +387,16 @@ def errors_of(action: str) -> Iterator[None]:
     except Exception as error:
         text = getattr(error, "server_message", None) or next(iter(str(error).split("\n")), "")
         status = getattr(getattr(error, "response", None), "status_code", None)
-        cure = "; log in with `hf auth login`, or set HF_TOKEN to a token that may write there" if status in (401, 403) else ""
-        cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ and not status else ""
-        raise ConnectionError(f"{action} failed: {f'{status} ' if status else ''}{text.strip()}{cause}{cure}") from error
+        cure = (
+            "; log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+            if status in (401, 403)
+            else ""
+        )
+        cause = (
+            f" ({type(error.__cause__).__name__}: {error.__cause__})"
+            if error.__cause__ and not status
+            else ""
+        )
+        raise ConnectionError(
+            f"{action} failed: {f'{status} ' if status else ''}{text.strip()}{cause}{cure}"
+        ) from error

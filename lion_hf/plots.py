@@ -64,7 +64,9 @@ def plot_curves(
     _levels(axes[0], loss_levels)
     if metric:
         steps, values = _series(log_history, f"eval_{metric}")
-        axes[1].plot(steps, values, "o-", color="tab:green", label="evaluation", markersize=4, linewidth=1.5)
+        axes[1].plot(
+            steps, values, "o-", color="tab:green", label="evaluation", markersize=4, linewidth=1.5
+        )
         axes[1].set_ylabel(metric.replace("_", " "))
         axes[1].yaxis.set_major_formatter("{x:.0%}")
         _levels(axes[1], metric_levels)
@@ -88,14 +90,18 @@ def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> Non
     deviations = [100 * (task["score"]["deviation"] or np.nan) for task in tasks.values()]
     figure = _figure(2.5 + 0.9 * len(tasks), 4.2)
     axis = figure.subplots()
-    bars = axis.bar(list(tasks), means, yerr=deviations, width=0.6, color="tab:blue", alpha=0.75, capsize=4)
+    bars = axis.bar(
+        list(tasks), means, yerr=deviations, width=0.6, color="tab:blue", alpha=0.75, capsize=4
+    )
     axis.bar_label(bars, [f"{mean:.1f}" for mean in means], label_type="center", color="white")
     for place, task in enumerate(tasks.values()):
         scores = [100 * np.mean(list(metrics.values())) for metrics in task["seeds"].values()]
         axis.plot([place] * len(scores), scores, "k.", markersize=5, alpha=0.6)
     if len(tasks) > 1:
         overall = 100 * summary["overall"]
-        axis.axhline(overall, linestyle="--", linewidth=1.2, color="tab:red", label=f"overall {overall:.1f}")
+        axis.axhline(
+            overall, linestyle="--", linewidth=1.2, color="tab:red", label=f"overall {overall:.1f}"
+        )
         axis.legend()
     axis.set_ylabel("score (%)")
     axis.set_ylim(min(0, *means), 100)
@@ -131,7 +137,9 @@ def plot_predictions(
     for axis, image, prediction, score, label in zip(axes, images, predictions, scores, labels):
         axis.imshow(image, cmap="gray_r")
         right = prediction == label
-        verdict = f"{prediction}  {score:.0%}" if right else f"{prediction}  {score:.0%}\ntrue: {label}"
+        verdict = (
+            f"{prediction}  {score:.0%}" if right else f"{prediction}  {score:.0%}\ntrue: {label}"
+        )
         axis.set_title(verdict, fontsize=10, color="tab:green" if right else "tab:red")
     _save(figure, path, title)
 
@@ -160,7 +168,9 @@ def plot_mixing_matrix(
     columns = min(len(weights), 2)
     rows = -(-len(weights) // columns)
     figure = _figure(5.2 * columns, 4.6 * rows + 0.3)
-    for axis, matrix, name in zip(figure.subplots(rows, columns, squeeze=False).ravel(), weights, head_names):
+    for axis, matrix, name in zip(
+        figure.subplots(rows, columns, squeeze=False).ravel(), weights, head_names
+    ):
         limit = max(matrix.abs().quantile(0.99).item(), 1e-12)
         signed = bool((matrix < 0).any())
         colours = {"cmap": "RdBu_r", "vmin": -limit} if signed else {"cmap": "magma_r", "vmin": 0}
@@ -171,7 +181,9 @@ def plot_mixing_matrix(
         if tokens is not None:
             axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
             axis.set_yticks(range(len(tokens)), tokens, fontsize=8)
-        figure.colorbar(image, ax=axis, shrink=0.8, label="weight", extend="both" if signed else "max")
+        figure.colorbar(
+            image, ax=axis, shrink=0.8, label="weight", extend="both" if signed else "max"
+        )
     _save(figure, path, title)
 
 
@@ -204,8 +216,21 @@ def plot_half_lives(
     for row in range(rows):
         for column in range(columns):
             colour = "white" if shown[row, column] < middle else "black"
-            axis.text(column, row, _short(values[row, column].item()), ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(columns), column_names, rotation=45 if max(map(len, column_names)) > 4 else 0, fontsize=9)
+            axis.text(
+                column,
+                row,
+                _short(values[row, column].item()),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
+    axis.set_xticks(
+        range(columns),
+        column_names,
+        rotation=45 if max(map(len, column_names)) > 4 else 0,
+        fontsize=9,
+    )
     axis.set_yticks(range(rows), row_names, fontsize=9)
     axis.set_xlabel(column_label)
     figure.colorbar(image, ax=axis, label="half-life (tokens)")
@@ -238,5 +263,9 @@ def _series(log_history: list[dict[str, float]], key: str) -> tuple[list[float],
 
 
 def _levels(axis, levels: dict[str, float] | None) -> None:
-    for (label, height), colour in zip((levels or {}).items(), ("tab:red", "tab:purple", "tab:gray")):
-        axis.axhline(height, linestyle="--", linewidth=1.2, color=colour, label=f"{label} ({height:.4g})")
+    for (label, height), colour in zip(
+        (levels or {}).items(), ("tab:red", "tab:purple", "tab:gray")
+    ):
+        axis.axhline(
+            height, linestyle="--", linewidth=1.2, color=colour, label=f"{label} ({height:.4g})"
+        )

@@ -22,7 +22,11 @@ from .modeling.modeling_lion import LionForImageClassification
 GLOBAL_POOLS = {"avg": "mean", "token": "cls", "": None}
 OUTPUT_FORMATS = ("NCHW", "NLC")
 # Fields of the configuration for which timm has words of its own.
-RENAMED = {"num_channels": "in_chans", "classifier_pooling": "global_pool", "image_size": "img_size"}
+RENAMED = {
+    "num_channels": "in_chans",
+    "classifier_pooling": "global_pool",
+    "image_size": "img_size",
+}
 LION_FIELDS = sorted(
     {field.name for field in fields(LionConfig)}
     - {field.name for field in fields(PreTrainedConfig)}
@@ -45,9 +49,15 @@ def resize_images(model: LionForImageClassification, image_size: int | list[int]
     size = config.patch_size
     if min(height, width) < 1 or height % size or width % size:
         raise ValueError(f"image size {image_size}: expected multiples of patch_size={size}")
-    config.image_size, grid = height if height == width else [height, width], (height // size, width // size)
+    config.image_size, grid = (
+        height if height == width else [height, width],
+        (height // size, width // size),
+    )
     if embeddings.position_embeddings is not None and grid != embeddings.grid:
-        positions, trained = embeddings.positions(*grid).detach(), embeddings.position_embeddings.requires_grad
+        positions, trained = (
+            embeddings.positions(*grid).detach(),
+            embeddings.position_embeddings.requires_grad,
+        )
         embeddings.position_embeddings = nn.Parameter(positions.contiguous(), requires_grad=trained)
     embeddings.grid = grid
 
@@ -80,7 +90,9 @@ class LionTimmModel(LionForImageClassification):
     ):
         for name in lion_fields:
             if name not in LION_FIELDS:
-                raise ValueError(f"unknown argument {name}: expected {RENAMED.get(name, f'one of {LION_FIELDS}')}")
+                raise ValueError(
+                    f"unknown argument {name}: expected {RENAMED.get(name, f'one of {LION_FIELDS}')}"
+                )
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate={drop_rate}: expected a probability in [0, 1)")
         super().__init__(
@@ -100,7 +112,11 @@ class LionTimmModel(LionForImageClassification):
         self.num_prefix_tokens = 1
         self.head_drop = nn.Dropout(drop_rate)
         self.feature_info = [
-            {"module": f"lion.layers.{n}", "num_chs": config.hidden_size, "reduction": config.patch_size}
+            {
+                "module": f"lion.layers.{n}",
+                "num_chs": config.hidden_size,
+                "reduction": config.patch_size,
+            }
             for n in range(config.num_hidden_layers)
         ]
         self.num_classes, self.global_pool = num_classes, global_pool
@@ -170,12 +186,18 @@ class LionTimmModel(LionForImageClassification):
         prefixes = [outputs[number][:, :1] for number in wanted]
         intermediates = [outputs[number][:, 1:] for number in wanted]
         if output_fmt == "NCHW":
-            intermediates = [y.mT.unflatten(-1, (rows, columns)).contiguous() for y in intermediates]
+            intermediates = [
+                y.mT.unflatten(-1, (rows, columns)).contiguous() for y in intermediates
+            ]
         if output_dict:
             answer = {"image_intermediates": intermediates}
             if return_prefix_tokens:
                 answer["image_intermediates_prefix"] = prefixes
-            return answer if intermediates_only else answer | {"image_features": lion.norm(hidden_states)}
+            return (
+                answer
+                if intermediates_only
+                else answer | {"image_features": lion.norm(hidden_states)}
+            )
         if return_prefix_tokens:
             intermediates = list(zip(intermediates, prefixes))
         return intermediates if intermediates_only else (lion.norm(hidden_states), intermediates)
@@ -199,12 +221,16 @@ class LionTimmModel(LionForImageClassification):
         """Puts a new, random classifier in place of the old one; none for `num_classes` 0."""
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
-            self.config.classifier_pooling = self.lion.pooler.pooling = GLOBAL_POOLS[global_pool] or "mean"
+            self.config.classifier_pooling = self.lion.pooler.pooling = (
+                GLOBAL_POOLS[global_pool] or "mean"
+            )
         self.num_classes, like = num_classes, self.lion.embeddings.cls_token
         self.classifier = nn.Identity()
         if num_classes > 0:
             self.config.num_labels = self.num_labels = num_classes
-            self.classifier = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self.classifier = nn.Linear(
+                self.num_features, num_classes, device=like.device, dtype=like.dtype
+            )
             nn.init.normal_(self.classifier.weight, std=self.config.initializer_range)
             nn.init.zeros_(self.classifier.bias)
 
@@ -220,7 +246,10 @@ class LionTimmModel(LionForImageClassification):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Regular expressions over parameter names, by which timm decays learning rates from layer to layer."""
-        return {"stem": r"^lion\.embeddings", "blocks": [(r"^lion\.layers\.(\d+)", None), (r"^lion\.norm", (99999,))]}
+        return {
+            "stem": r"^lion\.embeddings",
+            "blocks": [(r"^lion\.layers\.(\d+)", None), (r"^lion\.norm", (99999,))],
+        }
 
 
 def _checked_pool(global_pool: str) -> str:
@@ -229,13 +258,18 @@ def _checked_pool(global_pool: str) -> str:
     return global_pool
 
 
-def _resample_positions(state_dict: dict[str, torch.Tensor], model: LionTimmModel) -> dict[str, torch.Tensor]:
+def _resample_positions(
+    state_dict: dict[str, torch.Tensor], model: LionTimmModel
+) -> dict[str, torch.Tensor]:
     """Weights of square images for a model of another image size."""
     name, own = "lion.embeddings.position_embeddings", model.lion.embeddings.position_embeddings
     if own is None or name not in state_dict or state_dict[name].shape == own.shape:
         return state_dict
     grid = list(model.lion.embeddings.grid)
-    return {**state_dict, name: resample_abs_pos_embed(state_dict[name], grid, num_prefix_tokens=1, antialias=False)}
+    return {
+        **state_dict,
+        name: resample_abs_pos_embed(state_dict[name], grid, num_prefix_tokens=1, antialias=False),
+    }
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> LionTimmModel:
@@ -262,7 +296,9 @@ CONFIGURATION = {
     "license": "apache-2.0",
 }
 
-default_cfgs = generate_default_cfgs({f"lion_{size}_patch16_224": CONFIGURATION for size in ("tiny", "small", "base")})
+default_cfgs = generate_default_cfgs(
+    {f"lion_{size}_patch16_224": CONFIGURATION for size in ("tiny", "small", "base")}
+)
 
 
 @register_model

@@ -8,7 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-if not torch.cuda.is_available():  # the kernels run in triton's interpreter, which is chosen when triton is imported
+if (
+    not torch.cuda.is_available()
+):  # the kernels run in triton's interpreter, which is chosen when triton is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: the processes share the cores

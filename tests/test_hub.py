@@ -20,9 +20,31 @@ from lion_hf import hub
 from lion_hf.auto import AUTO_MODELS, image_processor
 from lion_hf.cli import main
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "the", "lion", "reads", "paris", "is", "of", "france", "it")
-CASES = [(auto_name, modality) for auto_name, tags in hub.PIPELINE_TAGS.items() for modality in tags]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    ".",
+    "the",
+    "lion",
+    "reads",
+    "paris",
+    "is",
+    "of",
+    "france",
+    "it",
+)
+CASES = [
+    (auto_name, modality) for auto_name, tags in hub.PIPELINE_TAGS.items() for modality in tags
+]
 
 # Runs where lion_hf and triton cannot be imported: loads every folder, runs it, and runs the example of its card.
 CHILD = """
@@ -71,7 +93,11 @@ def tokenizer() -> BertTokenizer:
 
 
 def build(auto_name: str, modality: str, **options) -> lion_hf.LionPreTrainedModel:
-    options = {"image_size": 32, "patch_size": 8, **options} if modality == "image" else {"vocab_size": len(WORDS), **options}
+    options = (
+        {"image_size": 32, "patch_size": 8, **options}
+        if modality == "image"
+        else {"vocab_size": len(WORDS), **options}
+    )
     config = lion_hf.LionConfig(modality=modality, **SIZES, **options)
     return getattr(lion_hf, AUTO_MODELS[auto_name])(config).eval()
 
@@ -83,7 +109,11 @@ def build_inputs(auto_name: str, modality: str) -> dict[str, torch.Tensor]:
         mask[..., 5:] = 0
         return {"input_ids": torch.randint(len(WORDS), shape), "attention_mask": mask}
     inputs = {"pixel_values": torch.randn(2, 3, 32, 40)}
-    return inputs | ({"bool_masked_pos": torch.rand(2, 20) < 0.5} if auto_name == "AutoModelForMaskedImageModeling" else {})
+    return inputs | (
+        {"bool_masked_pos": torch.rand(2, 20) < 0.5}
+        if auto_name == "AutoModelForMaskedImageModeling"
+        else {}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +137,15 @@ def elsewhere(tmp_path_factory) -> tuple[Path, dict]:
         hub.save_for_hub(build(auto_name, modality), place / names[-1])
         save_file(build_inputs(auto_name, modality), place / f"{names[-1]}-inputs.safetensors")
 
-    caches = {"HF_HOME": str(place / "home"), "HF_MODULES_CACHE": str(place / "modules"), "HF_HUB_OFFLINE": "1"}
+    caches = {
+        "HF_HOME": str(place / "home"),
+        "HF_MODULES_CACHE": str(place / "modules"),
+        "HF_HUB_OFFLINE": "1",
+    }
     command = [sys.executable, "-I", "-c", CHILD, *names]
-    child = subprocess.run(command, cwd=place, env=os.environ | caches, capture_output=True, text=True)
+    child = subprocess.run(
+        command, cwd=place, env=os.environ | caches, capture_output=True, text=True
+    )
     assert child.returncode == 0, child.stderr
     return place, json.loads((place / "report.json").read_text())
 
@@ -121,25 +157,41 @@ class TestElsewhere:
         report = elsewhere[1]
         found = report[f"{auto_name}-{modality}"]
         assert report["imported"] == []
-        assert found["module"].startswith("transformers_modules") and found["module"].endswith("modeling_lion")
-        assert found["config"].startswith("transformers_modules") and found["config"].endswith("configuration_lion")
+        assert found["module"].startswith("transformers_modules") and found["module"].endswith(
+            "modeling_lion"
+        )
+        assert found["config"].startswith("transformers_modules") and found["config"].endswith(
+            "configuration_lion"
+        )
         assert found["faults"] == []
 
     def test_same_outputs(self, elsewhere, auto_name, modality):
         name = elsewhere[0] / f"{auto_name}-{modality}"
-        expected, outputs = load_file(f"{name}-expected.safetensors"), load_file(f"{name}-outputs.safetensors")
+        expected, outputs = (
+            load_file(f"{name}-expected.safetensors"),
+            load_file(f"{name}-outputs.safetensors"),
+        )
         assert expected.keys() == outputs.keys() and expected
         for key in expected:
-            torch.testing.assert_close(outputs[key], expected[key], msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                outputs[key], expected[key], msg=lambda text, key=key: f"{key}: {text}"
+            )
 
-    @pytest.mark.parametrize("processor", ["", "-bare"], ids=["with-processor", "without-processor"])
+    @pytest.mark.parametrize(
+        "processor", ["", "-bare"], ids=["with-processor", "without-processor"]
+    )
     def test_example_of_the_card_runs(self, elsewhere, auto_name, modality, processor):
         assert elsewhere[1][f"{auto_name}-{modality}{processor}"]["printed"].strip()
 
 
 @pytest.mark.slow
 def test_other_heads_open_a_masked_lm_checkpoint(elsewhere):
-    heads = ["LionModel", "LionForSequenceClassification", "LionForTokenClassification", "LionForQuestionAnswering"]
+    heads = [
+        "LionModel",
+        "LionForSequenceClassification",
+        "LionForTokenClassification",
+        "LionForQuestionAnswering",
+    ]
     assert elsewhere[1]["from masked LM"] == heads
 
 
@@ -166,12 +218,22 @@ def test_model_stays_as_it_is(tmp_path):
     model.config.auto_map = {"AutoModel": "mine.Mine"}
     hub.save_for_hub(model, tmp_path)
     assert model.config.auto_map == {"AutoModel": "mine.Mine"}
-    assert lion_hf.LionModel.from_pretrained(tmp_path).config.auto_map["AutoModel"].endswith("modeling_lion.LionModel")
+    assert (
+        lion_hf.LionModel.from_pretrained(tmp_path)
+        .config.auto_map["AutoModel"]
+        .endswith("modeling_lion.LionModel")
+    )
 
 
 @pytest.mark.parametrize("mask_type", ["lit", "decay", "selective"])
 def test_card(tmp_path, mask_type):
-    model = build("AutoModelForImageClassification", "image", mask_type=mask_type, patch_order="snake", num_labels=7)
+    model = build(
+        "AutoModelForImageClassification",
+        "image",
+        mask_type=mask_type,
+        patch_order="snake",
+        num_labels=7,
+    )
     hub.save_for_hub(
         model,
         tmp_path / "folder",
@@ -183,7 +245,11 @@ def test_card(tmp_path, mask_type):
     )
     card = ModelCard.load(tmp_path / "folder" / "README.md")
     data = card.data
-    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "image-classification")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "mit",
+        "transformers",
+        "image-classification",
+    )
     assert {"lion", f"lion-{mask_type}", "linear-attention", "custom_code"} <= set(data.tags)
     assert data.datasets == "ILSVRC/imagenet-1k" and data.model_name == "lion-x"
     (result,) = data.eval_results
@@ -197,7 +263,12 @@ def test_card(tmp_path, mask_type):
 
 
 def test_card_of_text_without_metrics(tmp_path):
-    hub.save_for_hub(build("AutoModelForMaskedLM", "text"), tmp_path, processing_class=tokenizer(), language=["en", "de"])
+    hub.save_for_hub(
+        build("AutoModelForMaskedLM", "text"),
+        tmp_path,
+        processing_class=tokenizer(),
+        language=["en", "de"],
+    )
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.language == ["en", "de"] and card.data.pipeline_tag == "fill-mask"
     assert card.data.eval_results is None and "Results" not in card.text
@@ -209,7 +280,9 @@ def test_card_names_the_model_that_this_one_was_made_from(tmp_path):
     for folder, base_model in (("made", "someone/bert-x"), ("new", None)):
         hub.save_for_hub(build("AutoModel", "text"), tmp_path / folder, base_model=base_model)
         card = ModelCard.load(tmp_path / folder / "README.md")
-        assert card.data.base_model == base_model and ("base_model" in card.content) == (base_model is not None)
+        assert card.data.base_model == base_model and ("base_model" in card.content) == (
+            base_model is not None
+        )
 
 
 def test_metrics_need_a_data_set(tmp_path):
@@ -236,7 +309,9 @@ def api(monkeypatch) -> MagicMock:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    folder = hub.save_for_hub(build("AutoModel", "text"), tmp_path / "folder", repo_id="someone/lion")
+    folder = hub.save_for_hub(
+        build("AutoModel", "text"), tmp_path / "folder", repo_id="someone/lion"
+    )
     (folder / ".cache").mkdir()
     (folder / ".cache" / "secret").write_text("x")
     return folder
@@ -253,10 +328,18 @@ class TestPublish:
         answer(monkeypatch, "no")
         main(["publish", str(folder), "someone/lion", "--private"])
         printed = capsys.readouterr().out
-        shown = dict(reversed(line.split()) for line in printed.splitlines() if len(line.split()) == 2)
-        sizes = {file.name: f"{file.stat().st_size:,}" for file in folder.iterdir() if file.is_file()}
+        shown = dict(
+            reversed(line.split()) for line in printed.splitlines() if len(line.split()) == 2
+        )
+        sizes = {
+            file.name: f"{file.stat().st_size:,}" for file in folder.iterdir() if file.is_file()
+        }
         assert shown == sizes and "model.safetensors" in shown
-        assert "secret" not in printed and "someone/lion, branch main, private" in printed and "note:" not in printed
+        assert (
+            "secret" not in printed
+            and "someone/lion, branch main, private" in printed
+            and "note:" not in printed
+        )
 
     @pytest.mark.parametrize("text", ["", "n", "no", "x"])
     def test_uploads_nothing_unless_told(self, folder, api, monkeypatch, text):
@@ -270,13 +353,20 @@ class TestPublish:
         assert main(["publish", str(folder), "someone/lion"]) == 0
         api.create_branch.assert_not_called()
         sent = api.upload_folder.call_args.kwargs
-        assert (sent["repo_id"], sent["folder_path"], sent["revision"]) == ("someone/lion", str(folder), None)
+        assert (sent["repo_id"], sent["folder_path"], sent["revision"]) == (
+            "someone/lion",
+            str(folder),
+            None,
+        )
         assert sent["ignore_patterns"] == hub.HIDDEN_FILES
         assert capsys.readouterr().out.endswith("https://hub.example/commit/1\n")
 
     def test_yes_asks_nothing(self, folder, api, monkeypatch):
         answer(monkeypatch, None)
-        assert main(["publish", str(folder), "someone/lion", "--yes", "--private", "--revision", "v1"]) == 0
+        assert (
+            main(["publish", str(folder), "someone/lion", "--yes", "--private", "--revision", "v1"])
+            == 0
+        )
         assert api.create_repo.call_args.kwargs == {"private": True, "exist_ok": True}
         api.create_branch.assert_called_once_with("someone/lion", branch="v1", exist_ok=True)
         assert api.upload_folder.call_args.kwargs["revision"] == "v1"
@@ -295,9 +385,13 @@ class TestPublish:
 
     def test_another_repository_than_in_the_card_is_told(self, folder, api, capsys):
         assert main(["publish", str(folder), "someone/other", "--yes"]) == 0
-        assert "note: the example in README.md does not load someone/other" in capsys.readouterr().out
+        assert (
+            "note: the example in README.md does not load someone/other" in capsys.readouterr().out
+        )
 
-    @pytest.mark.parametrize("name", ["config.json", "README.md", "modeling_lion.py", "model.safetensors"])
+    @pytest.mark.parametrize(
+        "name", ["config.json", "README.md", "modeling_lion.py", "model.safetensors"]
+    )
     def test_incomplete_folder(self, folder, api, capsys, name):
         (folder / name).unlink()
         assert main(["publish", str(folder), "someone/lion", "--yes"]) == 2

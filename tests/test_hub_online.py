@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,19 @@ from support.hub_server import HubServer
 
 pytestmark = pytest.mark.slow  # every client imports transformers, which takes seconds
 
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "lion", "reads", "in", "both", "directions")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "lion",
+    "reads",
+    "in",
+    "both",
+    "directions",
+)
 # Names that pieces of code for the clients start from.
 PREPARED = f"""
 import json, os, pathlib, torch, transformers
@@ -40,7 +51,10 @@ def publish(name, *options, seed=0, folder=None):
     return main(["publish", folder, name, "--yes", *options]), numbers(model)
 """
 )
-LOAD = PREPARED + "result = numbers(AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=trust, **options))"
+LOAD = (
+    PREPARED
+    + "result = numbers(AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=trust, **options))"
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +91,16 @@ def test_only_this_machine_is_served(hub):
 
 class TestLoadingByName:
     def test_with_the_code_that_came_along(self, reader, published):
-        assert reader.run(LOAD, name="owner/lion", trust=True, options={}) == pytest.approx(published["numbers"])
-        loaded = PREPARED + """
+        assert reader.run(LOAD, name="owner/lion", trust=True, options={}) == pytest.approx(
+            published["numbers"]
+        )
+        loaded = (
+            PREPARED
+            + """
 model = AutoModel.from_pretrained("owner/lion", trust_remote_code=True)
 result = [type(model).__module__.split(".")[0], AutoTokenizer.from_pretrained("owner/lion").tokenize("the lion")]
 """
+        )
         assert reader.run(loaded) == ["transformers_modules", ["the", "lion"]]
 
     def test_code_does_not_run_unless_it_is_trusted(self, reader, published):
@@ -92,15 +111,20 @@ result = [type(model).__module__.split(".")[0], AutoTokenizer.from_pretrained("o
     @pytest.mark.parametrize("trust", [True, False])
     def test_with_lion_hf(self, author, published, trust):
         code = "import lion_hf\n" + LOAD
-        assert author.run(code, name="owner/lion", trust=trust, options={}) == pytest.approx(published["numbers"])
-
-    def test_revision(self, hub, author, reader, published):
-        assert author.run(LION + "result = publish('owner/lion', '--revision', 'second', seed=1)")[0] == 0
-        second = reader.run(LOAD, name="owner/lion", trust=True, options={"revision": "second"})
-        assert second != pytest.approx(published["numbers"])
-        assert reader.run(LOAD, name="owner/lion", trust=True, options={"revision": "main"}) == pytest.approx(
+        assert author.run(code, name="owner/lion", trust=trust, options={}) == pytest.approx(
             published["numbers"]
         )
+
+    def test_revision(self, hub, author, reader, published):
+        assert (
+            author.run(LION + "result = publish('owner/lion', '--revision', 'second', seed=1)")[0]
+            == 0
+        )
+        second = reader.run(LOAD, name="owner/lion", trust=True, options={"revision": "second"})
+        assert second != pytest.approx(published["numbers"])
+        assert reader.run(
+            LOAD, name="owner/lion", trust=True, options={"revision": "main"}
+        ) == pytest.approx(published["numbers"])
         first = hub.repositories["model", "owner/lion"].branches["main"]
         by_hash = reader.run(LOAD, name="owner/lion", trust=True, options={"revision": first})
         assert by_hash == pytest.approx(published["numbers"])
@@ -111,8 +135,17 @@ result = [type(model).__module__.split(".")[0], AutoTokenizer.from_pretrained("o
 class TestPublish:
     def test_what_is_published(self, published):
         files = published["files"]
-        assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "modeling_lion.py"} <= files.keys()
-        assert json.loads(files["config.json"])["auto_map"].keys() >= {"AutoConfig", "AutoModelForTokenClassification"}
+        assert {
+            "config.json",
+            "model.safetensors",
+            "README.md",
+            "tokenizer.json",
+            "modeling_lion.py",
+        } <= files.keys()
+        assert json.loads(files["config.json"])["auto_map"].keys() >= {
+            "AutoConfig",
+            "AutoModelForTokenClassification",
+        }
 
     def test_what_a_run_keeps_for_itself_is_not(self, hub, author):
         here = author.run(
@@ -136,7 +169,11 @@ result = here
 """
         )
         files = hub.repositories["model", "owner/run"].files()
-        assert not {name for name in files if "settings" in name or "run.json" in name or "checkpoint" in name}
+        assert not {
+            name
+            for name in files
+            if "settings" in name or "run.json" in name or "checkpoint" in name
+        }
         assert not {"trainer_state.json", "training_args.bin", ".lock"} & files.keys()
         for name, content in files.items():
             assert here.encode() not in content, name
@@ -145,7 +182,9 @@ result = here
         assert json.loads(files["tokenizer_config.json"])["name_or_path"] == "bert"
 
     def test_weights_of_an_older_kind_go(self, hub, author, reader):
-        code = LION + """
+        code = (
+            LION
+            + """
 model = build(seed)
 if not seed:
     model.save_pretrained("shards-0", max_shard_size="10KB")  # of which the sizes below are a part
@@ -155,23 +194,42 @@ if not seed:
     HfApi().upload_folder(repo_id="owner/shards", folder_path="shards-0")
 result = publish("owner/shards", seed=1)
 """
+        )
         status, expected = author.run(code, seed=0)
         assert status == 0
-        weights = [name for name in hub.repositories["model", "owner/shards"].files() if "safetensors" in name]
+        weights = [
+            name
+            for name in hub.repositories["model", "owner/shards"].files()
+            if "safetensors" in name
+        ]
         assert weights == ["model.safetensors"]
-        assert reader.run(LOAD, name="owner/shards", trust=True, options={}) == pytest.approx(expected)
+        assert reader.run(LOAD, name="owner/shards", trust=True, options={}) == pytest.approx(
+            expected
+        )
 
     def test_one_commit(self, hub, published):
-        assert hub.repositories["model", "owner/lion"].messages[:2] == ["initial commit", "Upload LION model"]
+        assert hub.repositories["model", "owner/lion"].messages[:2] == [
+            "initial commit",
+            "Upload LION model",
+        ]
 
     def test_again_changes_nothing(self, hub, author):
         author.run(LION + "publish('owner/same')")
-        commits, sent = len(hub.repositories["model", "owner/same"].commits), hub.count("PUT", "^/lfs/")
+        commits, sent = (
+            len(hub.repositories["model", "owner/same"].commits),
+            hub.count("PUT", "^/lfs/"),
+        )
         assert author.run(LION + "result = publish('owner/same')[0]") == 0
-        assert (len(hub.repositories["model", "owner/same"].commits), hub.count("PUT", "^/lfs/")) == (commits, sent)
+        assert (
+            len(hub.repositories["model", "owner/same"].commits),
+            hub.count("PUT", "^/lfs/"),
+        ) == (commits, sent)
 
     def test_without_login(self, hub, author):
-        code = LION + "os.environ['HF_TOKEN'] = ''\nresult = publish('owner/nobody')[0]\nos.environ['HF_TOKEN'] = 'hf_owner'"
+        code = (
+            LION
+            + "os.environ['HF_TOKEN'] = ''\nresult = publish('owner/nobody')[0]\nos.environ['HF_TOKEN'] = 'hf_owner'"
+        )
         assert author.run(code) == 2
         (line,) = [line for line in author.printed.splitlines() if line.startswith("error: ")]
         assert "401" in line and "hf auth login" in line
@@ -197,10 +255,14 @@ class TestPrivate:
 
     def test_nobody_sees_it(self, hub, reader, expected):
         assert hub.repositories["model", "owner/secret"].private
-        with pytest.raises(ClientError, match="not a valid model identifier|private repository") as refused:
+        with pytest.raises(
+            ClientError, match="not a valid model identifier|private repository"
+        ) as refused:
             reader.run(LOAD, name="owner/secret", trust=True, options={})
         assert "OSError" in refused.value.kinds
-        assert ("HEAD", 401) in {(method, status) for method, path, status, _ in hub.requests if "owner/secret" in path}
+        assert ("HEAD", 401) in {
+            (method, status) for method, path, status, _ in hub.requests if "owner/secret" in path
+        }
 
     def test_strangers_do_not_see_it(self, reader, expected):
         with pytest.raises(ClientError, match="not a valid model identifier|private repository"):
@@ -215,9 +277,14 @@ class TestInterruptions:
     def test_upload_goes_on_after_a_break(self, hub, author):
         hub.refuse_uploads = 1
         assert author.run(LION + "result = publish('owner/broken', seed=10)[0]") == 0
-        assert hub.refuse_uploads == 0 and "model.safetensors" in hub.repositories["model", "owner/broken"].files()
+        assert (
+            hub.refuse_uploads == 0
+            and "model.safetensors" in hub.repositories["model", "owner/broken"].files()
+        )
 
-    def test_upload_that_was_killed_leaves_the_repository_as_it_was(self, hub, author, reader, tmp_path):
+    def test_upload_that_was_killed_leaves_the_repository_as_it_was(
+        self, hub, author, reader, tmp_path
+    ):
         expected = author.run(LION + "result = publish('owner/killed')")[1]
         before = dict(hub.repositories["model", "owner/killed"].branches)
         hub.stop_uploads.set()  # after the first part of the weights
@@ -227,10 +294,14 @@ class TestInterruptions:
             victim.kill()
         hub.stop_uploads.clear()
         assert hub.repositories["model", "owner/killed"].branches == before
-        assert reader.run(LOAD, name="owner/killed", trust=True, options={}) == pytest.approx(expected)
+        assert reader.run(LOAD, name="owner/killed", trust=True, options={}) == pytest.approx(
+            expected
+        )
         status, expected = author.run(LION + "result = publish('owner/killed', seed=3)")
         assert status == 0
-        assert reader.run(LOAD, name="owner/killed", trust=True, options={}) == pytest.approx(expected)
+        assert reader.run(LOAD, name="owner/killed", trust=True, options={}) == pytest.approx(
+            expected
+        )
 
     def test_upload_that_fails_for_good_is_one_line(self, hub, author):
         hub.refuse_uploads = 1000
@@ -247,10 +318,16 @@ class TestInterruptions:
         expected = author.run(LION + "result = publish('owner/resumed', seed=12)")[1]
         hub.cut_downloads["model.safetensors"] = [1000]
         # The client keeps what came in whole pieces of 10 MB: here of 500 bytes.
-        small = "import huggingface_hub.constants as constants\nconstants.DOWNLOAD_CHUNK_SIZE = 500\n"
+        small = (
+            "import huggingface_hub.constants as constants\nconstants.DOWNLOAD_CHUNK_SIZE = 500\n"
+        )
         loaded = reader.run(small + LOAD, waits=False, name="owner/resumed", trust=True, options={})
         assert loaded == pytest.approx(expected)
-        ranges = [asked for _, path, status, asked in hub.requests if "/storage/" in path and status == 206]
+        ranges = [
+            asked
+            for _, path, status, asked in hub.requests
+            if "/storage/" in path and status == 206
+        ]
         assert ranges[-1] == "bytes=1000-"
 
     def test_half_a_download_is_not_taken(self, hub, author, reader):
@@ -264,7 +341,9 @@ class TestInterruptions:
         assert "OSError" in broken.value.kinds or "TransportError" in broken.value.kinds
         left = "import os, pathlib\nresult = [str(p) for p in pathlib.Path(os.environ['HF_HOME']).rglob('*incomplete*')]"
         assert reader.run(left) == []
-        assert reader.run(LOAD, name="owner/half", trust=True, options={}) == pytest.approx(expected)
+        assert reader.run(LOAD, name="owner/half", trust=True, options={}) == pytest.approx(
+            expected
+        )
 
 
 class TestWhateverIsSaved:
@@ -303,7 +382,9 @@ result = {"folder": os.path.abspath("saved"), "numbers": numbers_of, "vector": e
         assert len(configs) > 6
         for config in configs:
             for code in json.loads(config.read_text()).get("auto_map", {}).values():
-                assert "--" not in code and (config.parent / f"{code.split('.')[0]}.py").is_file(), config
+                assert (
+                    "--" not in code and (config.parent / f"{code.split('.')[0]}.py").is_file()
+                ), config
 
     @pytest.mark.parametrize("name", ["again", "twice", "trainer/checkpoint-1"])
     def test_models_open_elsewhere(self, reader, saved, name):
@@ -312,7 +393,10 @@ result = {"folder": os.path.abspath("saved"), "numbers": numbers_of, "vector": e
         assert loaded == pytest.approx(saved["numbers"][name], abs=1e-6)
 
     def test_configuration_alone_opens_elsewhere(self, reader, saved):
-        code = PREPARED + "result = AutoConfig.from_pretrained(folder, trust_remote_code=True).hidden_size"
+        code = (
+            PREPARED
+            + "result = AutoConfig.from_pretrained(folder, trust_remote_code=True).hidden_size"
+        )
         assert reader.run(code, folder=f"{saved['folder']}/config") == 32
 
     def test_sentence_transformer_opens_elsewhere(self, reader, saved):
@@ -321,22 +405,30 @@ from sentence_transformers import SentenceTransformer
 encoder = SentenceTransformer(folder, trust_remote_code=True)
 result = encoder.encode("the lion reads")[:5].tolist()
 """
-        assert reader.run(code, folder=f"{saved['folder']}/sentences") == pytest.approx(saved["vector"], abs=1e-6)
+        assert reader.run(code, folder=f"{saved['folder']}/sentences") == pytest.approx(
+            saved["vector"], abs=1e-6
+        )
 
     def test_adapter_opens_on_the_model_elsewhere(self, reader, saved, published):
-        code = PREPARED + """
+        code = (
+            PREPARED
+            + """
 from peft import PeftModel
 model = AutoModelForMaskedLM.from_pretrained("owner/lion", trust_remote_code=True)
 result = numbers(PeftModel.from_pretrained(model, folder))
 """
+        )
         adapted = reader.run(code, folder=f"{saved['folder']}/adapter")
         assert adapted == pytest.approx(published["numbers"], abs=1e-6)
 
     def test_models_that_were_never_published_have_no_auto_map(self, author):
-        code = LION + """
+        code = (
+            LION
+            + """
 build().save_pretrained("plain")
 result = ["auto_map" in json.load(open("plain/config.json")), sorted(os.listdir("plain"))]
 """
+        )
         assert author.run(code) == [False, ["config.json", "model.safetensors"]]
 
     @pytest.mark.parametrize(
@@ -351,24 +443,34 @@ result = ["auto_map" in json.load(open("plain/config.json")), sorted(os.listdir(
     def test_pushed_models_open_elsewhere(self, author, reader, push):
         name = f"owner/pushed-{sum(push.encode())}"
         expected = author.run(
-            LION + f"model = build(4)\n{push}\nassert not hasattr(model.config, 'auto_map')\nresult = numbers(model)", name=name
+            LION
+            + f"model = build(4)\n{push}\nassert not hasattr(model.config, 'auto_map')\nresult = numbers(model)",
+            name=name,
         )
         assert reader.run(LOAD, name=name, trust=True, options={}) == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         "push",
-        ["config.push_to_hub(name)", "config.save_pretrained('c'); config.save_pretrained('c', push_to_hub=True, repo_id=name)"],
+        [
+            "config.push_to_hub(name)",
+            "config.save_pretrained('c'); config.save_pretrained('c', push_to_hub=True, repo_id=name)",
+        ],
         ids=["push_to_hub", "save_pretrained"],
     )
     def test_pushed_configurations_open_elsewhere(self, author, reader, push):
         name = f"owner/config-{sum(push.encode())}"
         author.run(LION + f"config = build().config\n{push}", name=name)
-        code = PREPARED + "result = AutoConfig.from_pretrained(name, trust_remote_code=True).hidden_size"
+        code = (
+            PREPARED
+            + "result = AutoConfig.from_pretrained(name, trust_remote_code=True).hidden_size"
+        )
         assert reader.run(code, name=name) == 32
 
 
 def test_data_set_is_streamed_by_name(hub, reader):
-    lines = b"".join(json.dumps({"text": f"the lion reads {n}"}).encode() + b"\n" for n in range(50))
+    lines = b"".join(
+        json.dumps({"text": f"the lion reads {n}"}).encode() + b"\n" for n in range(50)
+    )
     hub.create("owner/text", kind="dataset", **{"train.jsonl": lines})
     code = """
 from datasets import load_dataset
@@ -379,23 +481,31 @@ result = [row["text"] for row in rows]
 
 
 # A run of 4 steps with a checkpoint after every second one.
-TRAIN = LION + """
+TRAIN = (
+    LION
+    + """
 from datasets import Dataset
-from lion_hf.trainer import LionTrainer, LionTrainingArguments
-from lion_hf.training import run
+from lion_hf.training.trainer import LionTrainer, LionTrainingArguments
+from lion_hf.training.run import run
 def trainer(folder, steps=4, model=None, **options):
     options = {"report_to": "none", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "use_cpu": True, **options}
     args = LionTrainingArguments(folder, max_steps=steps, push_to_hub=True, hub_always_push=True, **options)
     rows = Dataset.from_list([{"input_ids": IDS[0].tolist(), "labels": IDS[0].tolist()}] * 8)
     return LionTrainer(model or build(5), args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer())
 """
+)
 
 
 class TestPushingRuns:
-    PRIVATE = re.compile(r"settings\.yaml|training_args|run\.json|\.lock|^trainer_state|^optimizer|tfevents")
+    PRIVATE = re.compile(
+        r"settings\.yaml|training_args|run\.json|\.lock|^trainer_state|^optimizer|tfevents"
+    )
 
     def push(self, hub, author, name: str, **options):
-        code = TRAIN + "run(trainer(folder, hub_model_id=name, **options), title='t', dataset='speeches')"
+        code = (
+            TRAIN
+            + "run(trainer(folder, hub_model_id=name, **options), title='t', dataset='speeches')"
+        )
         author.run(code, name=name, folder=name.replace("/", "-"), options=options)
         return hub.repositories["model", name]
 
@@ -405,10 +515,22 @@ class TestPushingRuns:
         assert repository.messages[-1] == "End of training"
         files = repository.files()
         assert not [name for name in files if self.PRIVATE.search(name)]
-        assert {"README.md", "modeling_lion.py", "metrics.json", "curves.csv", "tokenizer.json"} <= files.keys()
-        assert f'from_pretrained("owner/{strategy}", trust_remote_code=True)'.encode() in files["README.md"]
+        assert {
+            "README.md",
+            "modeling_lion.py",
+            "metrics.json",
+            "curves.csv",
+            "tokenizer.json",
+        } <= files.keys()
+        assert (
+            f'from_pretrained("owner/{strategy}", trust_remote_code=True)'.encode()
+            in files["README.md"]
+        )
         assert b"On speeches" in files["README.md"]
-        expected = author.run(LION + "result = numbers(AutoModelForMaskedLM.from_pretrained(folder))", folder=f"owner-{strategy}")
+        expected = author.run(
+            LION + "result = numbers(AutoModelForMaskedLM.from_pretrained(folder))",
+            folder=f"owner-{strategy}",
+        )
         loaded = reader.run(LOAD, name=f"owner/{strategy}", trust=True, options={})
         assert loaded == pytest.approx(expected, abs=1e-6)
 
@@ -421,25 +543,44 @@ class TestPushingRuns:
             "End of training",
         ]
         second = list(repository.commits)[1]
-        assert {"README.md", "modeling_lion.py", "tokenizer.json", "curves.csv"} <= repository.files(second).keys()
+        assert {
+            "README.md",
+            "modeling_lion.py",
+            "tokenizer.json",
+            "curves.csv",
+        } <= repository.files(second).keys()
         early = reader.run(LOAD, name="owner/saves", trust=True, options={"revision": second})
         final = reader.run(LOAD, name="owner/saves", trust=True, options={})
         assert early != pytest.approx(final, abs=1e-6)
 
     def test_nothing_of_an_upload_is_left(self, author):
-        left = author.run("import pathlib\nresult = [str(path) for path in pathlib.Path('owner-saves').glob('.*')]")
+        left = author.run(
+            "import pathlib\nresult = [str(path) for path in pathlib.Path('owner-saves').glob('.*')]"
+        )
         assert left == []
 
     @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
     def test_checkpoints_are_whole_and_a_run_continues_from_them(self, hub, author, strategy):
         repository = hub.repositories["model", f"owner/{strategy}"]
         name = "last-checkpoint" if strategy == "checkpoint" else "checkpoint-4"
-        inside = {path.removeprefix(f"{name}/") for path in repository.files() if path.startswith(f"{name}/")}
-        assert {"optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "manifest.json"} <= inside
+        inside = {
+            path.removeprefix(f"{name}/")
+            for path in repository.files()
+            if path.startswith(f"{name}/")
+        }
+        assert {
+            "optimizer.pt",
+            "scheduler.pt",
+            "trainer_state.json",
+            "model.safetensors",
+            "manifest.json",
+        } <= inside
         assert "training_args.bin" not in inside
-        code = TRAIN + """
+        code = (
+            TRAIN
+            + """
 from huggingface_hub import snapshot_download
-from lion_hf.checkpoints import damage
+from lion_hf.training.checkpoints import damage
 import shutil
 folder = f"continued-{strategy}"
 found = snapshot_download(f"owner/{strategy}", local_dir=f"downloaded-{strategy}")
@@ -450,6 +591,7 @@ run(continued, title="t")
 losses = [entry["step"] for entry in continued.state.log_history if "loss" in entry]
 result = [problem, losses]
 """
+        )
         assert author.run(code, strategy=strategy, name=name) == [None, [2, 4, 6]]
 
     def test_no_path_of_this_machine(self, hub, author):
@@ -463,42 +605,61 @@ result = [problem, losses]
         assert json.loads(files["last-checkpoint/trainer_state.json"])["global_step"] == 4
 
     def test_push_to_hub_without_run(self, hub, author, reader):
-        code = TRAIN + """
+        code = (
+            TRAIN
+            + """
 made = trainer("alone", hub_model_id="owner/alone", hub_strategy="end")
 made.train()
 made.push_to_hub()
 result = numbers(made.model)
 """
+        )
         expected = author.run(code)
         assert "README.md" in hub.repositories["model", "owner/alone"].files()
-        assert reader.run(LOAD, name="owner/alone", trust=True, options={}) == pytest.approx(expected, abs=1e-6)
+        assert reader.run(LOAD, name="owner/alone", trust=True, options={}) == pytest.approx(
+            expected, abs=1e-6
+        )
 
     def test_other_models(self, hub, author, reader):
-        code = TRAIN + """
+        code = (
+            TRAIN
+            + """
 bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(WORDS), **SIZES))
 run(trainer("bert", model=bert, hub_model_id="owner/bert", hub_strategy="every_save"), title="t", dataset="speeches")
 result = numbers(bert)
 """
+        )
         expected = author.run(code)
         files = hub.repositories["model", "owner/bert"].files()
         assert "README.md" in files and not [name for name in files if self.PRIVATE.search(name)]
-        assert reader.run(LOAD, name="owner/bert", trust=False, options={}) == pytest.approx(expected, abs=1e-6)
+        assert reader.run(LOAD, name="owner/bert", trust=False, options={}) == pytest.approx(
+            expected, abs=1e-6
+        )
 
     def test_without_login_nothing_is_trained(self, hub, author):
-        code = TRAIN + "os.environ['HF_TOKEN'] = ''\ntry:\n    trainer('x', hub_model_id='owner/x')\n"
+        code = (
+            TRAIN + "os.environ['HF_TOKEN'] = ''\ntry:\n    trainer('x', hub_model_id='owner/x')\n"
+        )
         code += "finally:\n    os.environ['HF_TOKEN'] = 'hf_owner'"
-        with pytest.raises(ClientError, match="push_to_hub: .*owner/x.* 401 .*hf auth login") as refused:
+        with pytest.raises(
+            ClientError, match="push_to_hub: .*owner/x.* 401 .*hf auth login"
+        ) as refused:
             author.run(code)
         assert "ValueError" in refused.value.kinds
 
     def test_private_is_never_public(self, author, published):
-        with pytest.raises(ClientError, match="hub_private_repo=True, but owner/lion exists and is public"):
+        with pytest.raises(
+            ClientError, match="hub_private_repo=True, but owner/lion exists and is public"
+        ):
             author.run(TRAIN + "trainer('x', hub_model_id='owner/lion', hub_private_repo=True)")
 
     def test_uploads_that_fail(self, hub, author):
         """Those beside the training are warned of; that of the end is an error, and the model is here."""
         hub.refuse_uploads = 1000
-        code = TRAIN + "run(trainer('lost', hub_model_id='owner/lost', hub_strategy='every_save', seed=3), title='t')"
+        code = (
+            TRAIN
+            + "run(trainer('lost', hub_model_id='owner/lost', hub_strategy='every_save', seed=3), title='t')"
+        )
         try:
             with pytest.raises(ClientError, match="lion-hf publish lost owner/lost") as failed:
                 author.run(code, waits=False)
@@ -506,4 +667,6 @@ result = numbers(bert)
             hub.refuse_uploads = 0
         assert "OSError" in failed.value.kinds
         status = author.run(LION + "result = main(['publish', 'lost', 'owner/lost', '--yes'])")
-        assert status == 0 and "model.safetensors" in hub.repositories["model", "owner/lost"].files()
+        assert (
+            status == 0 and "model.safetensors" in hub.repositories["model", "owner/lost"].files()
+        )

@@ -58,7 +58,12 @@ SIZES = (
 # cut texts at this number. It is the longest text that LION is tested with.
 LONGEST_TEXT = 1_000_000
 MOST_LABELS = 10_000_000  # transformers gives each a name, in memory
-PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout")
+PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "classifier_dropout",
+)
 
 
 def family_defaults(modality: str, mask_type: str) -> dict:
@@ -181,7 +186,9 @@ class LionConfig(PreTrainedConfig):
         if self.modality == "text" and not self.use_position_embeddings:
             self.max_position_embeddings = LONGEST_TEXT
         names = self.id2label
-        if names is not None and not (isinstance(names, dict) and all(str(n).isdecimal() for n in names)):
+        if names is not None and not (
+            isinstance(names, dict) and all(str(n).isdecimal() for n in names)
+        ):
             raise ValueError(f"id2label={names!r}: expected a dict from numbers to names")
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -199,11 +206,15 @@ class LionConfig(PreTrainedConfig):
             config_dict = {k: v for k, v in config_dict.items() if k != "max_position_embeddings"}
         names = {field.name for field in fields(cls)}
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-        old = {name: config_dict.get(name) or getattr(cls, name) for name in ("modality", "mask_type")}
+        old = {
+            name: config_dict.get(name) or getattr(cls, name) for name in ("modality", "mask_type")
+        }
         changed = {name: given[name] for name in old if given.get(name, old[name]) != old[name]}
         if changed and all(value in CHOICES[name] for name, value in changed.items()):
             resolved = family_defaults(**old)
-            config_dict = {k: v for k, v in config_dict.items() if k not in resolved or v != resolved[k]}
+            config_dict = {
+                k: v for k, v in config_dict.items() if k not in resolved or v != resolved[k]
+            }
         return super().from_dict({**config_dict, **given}, **kwargs)
 
     def save_pretrained(
@@ -241,16 +252,24 @@ class LionConfig(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
         if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers={self.num_hidden_layers}: expected an integer of at least 0")
+            raise ValueError(
+                f"num_hidden_layers={self.num_hidden_layers}: expected an integer of at least 0"
+            )
         for name in PROBABILITIES:
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
         if not SMALLEST_EPS <= self.layer_norm_eps < math.inf:
-            raise ValueError(f"layer_norm_eps={self.layer_norm_eps}: expected a finite number of at least {SMALLEST_EPS:.3g}")
+            raise ValueError(
+                f"layer_norm_eps={self.layer_norm_eps}: expected a finite number of at least {SMALLEST_EPS:.3g}"
+            )
         if not 0 <= self.initializer_range < math.inf:
-            raise ValueError(f"initializer_range={self.initializer_range}: expected a finite number of at least 0")
+            raise ValueError(
+                f"initializer_range={self.initializer_range}: expected a finite number of at least 0"
+            )
         if self.modality == "text" and not 0 <= (self.pad_token_id or 0) < self.vocab_size:
-            raise ValueError(f"pad_token_id={self.pad_token_id}: expected None or 0 to vocab_size - 1 = {self.vocab_size - 1}")
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id}: expected None or 0 to vocab_size - 1 = {self.vocab_size - 1}"
+            )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r}: expected one of {sorted(ACT2FN)}")
         if self.hidden_size % self.num_attention_heads:
@@ -259,7 +278,9 @@ class LionConfig(PreTrainedConfig):
                 " every head needs the same whole number of dimensions"
             )
         if self.modality == "text" and self.patch_order != "raster":
-            raise ValueError(f"patch_order={self.patch_order!r} with modality='text': expected 'raster'")
+            raise ValueError(
+                f"patch_order={self.patch_order!r} with modality='text': expected 'raster'"
+            )
         if self.distillation_head and (self.modality, self.classifier_pooling) != ("image", "mean"):
             raise ValueError(
                 f"distillation_head=True with modality={self.modality!r}, classifier_pooling={self.classifier_pooling!r}:"
@@ -267,10 +288,14 @@ class LionConfig(PreTrainedConfig):
             )
         if self.modality == "image":
             if isinstance(self.image_size, list) and len(self.image_size) != 2:
-                raise ValueError(f"image_size={self.image_size}: expected one integer or a pair (height, width)")
+                raise ValueError(
+                    f"image_size={self.image_size}: expected one integer or a pair (height, width)"
+                )
             height, width = self.image_height_width
             if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
-                raise ValueError(f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}")
+                raise ValueError(
+                    f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}"
+                )
 
     @property
     def head_dim(self) -> int:
@@ -280,12 +305,18 @@ class LionConfig(PreTrainedConfig):
     @property
     def classifier_dropout_prob(self) -> float:
         """Dropout before text classifiers, with `classifier_dropout` None resolved."""
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        return (
+            self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        )
 
     @property
     def image_height_width(self) -> tuple[int, int]:
         """Height and width of training images in pixels."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        return (
+            tuple(self.image_size)
+            if isinstance(self.image_size, list)
+            else (self.image_size, self.image_size)
+        )
 
     @property
     def num_patch_orders(self) -> int:

@@ -66,5 +66,7 @@ class PushesCode:
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in `PreTrainedModel`; with `push_to_hub=True`, LION's code goes along."""
-        with code_goes_along(self.config) if kwargs.get("push_to_hub") else contextlib.nullcontext():
+        with (
+            code_goes_along(self.config) if kwargs.get("push_to_hub") else contextlib.nullcontext()
+        ):
             super().save_pretrained(save_directory, *args, **kwargs)

@@ -37,10 +37,23 @@ def obtain(cache: Path) -> Path:
     tests = cache / name / "tests"
     with FileLock(cache / "lock"):
         if not tests.is_dir():
-            wanted = ["--no-deps", "--no-binary", "transformers", "--dest", str(cache), name.replace("-", "==", 1)]
-            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", *wanted], check=True)
+            wanted = [
+                "--no-deps",
+                "--no-binary",
+                "transformers",
+                "--dest",
+                str(cache),
+                name.replace("-", "==", 1),
+            ]
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", *wanted], check=True
+            )
             with tarfile.open(cache / f"{name}.tar.gz") as archive:
-                members = [m for m in archive.getmembers() if m.name.startswith(f"{name}/tests/") and m.name.endswith(".py")]
+                members = [
+                    m
+                    for m in archive.getmembers()
+                    if m.name.startswith(f"{name}/tests/") and m.name.endswith(".py")
+                ]
                 archive.extractall(cache / "unpacked", members, filter="data")
             (cache / "unpacked" / name).rename(cache / name)
     return tests
@@ -58,7 +71,11 @@ class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def find_spec(self, name, path=None, target=None):
         package, *parts = name.split(".")
-        if package != PACKAGE or not parts or self.tests.joinpath(*parts).with_suffix(".py").exists():
+        if (
+            package != PACKAGE
+            or not parts
+            or self.tests.joinpath(*parts).with_suffix(".py").exists()
+        ):
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
@@ -86,7 +103,9 @@ def load(tests: Path, name: str) -> ModuleType:
         for init in (tests / "__init__.py", tests.parent / "src" / "transformers" / "__init__.py"):
             init.parent.mkdir(parents=True, exist_ok=True)
             init.touch()
-        summary = tests / "utils" / "tiny_model_summary.json"  # the models on the Hub that pipelines are tested with
+        summary = (
+            tests / "utils" / "tiny_model_summary.json"
+        )  # the models on the Hub that pipelines are tested with
         summary.parent.mkdir(exist_ok=True)
         summary.write_text("{}")
     return importlib.import_module(f"{PACKAGE}.{name}")

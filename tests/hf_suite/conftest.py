@@ -10,7 +10,9 @@ from skips import accepted
 def pytest_ignore_collect(collection_path, config):
     """Without the marker nothing is downloaded: `-m "not hf_suite"` needs no network."""
     expression = config.option.markexpr
-    wanted = not expression or Expression.compile(expression).evaluate(lambda name, **_: name == "hf_suite")
+    wanted = not expression or Expression.compile(expression).evaluate(
+        lambda name, **_: name == "hf_suite"
+    )
     return None if wanted else True
 
 
@@ -30,7 +32,9 @@ def pytest_terminal_summary(terminalreporter):
     counts = {}
     for outcome in ("passed", "skipped", "failed"):
         reports = [
-            r for r in terminalreporter.stats.get(outcome, []) if type(r) is pytest.TestReport and "hf_suite" in r.nodeid
+            r
+            for r in terminalreporter.stats.get(outcome, [])
+            if type(r) is pytest.TestReport and "hf_suite" in r.nodeid
         ]
         counts[outcome] = [accepted(r.longrepr[2]) if outcome == "skipped" else "" for r in reports]
     if any(counts.values()):

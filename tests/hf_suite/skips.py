@@ -26,4 +26,6 @@ ACCEPTED_SKIPS = {
 
 def accepted(reason: str) -> str | None:
     """Why a skip is right, or None."""
-    return next((why for pattern, why in ACCEPTED_SKIPS.items() if re.search(pattern, reason)), None)
+    return next(
+        (why for pattern, why in ACCEPTED_SKIPS.items() if re.search(pattern, reason)), None
+    )

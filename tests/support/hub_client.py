@@ -60,9 +60,16 @@ class HubClient:
         lion: whether it can import lion_hf (and triton).
     """
 
-    def __init__(self, hub: HubServer, home: Path, token: str | None = "hf_owner", lion: bool = True):
+    def __init__(
+        self, hub: HubServer, home: Path, token: str | None = "hf_owner", lion: bool = True
+    ):
         blocked = [] if lion else ["lion_hf", "triton"]
-        environment = {**os.environ, **hub.environment(home, token), "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        environment = {
+            **os.environ,
+            **hub.environment(home, token),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": "",
+        }
         if lion:
             environment["PYTHONPATH"] = str(ROOT)
         home.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,9 @@ class Repository:
     messages: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.commit("main", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit")
+        self.commit(
+            "main", {".gitattributes": File(b"*.safetensors filter=lfs\n", False)}, "initial commit"
+        )
 
     def commit(self, branch: str, files: dict[str, File], message: str) -> str:
         """Makes the files the state of a branch; returns the hash of the commit."""
@@ -114,12 +116,18 @@ class HubServer:
         self.refuse_uploads = 0
         self.stop_uploads, self.upload_stopped = threading.Event(), threading.Event()
         self.lock = threading.RLock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self})
+        )
         self._server.daemon_threads = True
         port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.storage_url = f"http://localhost:{port}"  # another host, as the Hub's: the token must not go there
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self.storage_url = (
+            f"http://localhost:{port}"  # another host, as the Hub's: the token must not go there
+        )
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
 
     def __enter__(self) -> "HubServer":
         self._thread.start()
@@ -145,23 +153,32 @@ class HubServer:
         }
         return environment | ({} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"})
 
-    def create(self, name: str, kind: str = "model", private: bool = False, **files: bytes) -> Repository:
+    def create(
+        self, name: str, kind: str = "model", private: bool = False, **files: bytes
+    ) -> Repository:
         """Makes a repository, with small files if there are any."""
         repository = self.repositories[kind, name] = Repository(kind, name, private)
         if files:
-            repository.commit("main", {path: File(content, False) for path, content in files.items()}, "files")
+            repository.commit(
+                "main", {path: File(content, False) for path, content in files.items()}, "files"
+            )
         return repository
 
     def count(self, method: str, pattern: str) -> int:
         """Number of requests so far whose path matches a regular expression."""
-        return sum(made == method and re.search(pattern, path) is not None for made, path, *_ in self.requests)
+        return sum(
+            made == method and re.search(pattern, path) is not None
+            for made, path, *_ in self.requests
+        )
 
 
 class Handler(BaseHTTPRequestHandler):
     """Answers one connection; the subclass that a server makes knows its `hub`."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # header and content leave together, or the client's delayed acknowledgement costs 40 ms
+    wbufsize = (
+        1 << 16
+    )  # header and content leave together, or the client's delayed acknowledgement costs 40 ms
     hub: HubServer
 
     def log_message(self, *_):
@@ -175,7 +192,9 @@ class Handler(BaseHTTPRequestHandler):
             for method, pattern, action in ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if match and (method == self.command or (method, self.command) == ("GET", "HEAD")):
-                    found = {name: unquote(value or "") for name, value in match.groupdict().items()}
+                    found = {
+                        name: unquote(value or "") for name, value in match.groupdict().items()
+                    }
                     if "kind" in found:
                         found["kind"] = found["kind"].rstrip("s/") or "model"
                     action(self, **found)
@@ -211,7 +230,9 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self):
         return json.loads(self._body() or b"{}")
 
-    def _send(self, status: int, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, content: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
         self.sent = status
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -255,11 +276,16 @@ class Handler(BaseHTTPRequestHandler):
         user = self._user()
         if user is None:
             raise HubError(401, "Invalid username or password.")
-        self._send_json({"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}})
+        self._send_json(
+            {"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}}
+        )
 
     def validate_yaml(self) -> None:
         errors = card_errors(self._json()["content"])
-        self._send_json({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
+        self._send_json(
+            {"errors": [{"message": error} for error in errors], "warnings": []},
+            400 if errors else 200,
+        )
 
     def create_repository(self) -> None:
         asked, user = self._json(), self._user()
@@ -269,10 +295,14 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{owner}/{asked['name']}"
         url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
         if owner != user:
-            raise HubError(403, f"you do not have the right to create a repository under the namespace {owner}")
+            raise HubError(
+                403, f"you do not have the right to create a repository under the namespace {owner}"
+            )
         with self.hub.lock:
             if (kind, name) in self.hub.repositories:
-                return self._send_json({"error": "You already created this repository", "url": url}, 409)
+                return self._send_json(
+                    {"error": "You already created this repository", "url": url}, 409
+                )
             private = asked.get("private") or asked.get("visibility") == "private"
             self.hub.repositories[kind, name] = Repository(kind, name, bool(private))
         self._send_json({"url": url, "name": name})
@@ -293,7 +323,9 @@ class Handler(BaseHTTPRequestHandler):
                 "disabled": False,
                 "lastModified": DATE,
                 "createdAt": DATE,
-                "tags": (front_matter(card.content.decode()) or {}).get("tags") or [] if card else [],
+                "tags": (front_matter(card.content.decode()) or {}).get("tags") or []
+                if card
+                else [],
                 "cardData": front_matter(card.content.decode()) if card else None,
                 "siblings": [{"rfilename": path} for path in files],
             }
@@ -301,7 +333,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def refs(self, kind: str, name: str) -> None:
         branches = self._repository(kind, name).branches.items()
-        refs = [{"name": b, "ref": f"refs/heads/{b}", "targetCommit": commit} for b, commit in branches]
+        refs = [
+            {"name": b, "ref": f"refs/heads/{b}", "targetCommit": commit} for b, commit in branches
+        ]
         self._send_json({"branches": refs, "converts": [], "tags": []})
 
     def create_branch(self, kind: str, name: str, branch: str) -> None:
@@ -321,7 +355,9 @@ class Handler(BaseHTTPRequestHandler):
         below = {p: file for p, file in files.items() if p.startswith(prefix)}
         if path and not below:
             raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
-        folders = {p[: m.start()] for p in below for m in re.finditer("/", p) if m.start() > len(prefix)}
+        folders = {
+            p[: m.start()] for p in below for m in re.finditer("/", p) if m.start() > len(prefix)
+        }
         recursive = self.query.get("recursive", ["false"])[0].lower() == "true"
         shown = {p for p in (*below, *folders) if recursive or "/" not in p[len(prefix) :]}
         self._send_json([entry_of(p, files) for p in sorted(shown)])
@@ -355,7 +391,9 @@ class Handler(BaseHTTPRequestHandler):
     def download(self, oid: str, path: str) -> None:
         if "Authorization" in self.headers:
             raise HubError(400, "a token was sent to the storage")
-        self._send_range(path, self.hub.objects[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+        self._send_range(
+            path, self.hub.objects[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"}
+        )
 
     def _send_range(self, path: str, content: bytes, headers: dict[str, str]) -> None:
         status, start, end = 200, 0, len(content)
@@ -364,7 +402,10 @@ class Handler(BaseHTTPRequestHandler):
             start, end = int(match[1]), min(int(match[2] or end - 1) + 1, end)
             if start >= len(content):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-            status, headers = 206, headers | {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+            status, headers = (
+                206,
+                headers | {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"},
+            )
         cuts = self.hub.cut_downloads.get(path)
         if not cuts or self.command == "HEAD":
             return self._send(status, content[start:end], headers)
@@ -382,7 +423,9 @@ class Handler(BaseHTTPRequestHandler):
         repository = self._repository(kind, name, write=True)
         files, answer = repository.commits[repository.find(revision)], []
         for asked in self._json()["files"]:
-            large = b"\0" in base64.b64decode(asked["sample"]) or asked["path"].endswith(".safetensors")
+            large = b"\0" in base64.b64decode(asked["sample"]) or asked["path"].endswith(
+                ".safetensors"
+            )
             old = files.get(asked["path"])
             answer.append(
                 {
@@ -399,7 +442,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = self._json()
         if "basic" not in asked["transfers"]:
             raise HubError(422, f"transfers={asked['transfers']}: expected basic")
-        objects = [{"oid": x["oid"], "size": x["size"]} | self._lfs_actions(**x) for x in asked["objects"]]
+        objects = [
+            {"oid": x["oid"], "size": x["size"]} | self._lfs_actions(**x) for x in asked["objects"]
+        ]
         self._send_json({"transfer": "basic", "objects": objects})
 
     def _lfs_actions(self, oid: str, size: int) -> dict:
@@ -409,8 +454,15 @@ class Handler(BaseHTTPRequestHandler):
         if size <= MULTIPART_SIZE:
             return {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{oid}"}, "verify": verify}}
         parts = range(1, -(-size // MULTIPART_SIZE) + 1)
-        header = {"chunk_size": str(MULTIPART_SIZE)} | {str(n): f"{self.hub.url}/lfs/{oid}/part/{n}" for n in parts}
-        return {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{oid}/complete", "header": header}, "verify": verify}}
+        header = {"chunk_size": str(MULTIPART_SIZE)} | {
+            str(n): f"{self.hub.url}/lfs/{oid}/part/{n}" for n in parts
+        }
+        return {
+            "actions": {
+                "upload": {"href": f"{self.hub.url}/lfs/{oid}/complete", "header": header},
+                "verify": verify,
+            }
+        }
 
     def lfs_put(self, oid: str, part: str = "") -> None:
         with self.hub.lock:
@@ -456,11 +508,19 @@ class Handler(BaseHTTPRequestHandler):
                 raise HubError(412, "A commit has happened since. Please refresh and try again.")
             for line in lines[1:]:
                 self._apply(files, line["key"], line["value"])
-            errors = card_errors(files["README.md"].content.decode()) if "README.md" in files else []
+            errors = (
+                card_errors(files["README.md"].content.decode()) if "README.md" in files else []
+            )
             if errors:
                 raise HubError(400, "; ".join(errors))
             commit = repository.commit(revision, files, header["summary"])
-        self._send_json({"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{name}/commit/{commit}"})
+        self._send_json(
+            {
+                "success": True,
+                "commitOid": commit,
+                "commitUrl": f"{self.hub.url}/{name}/commit/{commit}",
+            }
+        )
 
     def _apply(self, files: dict[str, File], key: str, value: dict) -> None:
         path = value["path"]
@@ -468,7 +528,9 @@ class Handler(BaseHTTPRequestHandler):
             files[path] = File(base64.b64decode(value["content"]), False)
         elif key == "lfsFile":
             if value["oid"] not in self.hub.objects:
-                raise HubError(400, f"LFS pointer of {path} points to an object that does not exist")
+                raise HubError(
+                    400, f"LFS pointer of {path} points to an object that does not exist"
+                )
             files[path] = File(self.hub.objects[value["oid"]], True)
         elif key == "deletedFile":
             if files.pop(path, None) is None:
@@ -484,7 +546,12 @@ def entry_of(path: str, files: dict[str, File]) -> dict:
     """How a file or folder is described in listings."""
     if path in files:
         return files[path].entry(path)
-    return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+    return {
+        "type": "directory",
+        "path": path,
+        "size": 0,
+        "oid": hashlib.sha1(path.encode()).hexdigest(),
+    }
 
 
 def front_matter(text: str) -> dict | None:
