@@ -670,3 +670,70 @@ result = numbers(bert)
         assert (
             status == 0 and "model.safetensors" in hub.repositories["model", "owner/lost"].files()
         )
+
+
+class TestPushingCommands:
+    """Every training command pushes its final folder, named as the command names it."""
+
+    PUSH = ["--push_to_hub", "true", "--report_to", "none", "--max_steps", "1", "--use_cpu", "true"]
+
+    def test_masked_language_model_on_a_data_set_of_the_hub(self, hub, author, reader, published):
+        lines = b"".join(b'{"text": "the lion reads in both directions"}\n' for _ in range(40))
+        files = {"train.jsonl": lines, "validation.jsonl": lines}
+        hub.create("owner/words", kind="dataset", **files)
+        code = """
+build().config.save_pretrained("preset")
+assert 0 == main(["mlm", "--model", "preset", "--dataset", "owner/words", "--streaming", "true", "--tokenizer", "owner/lion",
+    "--output_dir", "mlm", "--hub_model_id", "owner/mlm", "--max_length", "16", "--validation_rows", "2", *push])
+result = numbers(AutoModelForMaskedLM.from_pretrained("mlm"))
+"""
+        expected = author.run(LION + code, push=self.PUSH)
+        files = hub.repositories["model", "owner/mlm"].files()
+        assert "settings.yaml" not in files and b"On owner/words" in files["README.md"]
+        assert not json.loads(files["config.json"])[
+            "sparse_prediction"
+        ]  # written after the training
+        loaded = reader.run(LOAD, name="owner/mlm", trust=True, options={})
+        assert loaded == pytest.approx(expected, abs=1e-6)
+
+    def test_images(self, hub, author, reader):
+        code = """
+import numpy, PIL.Image
+for part in ("train", "val"):
+    for label in ("cat", "dog"):
+        pathlib.Path("photos", part, label).mkdir(parents=True)
+        for n in range(4):
+            pixels = numpy.random.default_rng(n).integers(0, 255, (16, 16, 3), dtype="uint8")
+            PIL.Image.fromarray(pixels).save(f"photos/{part}/{label}/{n}.png")
+sizes = ",".join(f"{name}={size}" for name, size in SIZES.items())
+result = main(["images", "--data_path", "photos", "--output_dir", "images", "--hub_model_id", "owner/images",
+    "--model_overrides", sizes + ",patch_size=8", "--input_size", "16", "--batch_size", "4", "--mixup", "0", "--cutmix", "0", *push])
+"""
+        assert author.run(LION + code, push=self.PUSH) == 0, author.printed
+        files = hub.repositories["model", "owner/images"].files()
+        assert {
+            "README.md",
+            "modeling_lion.py",
+            "ema/model.safetensors",
+            "ema/modeling_lion.py",
+        } <= files.keys()
+        code = """
+from transformers import AutoModelForImageClassification, AutoProcessor
+for options in ({}, {"subfolder": "ema"}):
+    model = AutoModelForImageClassification.from_pretrained("owner/images", trust_remote_code=True, **options)
+result = [model.config.id2label["0" if "0" in model.config.id2label else 0], type(AutoProcessor.from_pretrained("owner/images", trust_remote_code=True)).__name__]
+"""
+        assert reader.run(code) == ["cat", "BitImageProcessor"]
+
+    def test_every_run_of_glue_has_its_repository(self, hub, author, published):
+        code = """
+rows = "".join(f"{word} lion,{n}\\n" for n, word in enumerate(("the", "both"))) * 8
+pathlib.Path("rows.csv").write_text("sentence,label\\n" + rows)
+result = main(["glue", "--model_name_or_path", "owner/lion", "--train_file", "rows.csv", "--validation_file", "rows.csv",
+    "--seeds", "1", "2", "--output_dir", "glue", "--hub_model_id", "owner/glue", "--max_length", "16", *push])
+"""
+        assert author.run(LION + code, push=self.PUSH) == 0, author.printed
+        for seed in (1, 2):
+            files = hub.repositories["model", f"owner/glue-own-{seed}"].files()
+            assert "modeling_lion.py" in files and "run.json" not in files
+            assert f'from_pretrained("owner/glue-own-{seed}"'.encode() in files["README.md"]

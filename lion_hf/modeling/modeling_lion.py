@@ -25,7 +25,15 @@ from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_loss import LionImageClassifierOutput, check_token_labels, classification_loss, span_loss
 from .lion_naive import autocasts, full_precision
 from .lion_ops import lion_attention
-from .lion_packing import check_rows, document_indices, flat_choices, pool, refuse_packing, repad, unpad
+from .lion_packing import (
+    check_rows,
+    document_indices,
+    flat_choices,
+    pool,
+    refuse_packing,
+    repad,
+    unpad,
+)
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a layer.
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0

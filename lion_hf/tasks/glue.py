@@ -429,6 +429,9 @@ def arguments_of(
     own = copy.copy(args)
     for key, value in {**recipe, "output_dir": str(Path(args.output_dir, name, str(seed)))}.items():
         setattr(own, key, value)
+    if args.push_to_hub:  # every run has a repository of its own
+        base = args.hub_model_id or Path(args.output_dir).absolute().name
+        own.hub_model_id = f"{base}-{name}-{seed}"
     return own
 
 

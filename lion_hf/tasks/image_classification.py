@@ -298,9 +298,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         metric="accuracy",
         dataset=name,
         settings=settings[:-1],
+        finish=partial(save_average, trainer, name),
     )
-    if trainer.average is not None:
-        save_average(trainer, name, metrics)
     shown = {
         x: metrics[f"eval_{x}"]
         for x in ("accuracy", "accuracy_top5", "ema_accuracy")
@@ -473,8 +472,8 @@ def accuracies(prediction, num_classes: int) -> dict[str, float]:
 
 
 def save_average(trainer: ImageTrainer, dataset: str, metrics: dict[str, float]) -> None:
-    """Writes the model with averaged weights to ema/ in the run's folder."""
-    if not trainer.args.should_save:
+    """Writes the model with averaged weights, if there is one, to ema/ in the run's folder."""
+    if trainer.average is None or not trainer.args.should_save:
         return
     folder, model, prefix = (
         Path(trainer.args.output_dir, "ema"),

@@ -126,5 +126,6 @@ class HubClient:
         answer = json.loads(line)
         self.printed = answer["printed"]
         if "error" in answer:
-            raise ClientError(*answer["error"])
+            kinds, message, trace = answer["error"]
+            raise ClientError(kinds, message, f"{self.printed}\n{trace}")
         return answer["result"]

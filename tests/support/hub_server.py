@@ -576,8 +576,8 @@ def card_errors(text: str) -> list[str]:
     return errors + [f'"model-index" lacks a name: {names}' for name in names if not name]
 
 
-API = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+/[^/]+)"
-WEB = r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)"
+API = r"/api/(?P<kind>model|dataset)s/(?P<name>[^/]+(?:/[^/]+)?)"
+WEB = r"/(?P<kind>datasets/)?(?P<name>[^/]+(?:/[^/]+)?)"
 
 ROUTES: list[tuple[str, str, Callable]] = [
     ("GET", "/api/whoami-v2", Handler.whoami),
