@@ -382,8 +382,8 @@ def errors_of(action: str) -> Iterator[None]:
     """Turns the errors of the Hub's client, and of the HTTP library below it, into a ConnectionError of one line."""
     try:
         yield
-    except ValueError:
-        raise
+    except ValueError as error:  # such as metadata of the card that the Hub does not allow
+        raise ValueError(" ".join(str(error).split())) from error
     except Exception as error:
         text = getattr(error, "server_message", None) or next(iter(str(error).split("\n")), "")
         status = getattr(getattr(error, "response", None), "status_code", None)

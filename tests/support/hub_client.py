@@ -1,10 +1,11 @@
-"""A Python process that uses the real `huggingface_hub` against a `HubServer`, and runs code that tests send."""
+"""A Python process that uses the real `huggingface_hub` against a `HubServer` and runs what tests send."""
 
 import contextlib
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,19 @@ class HubClient:
 
     Args:
         hub: the only Hub that it knows.
-        home: folder for its caches and its working directory.
+        home: folder for its caches, and its working directory.
+        prelude: code that runs before every piece of code.
         token: what it is logged in with; None for nobody.
         lion: whether it can import lion_hf (and triton).
     """
 
     def __init__(
-        self, hub: HubServer, home: Path, token: str | None = "hf_owner", lion: bool = True
+        self,
+        hub: HubServer,
+        home: Path,
+        prelude: str = "",
+        token: str | None = "hf_owner",
+        lion: bool = True,
     ):
         blocked = [] if lion else ["lion_hf", "triton"]
         environment = {
@@ -73,7 +80,7 @@ class HubClient:
         if lion:
             environment["PYTHONPATH"] = str(ROOT)
         home.mkdir(parents=True, exist_ok=True)
-        self.printed = ""
+        self.prelude, self.printed = prelude, ""
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER, json.dumps(blocked)],
             cwd=home,
@@ -97,8 +104,9 @@ class HubClient:
             self._process.wait()
         self._process.stdout.close()
 
-    def send(self, code: str, waits: bool = True, **names: Any) -> None:
+    def send(self, *pieces: str, waits: bool = True, **names: Any) -> None:
         """Starts code without waiting for its answer."""
+        code = "\n".join([self.prelude, *map(textwrap.dedent, pieces)])
         self._process.stdin.write(json.dumps({"code": code, "waits": waits, "names": names}) + "\n")
         self._process.stdin.flush()
 
@@ -107,20 +115,21 @@ class HubClient:
         self._process.kill()
         self._process.wait()
 
-    def run(self, code: str, waits: bool = True, **names: Any) -> Any:
-        """Runs code with these names (values of JSON) defined; returns what it leaves in `result`.
-
-        `printed` then holds what it printed.
+    def run(self, *pieces: str, waits: bool = True, **names: Any) -> Any:
+        """Runs code; `printed` then holds what it printed.
 
         Args:
-            code: the code.
-            waits: whether `time.sleep` sleeps, as the client of the Hub does between its attempts.
-            names: what the code finds under these names.
+            pieces: the code, one piece after the other.
+            waits: whether `time.sleep` sleeps, as the Hub's client does between its attempts.
+            names: what the code finds under these names, values of JSON.
+
+        Returns:
+            What the code leaves in `result`.
 
         Raises:
             ClientError: for what the code raised.
         """
-        self.send(code, waits, **names)
+        self.send(*pieces, waits=waits, **names)
         line = self._process.stdout.readline()
         assert line, f"the client ended with status {self._process.wait()}"
         answer = json.loads(line)
