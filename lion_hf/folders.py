@@ -49,7 +49,7 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
         folder.rename(output)
 
 
-def has_weights(model: str) -> bool:
+def has_weights(model: str | os.PathLike) -> bool:
     """Whether a folder holds weights; a name on the Hub is taken to."""
     return not Path(model).is_dir() or any(
         file for kind in ("*.safetensors", "pytorch_model*.bin") for file in Path(model).glob(kind)

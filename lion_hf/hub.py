@@ -39,25 +39,11 @@ PIPELINE_TAGS = {
     "AutoModelForMaskedImageModeling": {"image": "image-feature-extraction"},
 }
 
-# Never uploaded: caches and version control; what a run keeps for itself beside its model, such as settings
-# with local paths; pickles; and logs, whose names hold those of machines.
-HIDDEN_NAMES = [
-    "settings.yaml",
-    "run.json",
-    "trainer_state.json",
-    "manifest.json",
-    "training_args.bin",
-]
-HIDDEN_NAMES += [
-    "*.pt",
-    "*.pth",
-    "*.pkl",
-    "*.lock",
-    "*.log",
-    "*.distcp",
-    "optimizer.bin",
-    "*.tfevents.*",
-]
+# Never uploaded: caches and version control; what a run keeps for itself beside its model (settings and
+# state with local paths, descriptions of its data, predictions); pickles; and logs named after machines.
+HIDDEN_NAMES = ["settings.yaml", "run.json", "data.json", "trainer_state.json", "manifest.json"]
+HIDDEN_NAMES += ["training_args.bin", "optimizer.bin", "*.pt", "*.pth", "*.pkl", "*.distcp"]
+HIDDEN_NAMES += ["*.tsv", "*.lock", "*.log", "*.tfevents.*"]
 HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*", "*_fsdp_*"]
 HIDDEN_FILES += [pattern for name in HIDDEN_NAMES for pattern in (name, f"*/{name}")]
 

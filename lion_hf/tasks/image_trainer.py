@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +134,15 @@ class ImageTrainer(LionTrainer):
                 name: value.contiguous() for name, value in self.average.module.state_dict().items()
             }
             save_file(weights, os.path.join(output_dir or self.args.output_dir, AVERAGE_FILE))
+
+    def load_weights(self, folder: str | os.PathLike) -> None:
+        """As in LionTrainer; the average of a finished run is in its folder ema/."""
+        super().load_weights(folder)
+        if self.average is not None:
+            files = [Path(folder, AVERAGE_FILE), Path(folder, "ema", "model.safetensors")]
+            file = next((file for file in files if file.is_file()), None)
+            weights = self.model.state_dict() if file is None else load_file(file)
+            self.average.module.load_state_dict(weights)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -62,13 +62,16 @@ def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     )
 
 
-def find_checkpoint(output_dir: str | os.PathLike, resume: str = "auto") -> Path | None:
+def find_checkpoint(
+    output_dir: str | os.PathLike, resume: str = "auto", alone: bool = True
+) -> Path | None:
     """The checkpoint to continue from, None to start anew.
 
     Args:
         output_dir: the run's folder.
         resume: "auto" for the newest whole checkpoint in it, with a warning that names each newer, broken one; "never" to start
             anew; or a checkpoint's folder.
+        alone: whether a named checkpoint must be the newest one of the run, to be continued.
 
     Raises:
         ValueError: if the named folder is no whole checkpoint, or there are later ones in `output_dir`; or for "never" if there
@@ -91,7 +94,7 @@ def find_checkpoint(output_dir: str | os.PathLike, resume: str = "auto") -> Path
         own = Path(resume).resolve()
         later = found[places.index(own) + 1 :] if own in places else found
         whole = [folder.name for folder in later if damage(folder) is None]
-        if whole:
+        if whole and alone:
             raise ValueError(
                 f"resume={resume!r}, but {output_dir} holds {', '.join(whole)} of another continuation, which 'auto' would take"
                 " the next time: remove them, choose another output_dir, or take 'auto'"

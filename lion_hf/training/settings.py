@@ -18,6 +18,8 @@ from ..presets import find_recipe
 from .processes import start_processes
 
 SETTINGS_FILE = "settings.yaml"
+# What a program is asked to do with a run. It is no part of the run's settings.
+ACTIONS = ("do_train", "do_eval", "do_predict")
 
 
 def parse_settings(
@@ -102,7 +104,10 @@ def save_settings(folder: str | os.PathLike, *instances: Any) -> dict[str, Any]:
 
 
 def resolved_settings(*instances: Any) -> dict[str, Any]:
-    """The instances' fields as plain values, without empty ones, tokens of the Hub, and the number of the process."""
+    """The instances' fields as plain values.
+
+    Empty ones, tokens of the Hub, the number of the process and `ACTIONS` are left out.
+    """
     settings = {
         field.name: _plain(getattr(x, field.name))
         for x in instances
@@ -111,7 +116,7 @@ def resolved_settings(*instances: Any) -> dict[str, Any]:
     }
     if settings.get("report_to") == []:  # what "none" has become
         settings["report_to"] = "none"
-    hidden = ("hub_token", "local_rank")
+    hidden = ("hub_token", "local_rank", *ACTIONS)
     return {
         name: value
         for name, value in settings.items()
@@ -120,8 +125,15 @@ def resolved_settings(*instances: Any) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Settings that differ between two runs, each with both values in words."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    """Settings that differ between two runs, each with both values in words.
+
+    Files of older versions hold `ACTIONS` too, which are left out.
+    """
+    names = [
+        name
+        for name in {**before, **now}
+        if name not in ACTIONS and before.get(name) != now.get(name)
+    ]
     return {name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names}
 
 

@@ -1,6 +1,7 @@
 """Trainer for LION: weight decay, items counted for every head, sealed checkpoints, a stop at NaN, speed in the logs."""
 
 import importlib.util
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ class LionTrainingArguments(TrainingArguments):
         output_dir: the run's folder; required.
         resume: "auto" continues from the newest whole checkpoint in `output_dir` if there is one, "never" starts anew, a
             checkpoint's folder continues from it.
+        do_train: whether to train; without it `run` only evaluates or predicts.
+        do_eval: whether to evaluate without training.
+        do_predict: whether to write predictions.
         total_batch_size: samples a step over all processes; sets `gradient_accumulation_steps`.
         peak_tflops: the device's peak in TFLOP/s, for model FLOPs utilisation; None to measure its rate of matrix products.
     """
@@ -43,6 +47,17 @@ class LionTrainingArguments(TrainingArguments):
         metadata={
             "help": "auto: continue from the newest whole checkpoint in output_dir; never; or a checkpoint's folder."
         },
+    )
+    do_train: bool = field(
+        default=True,
+        metadata={"help": "Train; with false, only evaluate (do_eval) or predict (do_predict)."},
+    )
+    do_eval: bool = field(
+        default=False,
+        metadata={"help": "Evaluate without training. A training is always evaluated at its end."},
+    )
+    do_predict: bool = field(
+        default=False, metadata={"help": "Write predictions, after the training if there is one."}
     )
     total_batch_size: int | None = field(
         default=None,
@@ -136,6 +151,10 @@ class LionTrainer(UploadingTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = settle_fsdp(self.accelerator)
+
+    def load_weights(self, folder: str | os.PathLike) -> None:
+        """Loads the weights of a checkpoint or of a finished run's folder into the model."""
+        super()._load_from_checkpoint(str(folder), self.model)
 
     # What the loss is divided by, and what decays
 
