@@ -1,4 +1,4 @@
-"""Publishing: `save_for_hub` writes a folder that opens without lion_hf, and `publish` uploads it."""
+"""Publishing: `save_for_hub` writes a folder that opens without lion_hf, `publish` uploads it."""
 
 import contextlib
 import os
@@ -39,8 +39,8 @@ PIPELINE_TAGS = {
     "AutoModelForMaskedImageModeling": {"image": "image-feature-extraction"},
 }
 
-# Never uploaded: caches and version control; what a run keeps for itself beside its model (settings and
-# state with local paths, descriptions of its data, predictions); pickles; and logs named after machines.
+# Never uploaded: caches and version control; what a run keeps for itself beside its model (settings
+# and state with local paths, records of its data, predictions); pickles; logs named after machines.
 HIDDEN_NAMES = ["settings.yaml", "run.json", "data.json", "trainer_state.json", "manifest.json"]
 HIDDEN_NAMES += ["training_args.bin", "optimizer.bin", "*.pt", "*.pth", "*.pkl", "*.distcp"]
 HIDDEN_NAMES += ["*.tsv", "*.lock", "*.log", "*.tfevents.*"]
@@ -72,29 +72,33 @@ def save_for_hub(
 ) -> Path:
     """Writes a folder for the Hub.
 
-    It holds weights, configuration, tokenizer or image processor, LION's code and a model card, and opens
-    with `trust_remote_code=True` where lion_hf is not installed, for every head. Existing files of these
-    names are replaced. The model, its configuration and its tokenizer are not changed.
+    It holds weights, configuration, tokenizer or image processor, LION's code and a model card, and
+    opens with `trust_remote_code=True` where lion_hf is not installed, for every head. Existing files
+    of these names are replaced. The objects that are saved are not changed.
 
     Args:
         model: a model of one of lion_hf's classes.
         folder: the folder to write.
-        processing_class: its tokenizer or image processor. A tokenizer without a limit of its own is saved
-            with that of the model's position embeddings.
-        repo_id: the repository that the model card's example loads, owner/name; the folder's name if None.
+        processing_class: its tokenizer or image processor. The `model_max_length` that is saved with
+            a tokenizer is at most what the model takes.
+        repo_id: the repository that the model card's example loads, owner/name; the folder's name if
+            None.
         language: codes of the languages of a text model, such as "en".
         license: the licence of the weights, as the Hub spells it.
-        dataset: the data set that the metrics belong to: its name on the Hub, or a name or path of your own.
-        metrics: results for the model card, by the Hub's names of metrics, such as {"accuracy": 0.798}.
+        dataset: the data set that the metrics belong to: its name on the Hub, or a name or path of
+            your own. Of a path the card shows the last part.
+        metrics: results for the model card, by the Hub's names of metrics, such as
+            {"accuracy": 0.798}.
         state_dict: the weights, if the model itself has only a share of them (FSDP).
-        base_model: the name on the Hub of the model that this one was made from. A local folder is left out.
+        base_model: the name on the Hub of the model that this one was made from. A local folder is
+            left out.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if the model is of another class, there are metrics without a data set, or the folder is
-            a file.
+        ValueError: if the model is of another class, there are metrics without a data set, or the
+            folder is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -111,9 +115,7 @@ def save_for_hub(
     )
     with code_goes_along(model.config):
         model.save_pretrained(folder, state_dict=state_dict)
-    if (
-        folder / "model.safetensors"
-    ).exists():  # not sharded: the index of an older save would be read first
+    if (folder / "model.safetensors").exists():  # the index of an older, sharded save would win
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     if processing_class is not None:
         with limit_length(processing_class, model.config):
@@ -142,8 +144,8 @@ def model_card(
     auto_name = classes.get(type(model).__name__.removeprefix("FSDP"))
     if auto_name is None:
         raise ValueError(
-            f"model is a {type(model).__name__}: expected one of {tuple(classes)}, because only their code travels"
-            " (of a wrapped or compiled model, pass the model inside)"
+            f"model is a {type(model).__name__}: expected one of {tuple(classes)}, because only their"
+            " code travels (of a wrapped or compiled model, pass the model inside)"
         )
     if metrics and dataset is None:
         raise ValueError(
@@ -175,7 +177,7 @@ def model_card(
 def _card_data(
     model, pipeline_tag, repo_id, language, license, dataset, metrics, base_model
 ) -> ModelCardData:
-    """The metadata on top of a card. The Hub refuses cards whose metadata names what cannot be on the Hub."""
+    """The metadata of a card. The Hub refuses names in it that cannot be on the Hub."""
     on_hub = dataset if dataset and _may_be_on_hub(dataset) else None
     results = [
         EvalResult(
@@ -225,14 +227,14 @@ def _public_name(name: str) -> str:
 def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
     """What `publish` would upload: path inside the folder -> size in bytes.
 
-    Hidden files stay here, and so does what a run keeps for itself (settings, state, checkpoints, pickles).
+    Left out are hidden files, and what a run keeps for itself (settings, state, checkpoints, ...).
 
     Args:
         folder: the folder, as `save_for_hub` wrote it.
         repo_id: where it would go, owner/name.
 
     Raises:
-        ValueError: for a name that the Hub does not allow, or a folder without model, code or model card.
+        ValueError: if the Hub does not allow the name, or the folder lacks model, code or model card.
     """
     validate_repo_id(repo_id)
     folder = Path(folder)
@@ -252,21 +254,20 @@ def publish(
 ) -> str:
     """Uploads a folder to the Hub in one commit, without asking.
 
-    Paths of this machine in its text files are replaced by their last part. Weights that are in the
-    repository under names that the folder does not have are deleted, or they might be loaded in its place.
+    Paths of this machine in its text files are cut to their last part. Weights in the repository
+    that the folder does not have are deleted: they might be loaded in the place of the new ones.
 
     Args:
         folder: the folder, as `save_for_hub` wrote it.
-        repo_id: the repository, owner/name; made if it does not exist.
+        repo_id: the repository, owner/name; created if it does not exist.
         private: upload to a private repository only.
-        revision: branch; made if it does not exist. None is main.
+        revision: the branch, created if it does not exist; None is main.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ValueError: for a folder or name as in `files_to_publish`, or if `private` is asked for and the
-            repository is public.
+        ValueError: as in `files_to_publish`; and if the repository is public and must not be.
         OSError: if the Hub cannot be reached or refuses. The repository is then as it was before.
     """
     files_to_publish(folder, repo_id)
@@ -275,7 +276,8 @@ def publish(
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise ValueError(
-                f"{repo_id} exists and is public, so nothing was uploaded: make it private or choose another name"
+                f"{repo_id} exists and is public, so nothing was uploaded: make it private or"
+                " choose another name"
             )
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -285,7 +287,11 @@ def publish(
 
 
 def public_files(folder: str | os.PathLike) -> dict[str, Path | bytes]:
-    """What of a folder may be seen by others: path inside the folder -> file, or its content without local paths."""
+    """The files of a folder that others may see.
+
+    Returns:
+        Path inside the folder -> the file, or its content if that had paths of this machine.
+    """
     folder = Path(folder)
     paths = (
         file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()
@@ -297,7 +303,7 @@ def public_files(folder: str | os.PathLike) -> dict[str, Path | bytes]:
 
 
 def public_content(file: Path) -> Path | bytes:
-    """The file itself, or its text with this machine's paths cut to their last part, if it has any."""
+    """The file itself, or its text with paths of this machine cut to their last part, if it has any."""
     if file.suffix not in TEXT_FILES or file.name in VOCABULARIES:
         return file
     try:
@@ -305,13 +311,17 @@ def public_content(file: Path) -> Path | bytes:
     except UnicodeDecodeError:
         return file
     public = PATH_KEYS.sub(lambda found: f'{found[1]}"{_public_name(found[2])}"', text)
-    folders = {folder for place in (file.parent.parent, Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
-               for folder in (str(place.absolute()), str(place.resolve()))}  # fmt: skip
-    for folder in sorted(folders, key=len, reverse=True):
-        if folder != os.path.sep:
-            path = rf"(?<![\w.]){re.escape(folder)}(?![\w-])[^\s\"'`<>|;,)\]}}]*"
-            public = re.sub(path, lambda found: PurePosixPath(found[0]).name, public)
+    for folder in _local_folders(file):
+        path = rf"(?<![\w.]){re.escape(folder)}(?![\w-])[^\s\"'`<>|;,)\]}}]*"
+        public = re.sub(path, lambda found: PurePosixPath(found[0]).name, public)
     return file if public == text else public.encode()
+
+
+def _local_folders(file: Path) -> list[str]:
+    """Folders whose names are nobody's business: where the file's folder, the user, or data may be."""
+    places = (file.absolute().parent.parent, Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
+    folders = {str(folder) for place in places for folder in (place.absolute(), place.resolve())}
+    return sorted(folders - {os.path.sep}, key=len, reverse=True)
 
 
 def content_size(content: Path | bytes) -> int:
@@ -336,8 +346,8 @@ def upload(
         files: path in the repository -> file, or content.
         message: of the commit.
         revision: an existing branch; None is main.
-        replaced: folder of the repository in which only these files are left. Elsewhere, only weights go
-            that `files` has not, in folders for which it has weights.
+        replaced: folder of the repository in which only these files are left. Elsewhere, old weights
+            are deleted where `files` has new ones.
 
     Raises:
         OSError: if the Hub cannot be reached or refuses.
@@ -365,24 +375,19 @@ def _outdated(
 
 @contextlib.contextmanager
 def errors_of(action: str) -> Iterator[None]:
-    """Turns the errors of the Hub's client, and of the HTTP library below it, into a ConnectionError of one line."""
+    """Turns errors of the Hub's client, and of its HTTP library, into a ConnectionError of one line."""
     try:
         yield
     except ValueError as error:  # such as metadata of the card that the Hub does not allow
         raise ValueError(" ".join(str(error).split())) from error
     except Exception as error:
-        text = getattr(error, "server_message", None) or next(iter(str(error).split("\n")), "")
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        cure = (
-            "; log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
-            if status in (401, 403)
-            else ""
-        )
-        cause = (
-            f" ({type(error.__cause__).__name__}: {error.__cause__})"
-            if error.__cause__ and not status
-            else ""
-        )
-        raise ConnectionError(
-            f"{action} failed: {f'{status} ' if status else ''}{text.strip()}{cause}{cure}"
-        ) from error
+        response = getattr(error, "response", None)
+        lines = getattr(error, "server_message", None) or str(error)
+        parts = [f"{action} failed:", lines.strip().partition("\n")[0]]
+        if response is not None:
+            parts.insert(1, str(response.status_code))
+        elif error.__cause__ is not None:
+            parts.append(f"({type(error.__cause__).__name__}: {error.__cause__})")
+        if response is not None and response.status_code in (401, 403):
+            parts[-1] += "; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+        raise ConnectionError(" ".join(parts)) from error

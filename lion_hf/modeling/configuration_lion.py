@@ -242,7 +242,7 @@ class LionConfig(PreTrainedConfig):
             return super().push_to_hub(repo_id, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        """As in `PushToHubMixin`, without the code files: they count as new and are always uploaded."""
+        """As in `PushToHubMixin`, without the code files, which then count as new."""
         found = super()._get_files_timestamps(working_dir)
         return {name: time for name, time in found.items() if not name.endswith(".py")}
 

@@ -1,4 +1,4 @@
-"""The code that travels with saved models: whatever folder holds a LION model can be opened without lion_hf."""
+"""The code that travels with saved models, so that they can be opened without lion_hf."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-# Auto class -> class in modeling_lion.py. Registration and the `auto_map` of saved models come from it.
+# Auto class -> class in modeling_lion.py; for registration, and for the `auto_map` of saved models.
 AUTO_MODELS = {
     "AutoModel": "LionModel",
     "AutoModelForMaskedLM": "LionForMaskedLM",
@@ -35,7 +35,10 @@ def save_code(folder: Path) -> None:
 
 
 def in_folder(folder: Path, auto_map: Mapping[str, str]) -> dict[str, str]:
-    """The entries of an `auto_map` that name a file in the folder, not one elsewhere (`owner/name--file.Class`)."""
+    """The entries of an `auto_map` whose code is in the folder.
+
+    The code of an entry `owner/name--file.Class` is in another repository.
+    """
     return {
         auto_name: code
         for auto_name, code in auto_map.items()
@@ -45,7 +48,7 @@ def in_folder(folder: Path, auto_map: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def code_goes_along(config: PreTrainedConfig) -> Iterator[None]:
-    """While it lasts, whatever saves the configuration saves LION's code and an `auto_map` with all heads."""
+    """Within it, saving the configuration also saves LION's code and an `auto_map` of all heads."""
     own = config.__dict__.get("auto_map")
     config.auto_map = {**AUTO_MAP, **(own or {})}
     try:
@@ -57,7 +60,7 @@ def code_goes_along(config: PreTrainedConfig) -> Iterator[None]:
 
 
 class PushesCode:
-    """Lets LION's code go along when a model (of a class that also derives from `PreTrainedModel`) goes to the Hub."""
+    """Adds LION's code when a model goes to the Hub; a mixin for subclasses of `PreTrainedModel`."""
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """As in `PushToHubMixin`; LION's code goes along."""
@@ -66,7 +69,6 @@ class PushesCode:
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in `PreTrainedModel`; with `push_to_hub=True`, LION's code goes along."""
-        with (
-            code_goes_along(self.config) if kwargs.get("push_to_hub") else contextlib.nullcontext()
-        ):
+        pushes = kwargs.get("push_to_hub", False)
+        with code_goes_along(self.config) if pushes else contextlib.nullcontext():
             super().save_pretrained(save_directory, *args, **kwargs)

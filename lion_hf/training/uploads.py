@@ -1,4 +1,4 @@
-"""Uploads of a run to the Hub: checkpoints while it trains, and in the end the whole folder."""
+"""Uploads of a run to the Hub: checkpoints during the training, the whole folder at its end."""
 
 import logging
 import os
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress
+from transformers.utils import CONFIG_NAME, PushInProgress
 
 from .. import hub
 from ..auto import limit_length
@@ -21,126 +21,127 @@ from . import checkpoints
 
 logger = logging.getLogger(__name__)
 
-STAGED = ".upload-"  # hidden folders in the run's, with what is being uploaded
+STAGED = ".upload-"  # start of the hidden folders, beside the checkpoints, that are being uploaded
+README = "README.md"
 CARD_FIELDS = ("language", "license", "dataset")
 
 
 class UploadingTrainer(Trainer):
-    """`Trainer` whose uploads can be used by others.
+    """`Trainer` whose uploads are complete and can be used by others.
 
-    Whatever goes to the Hub (`push_to_hub`, with any `hub_strategy`) goes in one commit, with LION's code
-    and a model card, and without settings, pickles or paths of this machine. A checkpoint is uploaded after
-    it is sealed, from hard links, so that neither rotation nor the next checkpoint disturbs it.
+    Every upload (`push_to_hub`, with any `hub_strategy`) is one commit. It holds LION's code and a
+    model card, and no settings, pickles or paths of this machine. Checkpoints are uploaded after
+    they are sealed, from hard links, so that rotation and later checkpoints do not disturb it.
     """
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`.
 
         Raises:
-            ValueError: if the repository cannot be made or used, or must be private and is public.
+            ValueError: if the repository cannot be created or used, or is public and must not be.
         """
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
         self._api = HfApi(token=token or self.args.hub_token)
         try:
-            with hub.errors_of(f"push_to_hub: the repository {name} cannot be used: its creation"):
+            with hub.errors_of(f"push_to_hub: creating the repository {name}"):
                 super().init_hf_repo(token=token, private=private)
-                if (
-                    private
-                    and self.hub_model_id
-                    and not self._api.repo_info(self.hub_model_id).private
-                ):
-                    raise ValueError(
-                        f"hub_private_repo=True, but {name} exists and is public: choose another hub_model_id"
-                    )
-                if self.hub_model_id and self.args.hub_revision:
-                    self._api.create_branch(
-                        self.hub_model_id, branch=self.args.hub_revision, exist_ok=True
-                    )
+                if self.hub_model_id is not None:
+                    self._check_repository(bool(private))
         except OSError as error:
             raise ValueError(str(error)) from error
+
+    def _check_repository(self, private: bool) -> None:
+        name, branch = self.hub_model_id, self.args.hub_revision
+        if private and not self._api.repo_info(name).private:
+            raise ValueError(
+                f"hub_private_repo=True, but {name} exists and is public: choose another"
+                " hub_model_id"
+            )
+        if branch is not None and not branch.startswith("refs/"):
+            self._api.create_branch(name, branch=branch, exist_ok=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with limit_length(self.processing_class, getattr(self.model, "config", None)):
             super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Does nothing: `Trainer` calls it before the checkpoint is sealed. `upload_checkpoint` comes after that."""
+        """Does nothing: `Trainer` calls it too early. `upload_checkpoint` follows the sealing."""
 
     def upload_checkpoint(self, folder: Path) -> None:
-        """Uploads a sealed checkpoint beside the training, as `hub_strategy` says; call it on all processes."""
-        strategy = self.args.hub_strategy
-        if (
-            not self.args.push_to_hub
-            or not self.is_world_process_zero()
-            or strategy == HubStrategy.END
-        ):
+        """Starts to upload a sealed checkpoint, as `hub_strategy` says; call it on all processes.
+
+        Whatever goes wrong is a warning: the training goes on.
+        """
+        args, strategy = self.args, self.args.hub_strategy
+        if not args.push_to_hub or strategy == HubStrategy.END or not self.is_world_process_zero():
             return
-        if self.push_in_progress is not None:
-            if not self.push_in_progress.is_done() and not self.args.hub_always_push:
-                return
-            self._report_failures()
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        staged = Path(self.args.output_dir) / f"{STAGED}{self.state.global_step}"
-        stage(folder, staged)
-        files = self._files_of(staged)
+        running = self._running_uploads()
+        if running and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        if not running:
+            for left in Path(args.output_dir).glob(f"{STAGED}*"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        staged = Path(args.output_dir) / f"{STAGED}{self.state.global_step}"
+        try:
+            files = self._stage(folder, staged)
+        except OSError as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            logger.warning("%s cannot be uploaded: %s", folder, error)
+            return
         place = {
             HubStrategy.CHECKPOINT: "last-checkpoint",
             HubStrategy.ALL_CHECKPOINTS: folder.name,
         }.get(strategy)
-        if place:
-            staged_files = (file for file in sorted(staged.rglob("*")) if file.is_file())
-            files |= {
-                f"{place}/{file.relative_to(staged).as_posix()}": file for file in staged_files
-            }
+        if place is not None:
+            files |= {f"{place}/{path}": staged / path for path in _paths(staged)}
         message = f"Training in progress, step {self.state.global_step}"
         job = self._api.run_as_future(self._upload_staged, staged, files, message, place)
-        running = (
-            []
-            if self.push_in_progress is None
-            else [x for x in self.push_in_progress.jobs if not x.done()]
-        )
         self.push_in_progress = PushInProgress([*running, job])
 
-    def _files_of(self, staged: Path) -> dict[str, Path | bytes]:
-        """What of a staged checkpoint is the model, and curves of the run so far."""
+    def _stage(self, checkpoint: Path, staged: Path) -> dict[str, Path | bytes]:
+        """Makes a sealed copy of a checkpoint for others; returns the files of the model in it."""
+        copy_for_others(checkpoint, staged)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(model, LionPreTrainedModel):
-            (staged / "config.json").unlink(
-                missing_ok=True
-            )  # a link: to write to it would change the checkpoint
+            (staged / CONFIG_NAME).unlink()  # a link: writing to it would change the checkpoint
             with code_goes_along(model.config):
                 model.config.save_pretrained(staged)
-            checkpoints.seal(staged)
-            self.card(model).save(staged / "README.md")
-        paths = (
-            file.relative_to(staged).as_posix()
-            for file in sorted(staged.rglob("*"))
-            if file.is_file()
-        )
-        files: dict[str, Path | bytes] = {
-            path: staged / path
-            for path in filter_repo_objects(paths, ignore_patterns=hub.HIDDEN_FILES)
-        }
-        for file in Path(self.args.output_dir).glob(
-            "curves.*"
-        ):  # they are written again while this is uploaded
+            self.card(model).save(staged / README)
+        checkpoints.seal(staged)
+        public = filter_repo_objects(_paths(staged), ignore_patterns=hub.HIDDEN_FILES)
+        files: dict[str, Path | bytes] = {path: staged / path for path in public}
+        for file in Path(self.args.output_dir).glob("curves.*"):  # rewritten during the upload
             files[file.name] = file.read_bytes()
         return files
 
     def _upload_staged(
         self, staged: Path, files: Mapping[str, Path | bytes], message: str, place: str | None
     ) -> CommitInfo:
+        options = {"revision": self.args.hub_revision, "replaced": place}
         try:
-            revision = self.args.hub_revision
-            return hub.upload(
-                self._api, self.hub_model_id, files, message, revision=revision, replaced=place
-            )
+            return hub.upload(self._api, self.hub_model_id, files, message, **options)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
-    def card(self, model: LionPreTrainedModel, **fields):
-        """The model card of the run as far as it has come, without results."""
+    def _running_uploads(self) -> list[Future]:
+        """The uploads that are not done. It warns of those that failed, once."""
+        jobs = [] if self.push_in_progress is None else self.push_in_progress.jobs
+        for job in jobs:
+            if job.done() and job.exception() is not None:
+                logger.warning("%s; the training goes on", job.exception())
+        running = [job for job in jobs if not job.done()]
+        self.push_in_progress = PushInProgress(running)
+        return running
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        if getattr(self, "push_in_progress", None) is not None:
+            self._running_uploads()
+
+    def card(self, model: LionPreTrainedModel, **fields) -> ModelCard:
+        """The model card of a run that is not finished, without results."""
         name = self.hub_model_id or Path(self.args.output_dir).absolute().name
         return hub.model_card(model, repo_id=name, processing_class=self.processing_class, **fields)
 
@@ -153,19 +154,22 @@ class UploadingTrainer(Trainer):
         private: bool | None = None,
         **kwargs,
     ) -> CommitInfo | Future | None:
-        """As in `Trainer`: saves the model to `output_dir` and uploads the folder; call it on all processes.
+        """Saves the model to `output_dir` and uploads the folder; call it on all processes.
 
         Args:
-            commit_message: of the commit.
+            commit_message: message of the commit.
             blocking: whether to wait for the upload.
-            token: with the right to write; None takes `hub_token`, or what the machine is logged in with.
-            revision: branch; None takes `hub_revision`, or main.
-            private: whether a repository that is made is private; None takes `hub_private_repo`.
-            kwargs: `language`, `license` and `dataset` of the model card, which is then written anew; for other
-                models than LION's what `create_model_card` takes.
+            token: a token that may write; None takes `hub_token`, or that of the login.
+            revision: the branch; None takes `hub_revision`, or main.
+            private: whether a new repository is private; None takes `hub_private_repo`.
+            kwargs: `language`, `license` and `dataset` of the model card, which is then rewritten;
+                for other models than LION's, arguments of `create_model_card`.
+
+        Returns:
+            The commit, or its future if `blocking` is false; None on other processes than the first.
 
         Raises:
-            ValueError: if the repository cannot be made or used.
+            ValueError: if the repository cannot be created or used.
             OSError: if the upload fails.
         """
         if self.hub_model_id is None or token is not None:
@@ -178,7 +182,7 @@ class UploadingTrainer(Trainer):
         else:
             with code_goes_along(model.config):
                 self.save_model(_internal_call=True)
-            readme = Path(self.args.output_dir, "README.md")
+            readme = Path(self.args.output_dir, README)
             fields = {name: kwargs[name] for name in CARD_FIELDS if kwargs.get(name) is not None}
             if self.is_world_process_zero() and (fields or not readme.is_file()):
                 self.card(model, **fields).save(readme)
@@ -187,7 +191,10 @@ class UploadingTrainer(Trainer):
     def upload_output(
         self, message: str = "End of training", blocking: bool = True, revision: str | None = None
     ) -> CommitInfo | Future | None:
-        """Uploads `output_dir` as it is; None on other processes than the first.
+        """Uploads `output_dir` as it is; call it on all processes.
+
+        Returns:
+            As `push_to_hub`.
 
         Raises:
             OSError: if the upload fails.
@@ -204,40 +211,34 @@ class UploadingTrainer(Trainer):
             return hub.upload(*upload, revision=revision)
         except OSError as error:
             raise ConnectionError(
-                f"{error}. The model is in {folder}: `lion-hf publish {folder} {self.hub_model_id}` uploads it"
+                f"{error}. The model is in {folder}; for a LION model, run"
+                f" `lion-hf publish {folder} {self.hub_model_id}` to upload it later"
             ) from error
 
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        if getattr(self, "push_in_progress", None) is not None:
-            self._report_failures()
 
-    def _report_failures(self) -> None:
-        """Warns of uploads that failed; those that came after them, or the last one, hold the model all the same."""
-        for job in self.push_in_progress.jobs:
-            if job.done() and job.exception() is not None:
-                logger.warning("%s; the training goes on", job.exception())
-        self.push_in_progress.jobs = [job for job in self.push_in_progress.jobs if not job.done()]
-
-
-def stage(checkpoint: Path, staged: Path) -> None:
-    """Makes a sealed copy of a checkpoint for others: of links where possible, without this machine's paths.
+def copy_for_others(checkpoint: Path, copy: Path) -> None:
+    """Copies a checkpoint, with hard links where possible, without what is only for this machine.
 
     Args:
         checkpoint: a checkpoint's folder.
-        staged: the folder to write; what a killed run left there is removed.
+        copy: the folder to write; what is there is removed.
     """
-    shutil.rmtree(staged, ignore_errors=True)
-    for file in sorted(checkpoint.rglob("*")):
-        if not file.is_file() or file.name in ("training_args.bin", checkpoints.MANIFEST):
+    shutil.rmtree(copy, ignore_errors=True)
+    for path in _paths(checkpoint):
+        if Path(path).name in ("training_args.bin", checkpoints.MANIFEST):
             continue
-        copy, content = staged / file.relative_to(checkpoint), hub.public_content(file)
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        content = hub.public_content(checkpoint / path)
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
-            copy.write_bytes(content)
+            (copy / path).write_bytes(content)
             continue
         try:
-            os.link(file, copy)
+            os.link(content, copy / path)
         except OSError:  # a file system without hard links
-            shutil.copyfile(file, copy)
-    checkpoints.seal(staged)
+            shutil.copyfile(content, copy / path)
+
+
+def _paths(folder: Path) -> list[str]:
+    """The files below a folder, relative to it."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [file.relative_to(folder).as_posix() for file in files]

@@ -149,7 +149,7 @@ def test_without_login_nothing_is_trained(author):
             os.environ["HF_TOKEN"] = token
     """
     with pytest.raises(
-        ClientError, match="push_to_hub: .*owner/x.* 401 .*hf auth login"
+        ClientError, match="push_to_hub: .*owner/x failed: 401 .*hf auth login"
     ) as refused:
         author.run(TRAINER, code)
     assert "ValueError" in refused.value.kinds
@@ -162,7 +162,7 @@ def test_private_is_never_public(author, published):
 
 
 def test_uploads_that_fail(hub, author):
-    """Those beside the training are warned of; that of the end is an error, and the model is here."""
+    """During the training they are warnings. At its end it is an error; the model is here."""
     hub.refuse_uploads = 1000
     options = "hub_model_id='owner/lost', hub_strategy='every_save', seed=3"
     try:
@@ -189,7 +189,7 @@ def test_checkpoints_have_the_models_length_limit(author):
 class TestCommands:
     """Every training command pushes its final folder."""
 
-    PUSH = "--push_to_hub true --report_to none --max_steps 1 --use_cpu true".split()
+    PUSH = ("--push_to_hub", "true", "--report_to", "none", "--max_steps", "1", "--use_cpu", "true")
 
     def test_masked_language_model_on_a_data_set_of_the_hub(self, hub, author, reader, published):
         lines = b'{"text": "the lion reads in both directions"}\n' * 40
