@@ -73,16 +73,16 @@ def save_for_hub(
     """Writes a folder for the Hub.
 
     It holds weights, configuration, tokenizer or image processor, LION's code and a model card, and
-    opens with `trust_remote_code=True` where lion_hf is not installed, for every head. Existing files
-    of these names are replaced. The objects that are saved are not changed.
+    opens with `trust_remote_code=True` where lion_hf is not installed, for every head. It replaces
+    files of these names. The objects that are saved do not change.
 
     Args:
         model: a model of one of lion_hf's classes.
         folder: the folder to write.
-        processing_class: its tokenizer or image processor. The `model_max_length` that is saved with
-            a tokenizer is at most what the model takes.
-        repo_id: the repository that the model card's example loads, owner/name; the folder's name if
-            None.
+        processing_class: its tokenizer or image processor. The `model_max_length` of a tokenizer is
+            saved as at most what the model takes.
+        repo_id: the repository that the model card's example loads, owner/name; None for the
+            folder's name.
         language: codes of the languages of a text model, such as "en".
         license: the licence of the weights, as the Hub spells it.
         dataset: the data set that the metrics belong to: its name on the Hub, or a name or path of
@@ -144,8 +144,8 @@ def model_card(
     auto_name = classes.get(type(model).__name__.removeprefix("FSDP"))
     if auto_name is None:
         raise ValueError(
-            f"model is a {type(model).__name__}: expected one of {tuple(classes)}, because only their"
-            " code travels (of a wrapped or compiled model, pass the model inside)"
+            f"model is a {type(model).__name__}: expected one of {tuple(classes)}, because only"
+            " their code travels (of a wrapped or compiled model, pass the model inside)"
         )
     if metrics and dataset is None:
         raise ValueError(
@@ -234,7 +234,7 @@ def files_to_publish(folder: str | os.PathLike, repo_id: str) -> dict[str, int]:
         repo_id: where it would go, owner/name.
 
     Raises:
-        ValueError: if the Hub does not allow the name, or the folder lacks model, code or model card.
+        ValueError: if the Hub does not allow the name, or the folder lacks model, code or card.
     """
     validate_repo_id(repo_id)
     folder = Path(folder)
@@ -303,7 +303,7 @@ def public_files(folder: str | os.PathLike) -> dict[str, Path | bytes]:
 
 
 def public_content(file: Path) -> Path | bytes:
-    """The file itself, or its text with paths of this machine cut to their last part, if it has any."""
+    """The file; if its text has paths of this machine, the text without all but their ends."""
     if file.suffix not in TEXT_FILES or file.name in VOCABULARIES:
         return file
     try:
@@ -318,7 +318,7 @@ def public_content(file: Path) -> Path | bytes:
 
 
 def _local_folders(file: Path) -> list[str]:
-    """Folders whose names are nobody's business: where the file's folder, the user, or data may be."""
+    """Folders of this machine that texts may name: around the file's folder, and the user's."""
     places = (file.absolute().parent.parent, Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
     folders = {str(folder) for place in places for folder in (place.absolute(), place.resolve())}
     return sorted(folders - {os.path.sep}, key=len, reverse=True)
@@ -346,8 +346,8 @@ def upload(
         files: path in the repository -> file, or content.
         message: of the commit.
         revision: an existing branch; None is main.
-        replaced: folder of the repository in which only these files are left. Elsewhere, old weights
-            are deleted where `files` has new ones.
+        replaced: a folder of the repository; other files in it are deleted. Elsewhere, only old
+            weights are deleted where `files` has new ones.
 
     Raises:
         OSError: if the Hub cannot be reached or refuses.
@@ -375,7 +375,7 @@ def _outdated(
 
 @contextlib.contextmanager
 def errors_of(action: str) -> Iterator[None]:
-    """Turns errors of the Hub's client, and of its HTTP library, into a ConnectionError of one line."""
+    """Turns errors of the Hub's client and its HTTP library into a ConnectionError of one line."""
     try:
         yield
     except ValueError as error:  # such as metadata of the card that the Hub does not allow

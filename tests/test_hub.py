@@ -44,7 +44,8 @@ CASES = [
     (auto_name, modality) for auto_name, tags in hub.PIPELINE_TAGS.items() for modality in tags
 ]
 
-# Runs where lion_hf and triton cannot be imported: loads every folder, runs it, and runs the example of its card.
+# Runs where lion_hf and triton cannot be imported: loads every folder, runs the model, and runs the
+# example of its card.
 CHILD = """
 import contextlib, importlib.abc, io, json, os, re, sys
 
@@ -60,7 +61,8 @@ from safetensors.torch import load_file, save_file
 report = {}
 for folder in sys.argv[1:]:
     auto_class = getattr(transformers, folder.split("-")[0])
-    model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    options = {"trust_remote_code": True, "output_loading_info": True}
+    model, info = auto_class.from_pretrained(folder, **options)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
         outputs = model(**load_file(f"{folder}-inputs.safetensors"))
@@ -76,11 +78,13 @@ for folder in sys.argv[1:]:
         "printed": printed.getvalue(),
     }
 encoder = "AutoModelForMaskedLM-text"
-others = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+tasks = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+others = [transformers.AutoModel, *(getattr(transformers, f"AutoModelFor{task}") for task in tasks)]
 report["from masked LM"] = [
-    type(getattr(transformers, name).from_pretrained(encoder, trust_remote_code=True)).__name__ for name in others
+    type(other.from_pretrained(encoder, trust_remote_code=True)).__name__ for other in others
 ]
-report["imported"] = [name for name in sys.modules if name.partition(".")[0] in ("lion_hf", "triton")]
+blocked = ("lion_hf", "triton")
+report["imported"] = [name for name in sys.modules if name.partition(".")[0] in blocked]
 with open("report.json", "w") as file:
     json.dump(report, file)
 """
@@ -297,7 +301,7 @@ def test_other_models_are_refused(tmp_path):
 
 
 class TestLengthLimit:
-    """A tokenizer is saved with the limit of its model, whoever saves it; see also test_trainer's."""
+    """A tokenizer is saved with the limit of its model."""
 
     @pytest.mark.parametrize(("mask_type", "limit"), [("lit", 16), ("selective", 1_000_000)])
     def test_save_for_hub(self, tmp_path, mask_type, limit):
@@ -321,7 +325,7 @@ class TestLengthLimit:
 
 
 class TestCardsOfLocalData:
-    """The Hub refuses cards whose metadata names what cannot be on the Hub; others need no local paths."""
+    """Cards show no local paths; their metadata names only what can be on the Hub."""
 
     @pytest.mark.parametrize(
         ("dataset", "shown", "on_hub"),

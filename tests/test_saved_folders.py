@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow  # the shared processes import transformers, which
 
 @pytest.fixture(scope="module")
 def saved(author, published) -> dict:
-    """Folders that were saved after loading from the Hub with lion_hf, and what their models answer."""
+    """Folders saved after loading from the Hub with lion_hf, and what their models answer."""
     code = """
         from peft import LoraConfig, get_peft_model
         from sentence_transformers import SentenceTransformer

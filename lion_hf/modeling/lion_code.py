@@ -60,7 +60,7 @@ def code_goes_along(config: PreTrainedConfig) -> Iterator[None]:
 
 
 class PushesCode:
-    """Adds LION's code when a model goes to the Hub; a mixin for subclasses of `PreTrainedModel`."""
+    """A mixin for subclasses of `PreTrainedModel`: LION's code goes to the Hub with the model."""
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """As in `PushToHubMixin`; LION's code goes along."""

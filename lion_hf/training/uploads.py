@@ -166,7 +166,7 @@ class UploadingTrainer(Trainer):
                 for other models than LION's, arguments of `create_model_card`.
 
         Returns:
-            The commit, or its future if `blocking` is false; None on other processes than the first.
+            The commit, or its future if `blocking` is false; None on processes but the first.
 
         Raises:
             ValueError: if the repository cannot be created or used.

@@ -1,4 +1,4 @@
-"""A Python process that uses the real `huggingface_hub` against a `HubServer` and runs what tests send."""
+"""A Python process that uses the real `huggingface_hub` against a `HubServer`."""
 
 import contextlib
 import json

@@ -150,9 +150,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         with self.hub.lock:
             if (kind, name) in self.hub.repositories:
-                return self._send_json(
-                    {"error": "You already created this repository", "url": url}, 409
-                )
+                self._send_json({"error": "You already created this repository", "url": url}, 409)
+                return
             private = asked.get("private") or asked.get("visibility") == "private"
             self.hub.repositories[kind, name] = Repository(kind, name, bool(private))
         self._send_json({"url": url, "name": name})
@@ -230,10 +229,12 @@ class Handler(BaseHTTPRequestHandler):
         file = repository.commits[commit].get(path)
         if file is None:
             headers |= {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
-            return self._send(404, b"Entry not found", headers)
+            self._send(404, b"Entry not found", headers)
+            return
         headers["ETag"] = f'"{file.etag}"'
         if not file.large:
-            return self._send_range(path, file.content, headers)
+            self._send_range(path, file.content, headers)
+            return
         linked = {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(len(file.content))}
         location = f"{self.hub.storage_url}/storage/{file.etag}/{path}"
         self._send(302, b"", headers | linked | {"Location": location})
@@ -251,14 +252,16 @@ class Handler(BaseHTTPRequestHandler):
         if match and content:
             start, end = int(match[1]), min(int(match[2] or end - 1) + 1, end)
             if start >= len(content):
-                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+                self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+                return
             status, headers = (
                 206,
                 headers | {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"},
             )
         cuts = self.hub.cut_downloads.get(path)
         if not cuts or self.command == "HEAD":
-            return self._send(status, content[start:end], headers)
+            self._send(status, content[start:end], headers)
+            return
         self.sent = status
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(end - start)}).items():

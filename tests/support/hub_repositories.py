@@ -95,7 +95,7 @@ def front_matter(text: str) -> dict | None:
 
 
 def card_errors(text: str) -> list[str]:
-    """What the Hub objects to in a card's metadata: values that must name something on the Hub and cannot."""
+    """What the Hub objects to in a card's metadata: names that cannot be those of repositories."""
     try:
         data = front_matter(text) or {}
     except yaml.YAMLError as error:

@@ -3,9 +3,9 @@
     with HubServer() as hub:
         subprocess.run(command, env=os.environ | hub.environment(home))
 
-It keeps repositories in memory and speaks the part of the Hub's HTTP protocol that `huggingface_hub`
-uses without Xet: repositories, branches, preupload, the LFS batch protocol (single part and multipart),
-commits, file trees, and downloads with redirects and ranges. `HF_ENDPOINT` is read when
+It keeps repositories in memory and speaks the part of the Hub's HTTP protocol that
+`huggingface_hub` uses without Xet: repositories, branches, preupload, the LFS batch protocol (also
+multipart), commits, file trees, and downloads with redirects and ranges. `HF_ENDPOINT` is read when
 `huggingface_hub` is imported, so clients must be subprocesses.
 """
 
@@ -26,9 +26,10 @@ class HubServer:
         objects: the LFS store, by SHA-256.
         tokens: token -> user.
         requests: (method, path, status, value of the Range header) of every request, in order.
-        cut_downloads: path -> bytes of the file after which the connection breaks, one element per download.
+        cut_downloads: path -> for each download, the bytes after which the connection breaks.
         refuse_uploads: number of LFS uploads that break the connection halfway.
-        stop_uploads: while set, LFS uploads after the first part get no answer; `upload_stopped` is then set.
+        stop_uploads: while set, LFS uploads after the first part get no answer.
+        upload_stopped: set when that has happened.
     """
 
     def __init__(self):
@@ -63,7 +64,7 @@ class HubServer:
         self._server.server_close()
 
     def environment(self, home: Path, token: str | None = "hf_owner") -> dict[str, str]:
-        """Environment variables for a client that knows this Hub only and has its own caches in `home`."""
+        """Environment variables for a client of this Hub only, with its caches in `home`."""
         environment = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
