@@ -6,9 +6,10 @@ from importlib import import_module
 from . import moved
 from .auto import AUTO_MODELS, register
 from .modeling.configuration_lion import LionConfig
-from .modeling.lion_ops import choose_form, explain, lion_attention
+from .modeling.lion_choice import choose_form, explain
+from .modeling.lion_ops import lion_attention
+from .modeling.lion_orders import snake_orders
 from .modeling.lion_portable import portable_export
-from .modeling.lion_scan import snake_orders
 from .modeling.modeling_lion import (
     LionForImageClassification,
     LionForMaskedImageModeling,

@@ -17,7 +17,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
-from .modeling.lion_code import AUTO_MODELS
+from .modeling.lion_pretrained import AUTO_MODELS
 
 
 class ExistingBertTokenizer(BertTokenizer):

@@ -21,10 +21,9 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from .auto import limit_length
-from .modeling.lion_code import AUTO_MAP as AUTO_MAP
-from .modeling.lion_code import AUTO_MODELS, code_goes_along
-from .modeling.lion_code import CODE as CODE
-from .modeling.modeling_lion import LionPreTrainedModel
+from .modeling.configuration_lion import CODE as CODE
+from .modeling.lion_pretrained import AUTO_MAP as AUTO_MAP
+from .modeling.lion_pretrained import AUTO_MODELS, LionPreTrainedModel, code_goes_along
 from .presets import shipped
 
 # Auto class -> the Hub's name of its task, for text and for images.

@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig
 
 from .modeling.configuration_lion import LionConfig
 from .modeling.lion_packing import pool
-from .modeling.lion_scan import snake_orders
 from .modeling.modeling_lion import LionForImageClassification
 
 # timm's word -> `classifier_pooling`. LION's mean includes the class token; "" leaves the tokens as they are.
@@ -173,11 +172,10 @@ class LionTimmModel(LionForImageClassification):
         """
         if output_fmt not in OUTPUT_FORMATS:
             raise ValueError(f"output_fmt={output_fmt!r}: expected one of {OUTPUT_FORMATS}")
-        lion, config = self.lion, self.config
+        lion = self.lion
         wanted, last = feature_take_indices(len(lion.layers), indices)
         rows, columns = lion.embeddings.patch_grid(x)
-        snake = config.patch_order == "snake" and config.mask_type != "lit"
-        order = snake_orders(rows, columns, device=x.device) if snake else None
+        order = lion.embeddings.reading_orders(x)
         hidden_states, outputs = lion.embeddings(x, None), {}
         for number, layer in enumerate(lion.layers[: last + 1] if stop_early else lion.layers):
             hidden_states = layer(hidden_states, order=order)

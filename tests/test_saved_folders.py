@@ -104,19 +104,23 @@ def test_a_model_that_was_never_published_has_no_auto_map(author):
     assert author.run(code) == [False, ["config.json", "model.safetensors"]]
 
 
-def test_entries_of_a_user_stay_where_their_code_is(author):
+def test_entries_of_others_stay_where_their_code_is(author):
     code = """
         mine = config()
-        mine.auto_map = {"AutoModel": "mine.Mine", "AutoModelForMaskedLM": "owner/x--their.Model"}
+        mine.auto_map = given = {
+            "AutoModel": "mine.Mine",
+            "AutoModelForMaskedLM": "owner/x--modeling_lion.LionForMaskedLM",
+            "AutoModelForTokenClassification": "owner/x--their.Model",
+        }
         os.makedirs("own")
         pathlib.Path("own", "mine.py").touch()
         mine.save_pretrained("own")
-        result = [json.load(open("own/config.json"))["auto_map"], mine.auto_map]
+        assert mine.auto_map is given and len(given) == 3  # in memory nothing changes
+        result = json.load(open("own/config.json"))["auto_map"]
     """
-    saved, kept = author.run(code)
-    assert saved["AutoModel"] == "mine.Mine"
-    assert saved["AutoModelForMaskedLM"] == "modeling_lion.LionForMaskedLM"
-    assert kept["AutoModelForMaskedLM"] == "owner/x--their.Model"  # in memory nothing changes
+    saved = author.run(code)
+    heads = {"AutoModel": "mine.Mine", "AutoModelForMaskedLM": "modeling_lion.LionForMaskedLM"}
+    assert saved == heads
 
 
 PUSHES = {
@@ -138,8 +142,9 @@ def test_pushed_models_open_elsewhere(author, reader, push):
 
 
 @pytest.mark.parametrize("push", PUSHES)
-def test_pushed_configurations_open_elsewhere(author, reader, push):
+def test_pushed_configurations_open_elsewhere(author, reader, published, push):
     name = f"owner/config-{push}"
-    author.run("model = config()", PUSHES[push].replace("before", "alone"), name=name)
+    load = "model = AutoConfig.from_pretrained('owner/lion')"
+    author.run(load, PUSHES[push].replace("before", "alone"), name=name)
     code = "result = AutoConfig.from_pretrained(name, trust_remote_code=True).hidden_size"
     assert reader.run(code, name=name) == 32

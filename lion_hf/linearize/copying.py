@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..convert.errors import ConversionError
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
-from ..modeling.modeling_lion import LionDecay, LionGate, LionPreTrainedModel
+from ..modeling.lion_layers import LionDecay, LionGate
+from ..modeling.modeling_lion import LionPreTrainedModel
 
 if TYPE_CHECKING:
     pass

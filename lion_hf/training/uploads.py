@@ -15,8 +15,7 @@ from transformers.utils import CONFIG_NAME, PushInProgress
 
 from .. import hub
 from ..auto import limit_length
-from ..modeling.lion_code import code_goes_along
-from ..modeling.modeling_lion import LionPreTrainedModel
+from ..modeling.lion_pretrained import LionPreTrainedModel, code_goes_along
 from . import checkpoints
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ from torch import nn
 
 import lion_hf
 from lion_hf import LionConfig
-from lion_hf.modeling.configuration_lion import MASK_TYPES
-from lion_hf.modeling.lion_scan import PATCH_ORDERS
+from lion_hf.modeling.configuration_lion import MASK_TYPES, PATCH_ORDERS
 
 pytestmark = pytest.mark.hf_suite
 
