@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..auto import image_processor
+from ..auto import image_processor, limit_length
 from ..folders import check_new_folder, new_folder
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import CLASSIFIER_POOLINGS, LionConfig
@@ -87,7 +87,8 @@ def convert_checkpoint(
     with new_folder(output) as folder:
         model.save_pretrained(folder)
         if processor is not None:
-            processor.save_pretrained(folder)
+            with limit_length(processor, model.config):
+                processor.save_pretrained(folder)
     return Conversion(output, architecture, model.config, tuple(original.notes))
 
 

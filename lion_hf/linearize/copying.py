@@ -15,7 +15,6 @@ from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
-
 from .settings import Copying
 from .softmax_models import (
     CHANGED,

@@ -14,7 +14,6 @@ from ..convert.errors import ConversionError
 from ..convert.renaming import find_row
 from .sources import check_parameters, read_config, read_weights, source_folder, weight_files
 
-
 BERT_LAYER = "{base}.encoder.layer.{n}"
 VIT_LAYER = "{base}.layers.{n}"
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback
 
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
@@ -23,6 +23,7 @@ from .finite import Watch, not_finite, optimizer_tensors, where_not_finite
 from .lock import run_lock
 from .processes import settle_fsdp, share_weights
 from .speed import items_and_flops, matmul_rate
+from .uploads import UploadingTrainer
 
 __all__ = ["LionTrainer", "LionTrainingArguments"]
 
@@ -34,7 +35,7 @@ CURES = (
 )
 
 
-class LionTrainer(Trainer):
+class LionTrainer(UploadingTrainer):
     """`transformers.Trainer` for long runs that nobody watches. Works with any model.
 
     - Weight decay also spares class token, mask token and position embeddings. (Trainer itself
@@ -45,6 +46,7 @@ class LionTrainer(Trainer):
     - `bf16_full_eval` and `fp16_full_eval` do not change the model that is trained or saved.
     - A checkpoint is sealed (`lion_hf.training.checkpoints`) before older ones are deleted. If it
       cannot be written, no half of it stays. Only one run at a time writes to `output_dir`.
+    - Uploads to the Hub hold code and model card, and nothing that is only for this machine.
     - A loss or gradient that is not finite stops the run with FloatingPointError, which says where.
       No model or checkpoint with such values is saved.
     - Logs hold tokens (or images) per second and model FLOPs utilisation, and the progress bar the
@@ -332,6 +334,7 @@ class LionTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit = limit
+        self.upload_checkpoint(folder)
         if self.args.should_save:
             checkpoints.rotate(folder.parent, limit, keep=self.state.best_model_checkpoint)
 
