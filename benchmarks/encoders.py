@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lion_hf import LionConfig, LionForImageClassification, LionForMaskedLM, LionModel
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS
 
 FAMILIES = {"LION-lit": "lit", "LION-D": "decay", "LION-S": "selective"}
 WORDS = 30_522
@@ -35,12 +35,14 @@ CUDA_TRAINING_MEMORY_LENGTHS = (1024, 4096, 8192, 16_384, 32_768, 65_536)
 # Softmax attention is quadratic: beyond these lengths a call takes minutes on a CPU.
 LONGEST_PEER = {"cpu": 16_384, "cuda": 65_536}
 LONGEST_MODERNBERT = 4096
-# Autograd keeps the recurrent form's state of every token: training is checked with it on few and short rows.
+# Autograd keeps the recurrent form's state of every token: training is checked with it on few and
+# short rows.
 ROWS_CHECKED, LONGEST_RECURRENT = 8, {"cpu": 128, "cuda": 197}
 
 
 def model_suite(args: argparse.Namespace) -> Iterator:
-    """Whole encoders of base size without gradients: text, images, and text of which half is padding."""
+    """Whole encoders of base size without gradients: text, images, and text of which half is
+    padding."""
     for length, batch in _rows_of(args, MODEL_ROWS, CUDA_MODEL_ROWS).items():
         yield partial(text_group, args, length, batch)
     yield partial(image_group, args)
@@ -51,16 +53,25 @@ def text_group(args, length: int, batch: int) -> Group:
     size = sizes(args)
     with torch.device(args.device):
         models = {
-            name: LionModel(LionConfig(mask_type=t, max_position_embeddings=length, **size)) for name, t in FAMILIES.items()
+            name: LionModel(LionConfig(mask_type=t, max_position_embeddings=length, **size))
+            for name, t in FAMILIES.items()
         }
         baseline = "BERT" if length <= LONGEST_PEER[args.device] else None
         if baseline:
-            models[baseline] = BertModel(BertConfig(max_position_embeddings=length, attn_implementation="sdpa", **size))
-        if length <= LONGEST_MODERNBERT:  # its MLPs have three matrices, so that 2/3 of the width is the same size
+            models[baseline] = BertModel(
+                BertConfig(max_position_embeddings=length, attn_implementation="sdpa", **size)
+            )
+        if (
+            length <= LONGEST_MODERNBERT
+        ):  # its MLPs have three matrices, so that 2/3 of the width is the same size
             size["intermediate_size"] = size["intermediate_size"] * 2 // 3
-            models["ModernBERT"] = ModernBertModel(ModernBertConfig(pad_token_id=0, attn_implementation="sdpa", **size))
+            models["ModernBERT"] = ModernBertModel(
+                ModernBertConfig(pad_token_id=0, attn_implementation="sdpa", **size)
+            )
     inputs = {"input_ids": torch.randint(1000, WORDS, (batch, length), device=args.device)}
-    return _model_group(args, "text encoder", length, f"forward, {batch} x {length}", models, baseline, inputs)
+    return _model_group(
+        args, "text encoder", length, f"forward, {batch} x {length}", models, baseline, inputs
+    )
 
 
 def image_group(args) -> Group:
@@ -68,8 +79,14 @@ def image_group(args) -> Group:
         models = {name: LionModel(config) for name, config in _image_configs(args).items()}
         models["ViT"] = ViTModel(ViTConfig(attn_implementation="sdpa", **_image_sizes(args)))
     batch = 2 if args.quick else 8 if args.device == "cpu" else 128
-    inputs = {"pixel_values": torch.randn(batch, 3, 224, 224, device=args.device, dtype=getattr(torch, args.dtype))}
-    return _model_group(args, "image encoder", 197, f"forward, {batch} images of 224 px", models, "ViT", inputs)
+    inputs = {
+        "pixel_values": torch.randn(
+            batch, 3, 224, 224, device=args.device, dtype=getattr(torch, args.dtype)
+        )
+    }
+    return _model_group(
+        args, "image encoder", 197, f"forward, {batch} images of 224 px", models, "ViT", inputs
+    )
 
 
 def _image_configs(args) -> dict[str, LionConfig]:
@@ -77,7 +94,9 @@ def _image_configs(args) -> dict[str, LionConfig]:
     orders = [*((name, "raster") for name in FAMILIES), ("LION-D", "snake"), ("LION-S", "snake")]
     configs = {}
     for name, order in orders:
-        config = LionConfig(modality="image", mask_type=FAMILIES[name], patch_order=order, **_image_sizes(args))
+        config = LionConfig(
+            modality="image", mask_type=FAMILIES[name], patch_order=order, **_image_sizes(args)
+        )
         configs[name if order == "raster" else f"{name} snake"] = config
     return configs
 
@@ -89,32 +108,48 @@ def _image_sizes(args) -> dict[str, int]:
 
 
 def _model_group(args, suite, length, what, models, baseline, inputs) -> Group:
-    models = {name: model.to(args.device, getattr(torch, args.dtype)).eval() for name, model in models.items()}
+    models = {
+        name: model.to(args.device, getattr(torch, args.dtype)).eval()
+        for name, model in models.items()
+    }
     run = {name: torch.compile(model) if args.compile else model for name, model in models.items()}
 
     def check() -> None:
-        """The forms of every LION model give the same; where rows are long, LION-lit token by token, the others in chunks."""
+        """The forms of every LION model give the same; where rows are long, LION-lit token by
+        token, the others in chunks."""
         for name, model in models.items():
             if not isinstance(model, LionModel):
                 continue
             output = run[name](**inputs).last_hidden_state
-            for form in ("recurrent", "chunk") if length <= 512 else ("recurrent" if name == "LION-lit" else "chunk",):
+            for form in (
+                ("recurrent", "chunk")
+                if length <= 512
+                else ("recurrent" if name == "LION-lit" else "chunk",)
+            ):
                 model.config.attention_form, model.config.chunk_size = form, 100
                 expected = model(**inputs).last_hidden_state.double()
                 model.config.attention_form, model.config.chunk_size = "auto", None
-                assert_close(output, expected, 10 * TOLERANCE[getattr(torch, args.dtype)], f"{name}, {form} form, {what}")
+                assert_close(
+                    output,
+                    expected,
+                    10 * TOLERANCE[getattr(torch, args.dtype)],
+                    f"{name}, {form} form, {what}",
+                )
 
     functions = {name: torch.no_grad()(partial(model, **inputs)) for name, model in run.items()}
     return Group(suite, length, what, functions, baseline, torch.no_grad()(check))
 
 
 def padding_group(args) -> Group:
-    """The same model on a batch without padding, and on one of which half the tokens are padding, at varied lengths."""
+    """The same model on a batch without padding, and on one of which half the tokens are padding,
+    at varied lengths."""
     batch, length = (8, 512) if not args.quick else (4, 64)
     config = LionConfig(mask_type="selective", max_position_embeddings=length, **sizes(args))
     model = LionModel(config).to(args.device, getattr(torch, args.dtype)).eval()
     input_ids = torch.randint(1000, WORDS, (batch, length), device=args.device)
-    real = torch.linspace(length // batch, length - length // batch, batch, device=args.device).round()  # half of all
+    real = torch.linspace(
+        length // batch, length - length // batch, batch, device=args.device
+    ).round()  # half of all
     mask = (torch.arange(length, device=args.device) < real[:, None]).long()
     run = torch.compile(model) if args.compile else model
     full = partial(run, input_ids, torch.ones_like(mask))
@@ -125,14 +160,24 @@ def padding_group(args) -> Group:
         for row in range(batch):
             alone = model(input_ids[row : row + 1, mask[row] == 1]).last_hidden_state
             close = 10 * TOLERANCE[getattr(torch, args.dtype)]
-            assert_close(output[row : row + 1, mask[row] == 1], alone.double(), close, f"padded row {row}")
+            assert_close(
+                output[row : row + 1, mask[row] == 1], alone.double(), close, f"padded row {row}"
+            )
 
     functions = {"full": torch.no_grad()(full), "half of it padding": torch.no_grad()(padded)}
-    return Group("padding", length, f"LION-S forward, {batch} x {length}", functions, "full", torch.no_grad()(check))
+    return Group(
+        "padding",
+        length,
+        f"LION-S forward, {batch} x {length}",
+        functions,
+        "full",
+        torch.no_grad()(check),
+    )
 
 
 def train_suite(args: argparse.Namespace) -> Iterator:
-    """Training steps of base size with AdamW. Text without dropout of scores, which would need the attention form."""
+    """Training steps of base size with AdamW. Text without dropout of scores, which would need the
+    attention form."""
     for length, batch in _rows_of(args, TRAIN_ROWS, CUDA_TRAIN_ROWS).items():
         yield partial(train_text_group, args, length, batch)
     if args.device == "cuda" or args.quick:
@@ -142,24 +187,37 @@ def train_suite(args: argparse.Namespace) -> Iterator:
 def train_text_group(args, length: int, batch: int) -> Group:
     size = sizes(args) | {"max_position_embeddings": length, "attention_probs_dropout_prob": 0.0}
     with torch.device(args.device):
-        models = {name: LionForMaskedLM(LionConfig(mask_type=t, **size)) for name, t in FAMILIES.items()}
-        models["LION-S, sparse prediction"] = LionForMaskedLM(LionConfig(sparse_prediction=True, **size))
+        models = {
+            name: LionForMaskedLM(LionConfig(mask_type=t, **size)) for name, t in FAMILIES.items()
+        }
+        models["LION-S, sparse prediction"] = LionForMaskedLM(
+            LionConfig(sparse_prediction=True, **size)
+        )
         models["LION-S, sparse prediction"].load_state_dict(models["LION-S"].state_dict())
         models["BERT"] = BertForMaskedLM(BertConfig(attn_implementation="sdpa", **size))
     input_ids = torch.randint(1000, WORDS, (batch, length), device=args.device)
     labels = torch.where(torch.rand(batch, length, device=args.device) < 0.3, input_ids, -100)
     inputs = {"input_ids": input_ids, "labels": labels}
-    return _train_group(args, "masked-LM training", length, f"step, {batch} x {length}", models, "BERT", inputs)
+    return _train_group(
+        args, "masked-LM training", length, f"step, {batch} x {length}", models, "BERT", inputs
+    )
 
 
 def train_image_group(args) -> Group:
     with torch.device(args.device):
-        models = {name: LionForImageClassification(config) for name, config in _image_configs(args).items()}
-        models["ViT"] = ViTForImageClassification(ViTConfig(attn_implementation="sdpa", **_image_sizes(args)))
+        models = {
+            name: LionForImageClassification(config)
+            for name, config in _image_configs(args).items()
+        }
+        models["ViT"] = ViTForImageClassification(
+            ViTConfig(attn_implementation="sdpa", **_image_sizes(args))
+        )
     batch = 2 if args.quick else 128
     labels = torch.randint(2, (batch,), device=args.device)
     inputs = {"pixel_values": torch.randn(batch, 3, 224, 224, device=args.device), "labels": labels}
-    return _train_group(args, "image training", 197, f"step, {batch} images of 224 px", models, "ViT", inputs)
+    return _train_group(
+        args, "image training", 197, f"step, {batch} images of 224 px", models, "ViT", inputs
+    )
 
 
 def _train_group(args, suite, length, what, models, baseline, inputs) -> Group:
@@ -171,16 +229,24 @@ def _train_group(args, suite, length, what, models, baseline, inputs) -> Group:
             return model(**inputs).loss
 
     def check() -> None:
-        """Without dropout: the gradient of words or patches in chunk and attention form, and with sparse prediction."""
+        """Without dropout: the gradient of words or patches in chunk and attention form, and with
+        sparse prediction."""
         some, expected = {name: x[:ROWS_CHECKED] for name, x in inputs.items()}, {}
         for name, model in models.items():
             if name != baseline:
-                for form in FORMS if length <= LONGEST_RECURRENT[args.device] else ("attention", "chunk"):
+                for form in (
+                    FORMS if length <= LONGEST_RECURRENT[args.device] else ("attention", "chunk")
+                ):
                     model.eval().config.attention_form = form
                     weight = model.lion.get_input_embeddings().weight
                     gradient = torch.autograd.grad(loss_of(run[name], some), weight)[0]
                     first = expected.setdefault(name.split(",")[0], gradient.double())
-                    assert_close(gradient, first, 1e-3 if args.dtype == "float32" else 0.1, f"gradient of {name}, {form} form")
+                    assert_close(
+                        gradient,
+                        first,
+                        1e-3 if args.dtype == "float32" else 0.1,
+                        f"gradient of {name}, {form} form",
+                    )
                 model.train().config.attention_form = "auto"
 
     def step(model, optimizer) -> None:
@@ -204,17 +270,35 @@ def memory_suite(args: argparse.Namespace) -> Iterator:
 
 
 def training_memory_suite(args: argparse.Namespace) -> Iterator:
-    """Peak above the weights of a masked-LM forward and backward pass, 30 % labelled, gradients of the weights included."""
-    names = ["LION-S", "LION-S, sparse prediction", "LION-S, sparse prediction, checkpointing", "BERT"]
+    """Peak above the weights of a masked-LM forward and backward pass, 30 % labelled, gradients of
+    the weights included."""
+    names = [
+        "LION-S",
+        "LION-S, sparse prediction",
+        "LION-S, sparse prediction, checkpointing",
+        "BERT",
+    ]
     lengths = args.lengths or TRAINING_MEMORY_LENGTHS
     if args.device == "cuda":
-        names, lengths = ["LION-lit", "LION-D", *names], args.lengths or CUDA_TRAINING_MEMORY_LENGTHS
+        names, lengths = (
+            ["LION-lit", "LION-D", *names],
+            args.lengths or CUDA_TRAINING_MEMORY_LENGTHS,
+        )
     for length in lengths[-1 if args.quick else 0 :]:
-        yield partial(memory_row, args, "memory of training", "forward + backward, one row", peak_of_training, names, length)
+        yield partial(
+            memory_row,
+            args,
+            "memory of training",
+            "forward + backward, one row",
+            peak_of_training,
+            names,
+            length,
+        )
 
 
 def memory_row(args, suite: str, what: str, peak, names: list[str], length: int) -> Row:
-    """Each peak in a process of its own, whose memory only grows; on a GPU torch itself counts, from nothing each time."""
+    """Each peak in a process of its own, whose memory only grows; on a GPU torch itself counts,
+    from nothing each time."""
     values = {}
     for name in names[:: len(names) - 1] if args.quick else names:
         if args.device == "cpu":
@@ -253,14 +337,18 @@ def peak_of_training(args, name: str, length: int) -> float:
             model = BertForMaskedLM(BertConfig(attn_implementation="sdpa", **size))
         else:
             family = FAMILIES[name.split(",")[0]]
-            model = LionForMaskedLM(LionConfig(mask_type=family, sparse_prediction="sparse" in name, **size))
+            model = LionForMaskedLM(
+                LionConfig(mask_type=family, sparse_prediction="sparse" in name, **size)
+            )
     model = model.to(args.device, getattr(torch, args.dtype)).train()
     if "checkpointing" in name:
         model.gradient_checkpointing_enable()
     input_ids = torch.randint(1000, WORDS, (1, length), device=args.device)
     labels = torch.where(torch.rand(1, length, device=args.device) < 0.3, input_ids, -100)
     model(input_ids=input_ids[:, :64], labels=labels[:, :64])  # libraries take what they need once
-    return peak_memory(lambda: model(input_ids=input_ids, labels=labels).loss.backward(), args.device)
+    return peak_memory(
+        lambda: model(input_ids=input_ids, labels=labels).loss.backward(), args.device
+    )
 
 
 def sizes(args) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Timing side by side, peaks of memory, and what becomes of the figures: JSON, a markdown table and a plot."""
+"""Timing side by side, peaks of memory, and what becomes of the figures: JSON, a markdown table and
+a plot."""
 
 import gc
 import json
@@ -28,12 +29,15 @@ class Group:
 
     Args:
         suite: the table that the group belongs to.
-        length: tokens a row.
-        what: "forward", "forward + backward", ...; behind a comma the batch, which the plots leave out.
+        length: tokens per row.
+        what: "forward", "forward + backward", ...; behind a comma the batch, which the plots leave
+            out.
         functions: column of the table -> function without arguments.
         baseline: the column to which the others are compared; None for times alone.
-        check: compares results before anything is timed; raises AssertionError where they differ, or takes a peer out.
-        work: column -> bytes that must be moved and operations that must be done, as far as they are known.
+        check: compares results before anything is timed; raises AssertionError where they differ,
+            or takes a peer out.
+        work: column -> bytes that must be moved and operations that must be done, as far as they
+            are known.
         beside: column -> another one, to which it is compared too.
     """
 
@@ -49,11 +53,13 @@ class Group:
 
 @dataclass
 class Row:
-    """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline (25 %, 50 %, 75 %).
+    """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline
+    (25 %, 50 %, 75 %).
 
     A ratio to another column than the baseline is named "column / other column".
 
-    A share is the time that the machine's measured rates of copying or of matrix products allow, over the time taken.
+    A share is the time that the machine's measured rates of copying or of matrix products allow,
+    over the time taken.
     """
 
     suite: str
@@ -67,7 +73,8 @@ class Row:
 
 
 def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes a second (read and written) of a large copy, and operations a second of a large matrix product."""
+    """Bytes a second (read and written) of a large copy, and operations a second of a large matrix
+    product."""
     elements = 2**28 if device == "cuda" else 2**26
     source, target = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
     size = 8192 if device == "cuda" else 2048
@@ -79,11 +86,17 @@ def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
     return 2 * elements * source.element_size() / copying, 2 * size**3 / product
 
 
-def time_group(group: Group, device: str, seconds: float, progress: tqdm, limits: tuple[float, float] | None = None) -> Row:
+def time_group(
+    group: Group,
+    device: str,
+    seconds: float,
+    progress: tqdm,
+    limits: tuple[float, float] | None = None,
+) -> Row:
     """Times the functions of a group in turns, for some seconds but at least three times each.
 
-    A ratio is taken within every turn, so that a machine that becomes slower slows both. With `limits`, the `rates` of the
-    machine, the row has shares of them.
+    A ratio is taken within every turn, so that a machine that becomes slower slows both. With
+    `limits`, the `rates` of the machine, the row has shares of them.
     """
     progress.set_postfix_str("checking that the results agree")
     group.check()
@@ -112,16 +125,26 @@ def time_group(group: Group, device: str, seconds: float, progress: tqdm, limits
     for name, times in samples.items():
         row.values[name] = statistics.median(times) * 1e3
         if limits is not None and name in group.work:
-            row.shares[name] = max(n / rate for n, rate in zip(group.work[name], limits)) / statistics.median(times)
+            row.shares[name] = max(
+                n / rate for n, rate in zip(group.work[name], limits)
+            ) / statistics.median(times)
     gc.collect()
     return row
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str, largest: float = 0) -> None:
-    """Raises AssertionError unless the largest error is at most `tolerance` times the largest entry, or `largest`."""
-    error, largest = (found.double() - expected).abs().max().item(), max(expected.abs().max().item(), largest)
+def assert_close(
+    found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str, largest: float = 0
+) -> None:
+    """Raises AssertionError unless the largest error is at most `tolerance` times the largest
+    entry, or `largest`."""
+    error, largest = (
+        (found.double() - expected).abs().max().item(),
+        max(expected.abs().max().item(), largest),
+    )
     if not error <= tolerance * largest:
-        raise AssertionError(f"{what}: error {error:.2g} of entries up to {largest:.2g}; nothing was timed")
+        raise AssertionError(
+            f"{what}: error {error:.2g} of entries up to {largest:.2g}; nothing was timed"
+        )
 
 
 def _time(function: Callable[[], object], calls: int, device: str) -> float:
@@ -137,7 +160,8 @@ def _time(function: Callable[[], object], calls: int, device: str) -> float:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that a call needs above what is held before it. On Linux, in a process of its own, or on a GPU."""
+    """MiB that a call needs above what is held before it. On Linux, in a process of its own, or on
+    a GPU."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -180,31 +204,46 @@ def _processor() -> str:
 
 
 def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """Writes NAME.json and NAME.md, after every row, so that an interrupted run keeps what it has."""
+    """Writes NAME.json and NAME.md, after every row, so that an interrupted run keeps what it
+    has."""
     content = {"about": about, "unit": unit, "rows": [asdict(row) for row in rows]}
     written = folder / f".{name}.{os.getpid()}"
-    for suffix, text in ((".json", json.dumps(content, indent=1)), (".md", table(about, rows, unit))):
+    for suffix, text in (
+        (".json", json.dumps(content, indent=1)),
+        (".md", table(about, rows, unit)),
+    ):
         written.write_text(text + "\n", encoding="utf-8")
         written.replace(folder / f"{name}{suffix}")
 
 
 def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
-    """A markdown table a suite: the baseline in absolute units, the others as ratios to it with their quartiles."""
-    lines = [f"{about['device']}, {about['dtype']}, {about['date']}; " + _versions(about), "", f"    {about['command']}"]
+    """A markdown table a suite: the baseline in absolute units, the others as ratios to it with
+    their quartiles."""
+    lines = [
+        f"{about['device']}, {about['dtype']}, {about['date']}; " + _versions(about),
+        "",
+        f"    {about['command']}",
+    ]
     if "limits" in about:
         lines += [
             "",
-            f"Percentages: of the speed that {about['limits']} allow (one chunk or chunks of 64, every tensor moved once).",
+            f"Percentages: of the speed that {about['limits']} allow (one chunk or chunks of 64,"
+            " every tensor moved once).",
         ]
     for suite in dict.fromkeys(row.suite for row in rows):
         members = [row for row in rows if row.suite == suite]
         columns = list(dict.fromkeys([name for row in members for name in row.values]))
-        columns += dict.fromkeys(name for row in members for name in row.ratios if name not in columns)
+        columns += dict.fromkeys(
+            name for row in members for name in row.ratios if name not in columns
+        )
         baselines = {row.baseline for row in members if row.baseline}
         columns.sort(key=lambda name: name not in baselines)
         lines += ["", f"### {suite}", ""]
         heads = [f"{name} ({unit})" if name in baselines else name for name in columns]
-        lines += [f"| length | what | {' | '.join(heads)} | turns |", "|---:|---|" + "---:|" * (len(columns) + 1)]
+        lines += [
+            f"| length | what | {' | '.join(heads)} | turns |",
+            "|---:|---|" + "---:|" * (len(columns) + 1),
+        ]
         for row in members:
             cells = [_cell(row, name, unit) for name in columns]
             lines.append(f"| {row.length:,} | {row.what} | {' | '.join(cells)} | {row.repeats} |")
@@ -228,7 +267,8 @@ def _versions(about: dict[str, str]) -> str:
 
 
 def plot(path: Path, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """One panel a suite and kind of work: ratios to the baseline, or values where there is none, over length or as bars."""
+    """One panel a suite and kind of work: ratios to the baseline, or values where there is none,
+    over length or as bars."""
     from matplotlib.figure import Figure  # here, not above: the figures do not need it
 
     panels = list(dict.fromkeys((row.suite, row.what.split(",")[0]) for row in rows))
@@ -239,14 +279,18 @@ def plot(path: Path, about: dict[str, str], rows: list[Row], unit: str) -> None:
     for axis, (suite, what) in zip(axes, panels):
         members = [row for row in rows if (row.suite, row.what.split(",")[0]) == (suite, what)]
         baseline = next((row.baseline for row in members if row.baseline), None)
-        names = list(dict.fromkeys(name for row in members for name in row.values if name != baseline))
+        names = list(
+            dict.fromkeys(name for row in members for name in row.values if name != baseline)
+        )
         draw = _draw_bars if len(members) == 1 else _draw_lines
         draw(axis, members, names, baseline, f"time over {baseline}" if baseline else unit)
         axis.set_title(f"{suite}: {what}")
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.remove()
-    figure.suptitle(f"{about['device']}, {about['dtype']}, torch {about.get('torch', '?')}", fontsize=11)
+    figure.suptitle(
+        f"{about['device']}, {about['dtype']}, torch {about.get('torch', '?')}", fontsize=11
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -262,11 +306,13 @@ def _draw_lines(axis, rows: list[Row], names: list[str], baseline: str | None, l
         found = [row for row in rows if name in (row.ratios if baseline else row.values)]
         lengths = [row.length for row in found]
         low, middle, high = zip(*(_points(row, name, baseline) for row in found))
-        axis.plot(lengths, middle, "o-", label=name, color=f"C{number}", linewidth=1.5, markersize=4)
+        axis.plot(
+            lengths, middle, "o-", label=name, color=f"C{number}", linewidth=1.5, markersize=4
+        )
         axis.fill_between(lengths, low, high, color=f"C{number}", alpha=0.2)
     if baseline:
         axis.axhline(1, color="black", linewidth=1, linestyle="--", label=baseline)
-    axis.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel=label)
+    axis.set(xscale="log", yscale="log", xlabel="tokens per row", ylabel=label)
     lengths = sorted({row.length for row in rows})
     axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -278,8 +324,10 @@ def _draw_lines(axis, rows: list[Row], names: list[str], baseline: str | None, l
 def _draw_bars(axis, rows: list[Row], names: list[str], baseline: str | None, label: str) -> None:
     low, middle, high = zip(*(_points(rows[0], name, baseline) for name in names))
     errors = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
-    axis.barh(names, middle, xerr=errors, color=[f"C{number}" for number in range(len(names))], height=0.6)
+    axis.barh(
+        names, middle, xerr=errors, color=[f"C{number}" for number in range(len(names))], height=0.6
+    )
     axis.invert_yaxis()
-    axis.set_xlabel(f"{label}, {rows[0].length:,} tokens a row")
+    axis.set_xlabel(f"{label}, {rows[0].length:,} tokens per row")
     if baseline:
         axis.axvline(1, color="black", linewidth=1, linestyle="--")

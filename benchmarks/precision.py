@@ -1,24 +1,29 @@
 """Rounding errors of the operation and of whole models, against the definition in float64.
 
     python benchmarks/precision.py                  # 4 minutes on one CPU core
-    python benchmarks/precision.py --device cuda    # with the fused kernels beside the torch backend
-    python benchmarks/precision.py --quick          # short rows, to see that everything runs
+    python benchmarks/precision.py --device cuda    # with the fused kernels beside the torch
+    backend python benchmarks/precision.py --quick          # short rows, to see that everything
+    runs
 
-An error is |x - x64| over the largest |x64| of the same tensor (one family and kind of gates, one head of 16 numbers), or over
-the largest contribution of a token to itself, where sums cancel to less than that: with gates of 0 and a divisor the gradients
-of query and key vanish. The tables show the largest error and the mean over a tensor. Gradients are those of a random
-weighting of the output. Query, key and value are random numbers that bfloat16 and float16 hold exactly, so the errors are
-those of computing and of rounding results, not of rounding inputs; where the operation normalises, query and key are
-positive. Log-decays are float32, as models pass them.
+An error is |x - x64| over the largest |x64| of the same tensor (one family and kind of gates, one
+head of 16 numbers), or over the largest contribution of a token to itself, where sums cancel to
+less than that: with gates of 0 and a divisor the gradients of query and key vanish. The tables show
+the largest error and the mean over a tensor. Gradients are those of a random weighting of the
+output. Query, key and value are random numbers that bfloat16 and float16 hold exactly, so the
+errors are those of computing and of rounding results, not of rounding inputs; where the operation
+normalises, query and key are positive. Log-decays are float32, as models pass them.
 
-Of whole models (12 layers of width 192) the weights are rounded too, unless it is autocast: the difference of logits, and of
-the gradient of all parameters as one vector, in the Euclidean norm over that of float64.
+Of whole models (12 layers of width 192) the weights are rounded too, unless it is autocast: the
+difference of logits, and of the gradient of all parameters as one vector, in the Euclidean norm
+over that of float64.
 
-Leaves precision-DEVICE.json, .md and .png in benchmarks/results, with --quick in outputs/benchmarks.
+Leaves precision-DEVICE.json, .md and .png in benchmarks/results, with --quick in
+outputs/benchmarks.
 """
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -33,12 +38,19 @@ from lion_hf.modeling.lion_naive import recurrent
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LENGTHS = (128, 1024, 8192, 65_536)
-# Longest rows: scores are quadratic in memory, and autograd keeps the recurrent form's state of every token.
-LONGEST = {"attention": (2048, 2048), "chunk": (10**9, 10**9), "recurrent": (10**9, 1024)}  # forward, with gradients
+# Longest rows: scores are quadratic in memory, and autograd keeps the recurrent form's state of
+# every token.
+LONGEST = {
+    "attention": (2048, 2048),
+    "chunk": (10**9, 10**9),
+    "recurrent": (10**9, 1024),
+}  # forward, with gradients
 ATTENTION_LENGTHS = (128, 1024, 2048)
-LONGEST_IN_STEPS = 8192  # of the torch recurrent form on a GPU, where every token costs ten launches
+LONGEST_IN_STEPS = (
+    8192  # of the torch recurrent form on a GPU, where every token costs ten launches
+)
 HEAD_DIM = 16
-TENSORS = ("query", "key", "value", "forward", "backward")
+TENSORS = ("query", "key", "value", "left_to_right", "right_to_left")
 
 
 def gates(length: int) -> dict[str, torch.Tensor]:
@@ -56,9 +68,11 @@ def gates(length: int) -> dict[str, torch.Tensor]:
 
 
 class Problem:
-    """Inputs of one length, and what the definition makes of them in float64, by family and kind of gates.
+    """Inputs of one length, and what the definition makes of them in float64, by family and kind of
+    gates.
 
-    Every case is one head: LION-lit, LION-D with one gate for all tokens, and LION-S with a gate for each.
+    Every case is one head: LION-lit, LION-D with one gate for all tokens, and LION-S with a gate
+    for each.
     """
 
     def __init__(self, length: int, normalize: bool):
@@ -67,11 +81,16 @@ class Problem:
         self.cases = [("lit", "none"), *(("decay", kind) for kind in kinds if kind != "mixed")]
         self.cases += [("selective", kind) for kind in kinds]
         kinds["none"] = kinds["1"]
-        rows = [kinds[kind][:1].expand(length) if family == "decay" else kinds[kind] for family, kind in self.cases]
-        forward = torch.stack(rows)[None].log()  # (1, cases, length)
-        self.inputs = [*(self._draw(i < 2) for i in range(3)), forward, forward.roll(-1, -1)]
+        rows = [
+            kinds[kind][:1].expand(length) if family == "decay" else kinds[kind]
+            for family, kind in self.cases
+        ]
+        edges = torch.stack(rows)[None].log()  # (1, cases, length)
+        self.inputs = [*(self._draw(i < 2) for i in range(3)), edges, edges.roll(-1, -1)]
         self.weight = self._draw(False)
-        self.expected, self.own = exact(*(x.double() for x in (*self.inputs, self.weight)), normalize)
+        self.expected, self.own = exact(
+            *(x.double() for x in (*self.inputs, self.weight)), normalize
+        )
 
     def _draw(self, feature: bool) -> torch.Tensor:
         x = torch.randn(1, len(self.cases), self.length, HEAD_DIM)
@@ -83,23 +102,32 @@ class Problem:
         return [n for n, case in enumerate(self.cases) if case[0] == family]
 
 
-def exact(query, key, value, forward, backward, weight, normalize: bool, eps: float = 1e-6) -> tuple[dict, dict]:
-    """Output and gradients of `(output * weight).sum()` by the recurrent definition, in O(L) time and without autograd.
+def exact(
+    query, key, value, ltr, rtl, weight, normalize: bool, eps: float = 1e-6
+) -> tuple[dict, dict]:
+    """Output and gradients of `(output * weight).sum()` by the recurrent definition, in O(L) time
+    and without autograd.
 
     Also returns, for each of them, what every token contributes to its own entry.
 
-    With P_ij = M_ij (q_i . k_j) (g_i . v_j), all gradients are the operation itself on other tensors: that of the queries has
-    g, v, k in the places of query, key, value; those of keys and values go the other way along every edge. The gradient of the
-    log-decay on an edge is the sum of P over all pairs that it joins: rows behind it less columns behind it.
+    With P_ij = M_ij (q_i . k_j) (g_i . v_j), all gradients are the operation itself on other
+    tensors: that of the queries has g, v, k in the places of query, key, value; those of keys and
+    values go the other way along every edge. The gradient of the log-decay on an edge is the sum of
+    P over all pairs that it joins: rows behind it less columns behind it.
     """
     scale = query.shape[-1] ** -0.5
-    closed, edges = torch.full_like(forward, -800.0), (forward.clamp(min=-800), backward.clamp(min=-800))
+    closed, edges = (
+        torch.full_like(ltr, -800.0),
+        (ltr.clamp(min=-800), rtl.clamp(min=-800)),
+    )
     left_only, right_only = (edges[0], closed), (closed, edges[1])
     value = F.pad(value, (0, 1), value=1.0) if normalize else value
 
     def both(q, k, v, left, right) -> torch.Tensor:
         """(2, H, L, Dv): what comes along the edges of either direction, the diagonal in both."""
-        return recurrent(*(x.expand(2, -1, -1, -1) for x in (q, k, v)), torch.cat(left), torch.cat(right), scale)
+        return recurrent(
+            *(x.expand(2, -1, -1, -1) for x in (q, k, v)), torch.cat(left), torch.cat(right), scale
+        )
 
     score = (query * key).sum(-1, keepdim=True) * scale
     diagonal = score * value
@@ -116,61 +144,98 @@ def exact(query, key, value, forward, backward, weight, normalize: bool, eps: fl
     grad_keys = both(value, grad, query, *zip((closed, edges[0]), (edges[1], closed)))
     grad_key = grad_keys.sum(0, keepdim=True) - (value * grad).sum(-1, keepdim=True) * scale * query
     grad_value = recurrent(key, query, grad, *edges[::-1], scale)
-    rows, columns = (grad * parts).sum(-1), (key * grad_keys).sum(-1)  # (2, H, L): sums of P over the sources, the targets
-    behind = F.pad((rows - columns).flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))  # sums over all later places
+    rows, columns = (
+        (grad * parts).sum(-1),
+        (key * grad_keys).sum(-1),
+    )  # (2, H, L): sums of P over the sources, the targets
+    behind = F.pad(
+        (rows - columns).flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1)
+    )  # sums over all later places
     size = weight.shape[-1]
     grads = (grad_query, grad_key, grad_value[..., :size], behind[:1], -behind[1:])
     pull = (grad * value)[..., :size].sum(-1, keepdim=True)
     own_edge = (score * pull)[..., 0]
-    own = (diagonal[..., :size], pull * scale * key, pull * scale * query, score * grad[..., :size], own_edge, own_edge)
+    own = (
+        diagonal[..., :size],
+        pull * scale * key,
+        pull * scale * query,
+        score * grad[..., :size],
+        own_edge,
+        own_edge,
+    )
     return dict(zip(("output", *TENSORS), (output, *grads))), dict(zip(("output", *TENSORS), own))
 
 
 def check_exact() -> None:
-    """`exact` against autograd through the attention form in float64, and that a wrong gate would show."""
+    """`exact` against autograd through the attention form in float64, and that a wrong gate would
+    show."""
     for normalize in (False, True):
         problem = Problem(61, normalize)
         inputs = [x.double().clamp(min=-800).requires_grad_() for x in problem.inputs]
-        output = lion_attention(*inputs[:3], tuple(inputs[3:]), normalize=normalize, form="attention")
-        found = dict(zip(TENSORS, torch.autograd.grad((output * problem.weight).sum(), inputs)), output=output)
+        output = lion_attention(
+            *inputs[:3], tuple(inputs[3:]), normalize=normalize, form="attention"
+        )
+        found = dict(
+            zip(TENSORS, torch.autograd.grad((output * problem.weight).sum(), inputs)),
+            output=output,
+        )
         for name, expected in problem.expected.items():
             assert (found[name] - expected).abs().max() <= 1e-11 * expected.abs().max(), name
 
 
-def operation_rows(problem: Problem, form: str, backend: str, dtype: str, device: str) -> list[dict]:
+def operation_rows(
+    problem: Problem, form: str, backend: str, dtype: str, device: str
+) -> list[dict]:
     """Errors of one form and type: a row for every family and kind of gates."""
-    training = problem.length <= LONGEST[form][1]
-    if form == "recurrent" and backend == "triton":
-        training = False  # the kernels have no backward pass of this form
+    about = {"form": form, "backend": backend, "dtype": dtype}
+    about |= {"length": problem.length, "normalize": problem.normalize}
     rows = []
     for family in ("lit", "decay", "selective"):
-        heads = problem.heads(family)
-        moved = [x[:, heads].to(device) for x in (*problem.inputs, problem.weight)]
-        query, key, value, weight = (x.to(DTYPES[dtype]).requires_grad_(training) for x in (*moved[:3], moved[5]))
-        forward, backward = (x.clone().requires_grad_(training) for x in moved[3:5])
-        if family == "decay":
-            forward = moved[3][..., :1].clone().requires_grad_(training)
-        log_decay = {"lit": None, "decay": forward, "selective": (forward, backward)}[family]
-        leaves = {"query": query, "key": key, "value": value, "forward": forward, "backward": backward}
-        names = TENSORS[: {"lit": 3, "decay": 4, "selective": 5}[family]]
-        output = lion_attention(query, key, value, log_decay, normalize=problem.normalize, form=form, backend=backend)
-        found = {"output": output.detach()}
-        if training:
-            found |= dict(zip(names, torch.autograd.grad(output, [leaves[name] for name in names], weight.detach())))
-        for place, head in enumerate(heads):
-            row = {"family": family, "gates": problem.cases[head][1], "form": form, "backend": backend, "dtype": dtype}
-            row |= {"length": problem.length, "normalize": problem.normalize, "errors": {}}
+        found = _results_of_family(problem, family, about, device)
+        for place, head in enumerate(problem.heads(family)):
+            errors = {}
             for name, x in found.items():
                 expected = problem.expected[name][0, head]
-                if family == "decay" and name == "forward":  # one gate: of all edges in both directions
-                    expected = expected + problem.expected["backward"][0, head]
+                if family == "decay" and name == "left_to_right":
+                    # one gate: that of all edges in both directions
+                    expected = expected + problem.expected["right_to_left"][0, head]
                     expected = expected.sum(-1, keepdim=True)
-                row["errors"][name] = relative_error(x[0, place].cpu().double(), expected, problem.own[name][0, head])
-            rows.append(row)
+                own = problem.own[name][0, head]
+                errors[name] = relative_error(x[0, place].cpu().double(), expected, own)
+            gates = problem.cases[head][1]
+            rows.append({"family": family, "gates": gates, **about, "errors": errors})
     return rows
 
 
-def relative_error(found: torch.Tensor, expected: torch.Tensor, own: torch.Tensor) -> tuple[float, float]:
+def _results_of_family(
+    problem: Problem, family: str, about: dict, device: str
+) -> dict[str, torch.Tensor]:
+    """The output of a family's heads and, where rows are not too long for it, every gradient."""
+    form, backend, dtype = about["form"], about["backend"], DTYPES[about["dtype"]]
+    training = problem.length <= LONGEST[form][1]
+    if form == "recurrent" and backend == "triton":
+        training = False  # the kernels have no backward pass of this form
+    heads = problem.heads(family)
+    *operands, ltr, rtl, weight = (
+        x[:, heads].to(device) for x in (*problem.inputs, problem.weight)
+    )
+    operands = [x.to(dtype).requires_grad_(training) for x in operands]
+    ltr = ltr[..., :1] if family == "decay" else ltr
+    edges = [x.clone().requires_grad_(training) for x in (ltr, rtl)]
+    edges = edges[: {"lit": 0, "decay": 1, "selective": 2}[family]]
+    log_decay = tuple(edges) if len(edges) == 2 else edges[0] if edges else None
+    options = {"normalize": problem.normalize, "form": form, "backend": backend}
+    output = lion_attention(*operands, log_decay, **options)
+    found = {"output": output.detach()}
+    if training:
+        grads = torch.autograd.grad(output, [*operands, *edges], weight.to(dtype))
+        found |= dict(zip(TENSORS, grads))
+    return found
+
+
+def relative_error(
+    found: torch.Tensor, expected: torch.Tensor, own: torch.Tensor
+) -> tuple[float, float]:
     """Largest and mean |found - expected| over the largest |expected| or |own|."""
     error = (found - expected).abs() / max(expected.abs().max().item(), own.abs().max().item())
     return error.max().item(), error.mean().item()
@@ -190,15 +255,30 @@ MODES = {
 
 def model_rows(modality: str, family: str, order: str, quick: bool, device: str) -> list[dict]:
     """Errors of an untrained model's logits and gradients in every mode."""
-    size = {"hidden_size": 192, "num_hidden_layers": 2 if quick else 12, "num_attention_heads": 3, "intermediate_size": 768}
+    size = {
+        "hidden_size": 192,
+        "num_hidden_layers": 2 if quick else 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+    }
     torch.manual_seed(0)
     if modality == "text":
         config = LionConfig(mask_type=family, vocab_size=1000, **size)
         model, length = LionForMaskedLM(config), 64 if quick else 512
-        inputs = {"input_ids": torch.randint(5, 1000, (1, length)), "labels": torch.randint(5, 1000, (1, length))}
+        inputs = {
+            "input_ids": torch.randint(5, 1000, (1, length)),
+            "labels": torch.randint(5, 1000, (1, length)),
+        }
     else:
         side = 64 if quick else 224
-        config = LionConfig(modality="image", mask_type=family, patch_order=order, image_size=side, num_labels=10, **size)
+        config = LionConfig(
+            modality="image",
+            mask_type=family,
+            patch_order=order,
+            image_size=side,
+            num_labels=10,
+            **size,
+        )
         model = LionForImageClassification(config)
         inputs = {"pixel_values": torch.randn(1, 3, side, side), "labels": torch.tensor([1])}
     model = model.eval().to(device)  # without dropout
@@ -211,20 +291,33 @@ def model_rows(modality: str, family: str, order: str, quick: bool, device: str)
             if name.endswith(".gate"):
                 module.to(DTYPES[gate])
         found = results(half, inputs, DTYPES[weights], autocast and DTYPES[autocast])
-        errors = {name: ((x - y).norm() / y.norm()).item() for (name, x), y in zip(found.items(), expected.values())}
+        errors = {
+            name: ((x - y).norm() / y.norm()).item()
+            for (name, x), y in zip(found.items(), expected.values())
+        }
         family_name = family + (", snake" if order == "snake" else "")
         rows.append({"modality": modality, "family": family_name, "mode": mode, "errors": errors})
     return rows
 
 
-def results(model, inputs: dict, dtype: torch.dtype, autocast: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """Logits, loss and the gradient of all parameters in float64, of a loss scaled by 1,024 as GradScaler does."""
+def results(
+    model, inputs: dict, dtype: torch.dtype, autocast: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Logits, loss and the gradient of all parameters in float64, of a loss scaled by 1,024 as
+    GradScaler does."""
     inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
     with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
         outputs, scale = model(**inputs), 1024.0
     (outputs.loss * scale).backward()
-    gradient = torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None]) / scale
-    found = {"logits": outputs.logits.detach().double(), "loss": outputs.loss.detach().double(), "gradient": gradient}
+    gradient = (
+        torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+        / scale
+    )
+    found = {
+        "logits": outputs.logits.detach().double(),
+        "loss": outputs.loss.detach().double(),
+        "gradient": gradient,
+    }
     for name, x in found.items():
         if not torch.isfinite(x).all():
             raise AssertionError(f"{name} of {type(model).__name__} is not finite")
@@ -234,32 +327,53 @@ def results(model, inputs: dict, dtype: torch.dtype, autocast: torch.dtype | Non
 def table(report: dict) -> str:
     """The report in markdown: worst cases by form and type, by gates, and the models."""
     about, rows = report["about"], report["operation"]
-    versions = ", ".join(f"{name} {about[name]}" for name in ("python", "torch", "transformers", "triton") if name in about)
-    lines = [f"{about['device']}, {about['date']}; {versions}", "", f"    {about['command']}", "", f"{report['finite']}.", ""]
-    lines += ["### The operation: largest error, and in brackets the mean, over families and gates", ""]
-    names = {"output": ("output",), "query": ("query",), "key": ("key",), "value": ("value",), "gates": ("forward", "backward")}
-    lines += ["| type | form | length | output | d query | d key | d value | d log-decays |", "|---|---|---:|" + "---:|" * 5]
-    for dtype, form, length in dict.fromkeys((r["dtype"], form_name(r), r["length"]) for r in rows):
-        members = [r for r in rows if (r["dtype"], form_name(r), r["length"]) == (dtype, form, length)]
-        cells = [worst([r["errors"][x] for r in members for x in group if x in r["errors"]]) for group in names.values()]
-        lines.append(f"| {dtype} | {form} | {length:,} | {' | '.join(cells)} |")
-    lines += ["", "### The same by family and gates, over forms and lengths", ""]
-    lines += ["| family | gates | what | " + " | ".join(DTYPES) + " |", "|---|---|---|" + "---:|" * len(DTYPES)]
-    for family, gate in dict.fromkeys((r["family"], r["gates"]) for r in rows):
-        for what, group in (("output", ("output",)), ("gradients", ("query", "key", "value")), ("d log-decays", TENSORS[3:])):
-            cells = []
-            for dtype in DTYPES:
-                members = [r["errors"] for r in rows if (r["family"], r["gates"], r["dtype"]) == (family, gate, dtype)]
-                cells.append(worst([errors[x] for errors in members for x in group if x in errors]))
-            if set(cells) != {"–"}:
-                lines.append(f"| {family} | {gate} | {what} | {' | '.join(cells)} |")
+    packages = [name for name in ("python", "torch", "transformers", "triton") if name in about]
+    versions = ", ".join(f"{name} {about[name]}" for name in packages)
+    lines = [f"{about['device']}, {about['date']}; {versions}", "", f"    {about['command']}", ""]
+    lines += [f"{report['finite']}.", ""]
+    lines += _table_by_form(rows) + _table_by_gates(rows)
     lines += ["", "### Whole models: error of the logits / of the gradient", ""]
     lines += ["| model | " + " | ".join(MODES) + " |", "|---|" + "---:|" * len(MODES)]
-    for modality, family in dict.fromkeys((r["modality"], r["family"]) for r in report["models"]):
-        members = [r["errors"] for r in report["models"] if (r["modality"], r["family"]) == (modality, family)]
+    models = {}
+    for row in report["models"]:
+        models.setdefault((row["modality"], row["family"]), []).append(row["errors"])
+    for (modality, family), members in models.items():
         cells = [f"{errors['logits']:.1e} / {errors['gradient']:.1e}" for errors in members]
         lines.append(f"| {modality}, {family} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _table_by_form(rows: list[dict]) -> list[str]:
+    lines = ["### The operation: largest error, and in brackets the mean, over families and gates"]
+    lines += ["", "| type | form | length | output | d query | d key | d value | d log-decays |"]
+    lines += ["|---|---|---:|" + "---:|" * 5]
+    groups = [(name,) for name in ("output", *TENSORS[:3])] + [TENSORS[3:]]
+    members = {}
+    for row in rows:
+        key = row["dtype"], form_name(row), row["length"]
+        members.setdefault(key, []).append(row["errors"])
+    for (dtype, form, length), errors in members.items():
+        cells = [worst([e[x] for e in errors for x in group if x in e]) for group in groups]
+        lines.append(f"| {dtype} | {form} | {length:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def _table_by_gates(rows: list[dict]) -> list[str]:
+    lines = ["", "### The same by family and gates, over forms and lengths", ""]
+    lines += ["| family | gates | what | " + " | ".join(DTYPES) + " |"]
+    lines += ["|---|---|---|" + "---:|" * len(DTYPES)]
+    groups = {"output": ("output",), "gradients": TENSORS[:3], "d log-decays": TENSORS[3:]}
+    members = {}
+    for row in rows:
+        key = row["family"], row["gates"]
+        members.setdefault(key, {}).setdefault(row["dtype"], []).append(row["errors"])
+    for (family, gate), by_type in members.items():
+        for what, group in groups.items():
+            errors = [by_type.get(dtype, []) for dtype in DTYPES]
+            cells = [worst([e[x] for e in found for x in group if x in e]) for found in errors]
+            if set(cells) != {"–"}:
+                lines.append(f"| {family} | {gate} | {what} | {' | '.join(cells)} |")
+    return lines
 
 
 def form_name(row: dict) -> str:
@@ -272,38 +386,74 @@ def worst(errors: list[tuple[float, float]]) -> str:
 
 
 def plot(path: Path, report: dict) -> None:
-    """Largest errors over length, a panel for the output and one for the gradients, a line a form and type."""
+    """Largest errors over length, a panel for the output and one for the gradients, a line a form
+    and type."""
     from matplotlib.figure import Figure  # here, not above: the figures do not need it
 
     rows, about = report["operation"], report["about"]
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = {"output": ("output",), "gradients of query, key, value": TENSORS[:3]}
     for axis, (title, names) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for number, dtype in enumerate(DTYPES):
-            for form, style in zip(dict.fromkeys(form_name(r) for r in rows), ("o:", "s-", "^--", "x:", "d-", "v--")):
-                errors = {}
-                for r in rows:
-                    if (r["dtype"], form_name(r)) == (dtype, form) and names[0] in r["errors"]:
-                        errors.setdefault(r["length"], []).extend(r["errors"][name][0] for name in names)
-                if errors:
-                    values = [max(e) for e in errors.values()]
-                    axis.plot(list(errors), values, style, label=f"{dtype}, {form}", color=f"C{number}", markersize=5)
-            axis.axhline(torch.finfo(DTYPES[dtype]).eps / 2, color=f"C{number}", linewidth=0.8, alpha=0.5)
-        axis.set(xscale="log", yscale="log", xlabel="tokens a row", ylabel="largest error over largest entry")
+        _draw_panel(axis, rows, names)
         axis.set_title(title, fontsize=10)
-        lengths = sorted({r["length"] for r in rows})
-        axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside right center")
-    title = f"{about['device']}, torch {about['torch']}: worst of all families and gates; thin lines: rounding of the result"
-    figure.suptitle(title, fontsize=11)
+    title = f"{about['device']}, torch {about['torch']}: worst of all families and gates;"
+    figure.suptitle(f"{title} thin lines: rounding of the result", fontsize=11)
     figure.savefig(path, dpi=110)
 
 
+def _draw_panel(axis, rows: list[dict], names: tuple[str, ...]) -> None:
+    """The largest errors of some tensors over the length, a line for each type and form."""
+    forms = dict.fromkeys(form_name(r) for r in rows)
+    for number, dtype in enumerate(DTYPES):
+        color = f"C{number}"
+        for form, style in zip(forms, ("o:", "s-", "^--", "x:", "d-", "v--")):
+            members = [r for r in rows if (r["dtype"], form_name(r)) == (dtype, form)]
+            errors = {}
+            for r in members:
+                if names[0] in r["errors"]:
+                    found = [r["errors"][name][0] for name in names]
+                    errors.setdefault(r["length"], []).extend(found)
+            if errors:
+                values, label = [max(e) for e in errors.values()], f"{dtype}, {form}"
+                axis.plot(list(errors), values, style, label=label, color=color, markersize=5)
+        rounding = torch.finfo(DTYPES[dtype]).eps / 2
+        axis.axhline(rounding, color=color, linewidth=0.8, alpha=0.5)
+    axis.set(xscale="log", yscale="log")
+    axis.set(xlabel="tokens per row", ylabel="largest error over largest entry")
+    lengths = sorted({r["length"] for r in rows})
+    axis.set_xticks(lengths, [f"{n:,}" for n in lengths], rotation=45, fontsize=8)
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+
+
+def _lengths(quick: bool) -> list[int]:
+    return [64, 300] if quick else sorted({*LENGTHS, *ATTENTION_LENGTHS})
+
+
+def _rows_of_length(length: int, args: argparse.Namespace) -> list[dict]:
+    """Errors of the operation at one length, for all forms, types and backends."""
+    backends = ("torch", "triton") if args.device == "cuda" else ("torch",)
+    measured = {form: ATTENTION_LENGTHS if form == "attention" else LENGTHS for form in LONGEST}
+    forms = [form for form in LONGEST if args.quick or length in measured[form]]
+    cases = list(itertools.product(DTYPES, forms, backends))
+    if len(backends) > 1 and length > LONGEST_IN_STEPS:
+        cases = [case for case in cases if case[1:] != ("recurrent", "torch")]
+    rows = []
+    for normalize in (False, True):
+        problem = Problem(length, normalize)
+        for dtype, form, backend in cases:
+            rows += operation_rows(problem, form, backend, dtype, args.device)
+    return rows
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="two short lengths, shallow models")
     parser.add_argument("--output", type=Path, help="folder of the reports")
     args = parser.parse_args()
@@ -319,19 +469,11 @@ def main() -> None:
     check_exact()
 
     rows, models = [], []
-    backends = ("torch", "triton") if args.device == "cuda" else ("torch",)
-    lengths = (64, 300) if args.quick else sorted({*LENGTHS, *ATTENTION_LENGTHS})
-    for length in tqdm(lengths, desc="operation", unit="length"):
-        forms = [f for f in LONGEST if args.quick or length in (ATTENTION_LENGTHS if f == "attention" else LENGTHS)]
-        for normalize in (False, True):
-            problem = Problem(length, normalize)
-            for dtype in DTYPES:
-                for form in forms:
-                    for backend in backends:
-                        if len(backends) > 1 and (form, backend) == ("recurrent", "torch") and length > LONGEST_IN_STEPS:
-                            continue
-                        rows += operation_rows(problem, form, backend, dtype, args.device)
-    if not all(e == e and e < float("inf") for r in rows for pair in r["errors"].values() for e in pair):
+    for length in tqdm(_lengths(args.quick), desc="operation", unit="length"):
+        rows += _rows_of_length(length, args)
+    if not all(
+        e == e and e < float("inf") for r in rows for pair in r["errors"].values() for e in pair
+    ):
         raise AssertionError("a result is not finite")
     cases = [("text", f, "raster") for f in ("lit", "decay", "selective")]
     cases += [("image", f, "raster") for f in ("lit", "decay", "selective")]
@@ -341,7 +483,12 @@ def main() -> None:
 
     tensors = sum(len(r["errors"]) for r in rows) + 3 * len(models)
     about = environment(args.device, "float32, bfloat16 and float16")
-    report = {"about": about, "finite": f"All {tensors:,} tensors are finite", "operation": rows, "models": models}
+    report = {
+        "about": about,
+        "finite": f"All {tensors:,} tensors are finite",
+        "operation": rows,
+        "models": models,
+    }
     name = f"precision-{args.device}"
     text = table(report)
     (folder / f"{name}.json").write_text(json.dumps(report) + "\n", encoding="utf-8")

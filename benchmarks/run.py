@@ -1,16 +1,19 @@
-"""Measures LION beside softmax attention, BERT, ModernBERT and ViT on this machine. Equality is checked before speed.
+"""Measures LION beside softmax attention, BERT, ModernBERT and ViT on this machine. Equality is
+checked before speed.
 
     pip install -e ".[benchmark]"
-    python benchmarks/run.py all                          # every suite; about 45 minutes on two CPU cores
-    python benchmarks/run.py op --lengths 197 1024        # one suite, some lengths
-    python benchmarks/run.py all --quick                  # small models and lengths, to see that everything runs
-    python benchmarks/run.py all --device cuda            # bfloat16; beside flash-linear-attention too, see peers.py
-    python benchmarks/run.py blocks --device cuda         # rows for the kernels' table `BLOCKS`, see blocks.py
+    python benchmarks/run.py all                          # every suite; about 45 minutes on two CPU
+    cores python benchmarks/run.py op --lengths 197 1024        # one suite, some lengths
+    python benchmarks/run.py all --quick                  # small models and lengths, to see that
+    everything runs python benchmarks/run.py all --device cuda            # bfloat16; beside
+    flash-linear-attention too, see peers.py python benchmarks/run.py blocks --device cuda         #
+    rows for the kernels' table `BLOCKS`, see blocks.py
 
-Suites: op (the operation alone); model (whole encoders, and padding), train (training steps), memory and training-memory
-(peaks), these four in encoders.py; chunks (forms and chunk sizes, from which `choose_form` and `CHUNK_SIZES` are filled in);
-forms (where the three forms cross). Each leaves SUITE-DEVICE.json, .md and .png in benchmarks/results, with --quick in
-outputs/benchmarks. Errors are measured by benchmarks/precision.py.
+Suites: op (the operation alone); model (whole encoders, and padding), train (training steps),
+memory and training-memory (peaks), these four in encoders.py; chunks (forms and chunk sizes, from
+which `choose_form` and `CHUNK_SIZES` are filled in); forms (where the three forms cross). Each
+leaves SUITE-DEVICE.json, .md and .png in benchmarks/results, with --quick in outputs/benchmarks.
+Errors are measured by benchmarks/precision.py.
 """
 
 import argparse
@@ -22,14 +25,21 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from encoders import FAMILIES, LONGEST_PEER, memory_suite, model_suite, train_suite, training_memory_suite
+from encoders import (
+    FAMILIES,
+    LONGEST_PEER,
+    memory_suite,
+    model_suite,
+    train_suite,
+    training_memory_suite,
+)
 from measure import TOLERANCE, Group, Row, assert_close, environment, plot, rates, save, time_group
 from peers import Peer, load_peers
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from lion_hf import lion_attention
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS
 
 HEADS, HEAD_DIM = 12, 64
 OP_LENGTHS = (128, 197, 512, 1024, 4096, 16_384, 65_536)
@@ -40,17 +50,27 @@ FORM_LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 QUICK_LENGTHS = (64, 200)
 
 
+def parse_arguments() -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    suites = [*SUITES, "blocks", "all"]
+    add("suite", choices=suites, help="what to measure; blocks is not among all")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
+    types = "default: float32 on the CPU, bfloat16 on a GPU"
+    add("--dtype", choices=("float32", "bfloat16"), help=types)
+    lengths = "tokens per row; default: those of the suite"
+    add("--lengths", type=int, nargs="+", metavar="L", help=lengths)
+    add("--compile", action="store_true", help="torch.compile every model, the peers too")
+    seconds = "time for each group of functions; default: 10 on the CPU, 3 on a GPU"
+    add("--seconds", type=float, help=seconds)
+    add("--quick", action="store_true", help="small models, two short lengths")
+    add("--output", type=Path, help="folder of the reports")
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", choices=[*SUITES, "blocks", "all"], help="what to measure; blocks is not among all")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on the CPU, bfloat16 on a GPU")
-    parser.add_argument("--lengths", type=int, nargs="+", metavar="L", help="tokens a row; default: those of the suite")
-    parser.add_argument("--compile", action="store_true", help="torch.compile every model, the peers too")
-    parser.add_argument("--seconds", type=float, help="time for each group of functions; default: 10 on the CPU, 3 on a GPU")
-    parser.add_argument("--quick", action="store_true", help="small models, two short lengths")
-    parser.add_argument("--output", type=Path, help="folder of the reports")
-    args = parser.parse_args()
+    args = parse_arguments()
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     args.seconds = (10 if args.device == "cpu" else 3) if args.seconds is None else args.seconds
     args.output = args.output or Path("outputs/benchmarks" if args.quick else "benchmarks/results")
@@ -71,19 +91,30 @@ def main() -> None:
 
         tune(args)
         return
-    failures = sum(measure(suite, args) for suite in (SUITES if args.suite == "all" else (args.suite,)))
+    suites = SUITES if args.suite == "all" else (args.suite,)
+    failures = sum(measure(suite, args) for suite in suites)
     if failures:
         sys.exit(f"{failures} of the groups failed, see above; the reports have no rows of them")
 
 
 def measure(suite: str, args: argparse.Namespace) -> int:
-    """Runs a suite and leaves its three reports. Returns how many groups failed; the others' figures are kept."""
+    """Runs a suite and leaves its three reports. Returns how many groups failed; the others'
+    figures are kept."""
     torch.manual_seed(0)
     about, rows, limits = environment(args.device, args.dtype), [], None
     if suite == "op":
         limits = rates(args.device, getattr(torch, args.dtype))
-        about["limits"] = f"a copy's {limits[0] / 1e9:,.0f} GB/s and a matrix product's {limits[1] / 1e9:,.0f} GFLOP/s"
-    name = "-".join([suite, args.device, *(["bfloat16"] if (args.device, args.dtype) == ("cpu", "bfloat16") else [])])
+        about["limits"] = (
+            f"a copy's {limits[0] / 1e9:,.0f} GB/s and a matrix product's"
+            f" {limits[1] / 1e9:,.0f} GFLOP/s"
+        )
+    name = "-".join(
+        [
+            suite,
+            args.device,
+            *(["bfloat16"] if (args.device, args.dtype) == ("cpu", "bfloat16") else []),
+        ]
+    )
     name += "-compiled" if args.compile else ""
     unit = "MiB" if suite.endswith("memory") else "ms"
     failures = 0
@@ -102,92 +133,135 @@ def measure(suite: str, args: argparse.Namespace) -> int:
     return failures
 
 
-def _row(build: Callable, args: argparse.Namespace, progress: tqdm, limits: tuple[float, float] | None) -> Row:
+def _row(
+    build: Callable, args: argparse.Namespace, progress: tqdm, limits: tuple[float, float] | None
+) -> Row:
     """What a suite yields, measured; its tensors are gone before the next one's are made."""
     group = build()
-    return group if isinstance(group, Row) else time_group(group, args.device, args.seconds, progress, limits)
+    return (
+        group
+        if isinstance(group, Row)
+        else time_group(group, args.device, args.seconds, progress, limits)
+    )
 
 
 def op_suite(args: argparse.Namespace) -> Iterator:
     """The operation beside softmax attention, 12 heads of 64 in the layout that projections leave.
 
-    One row on the CPU. A GPU would wait for Python, so it gets 65,536 tokens in as many rows as they make.
+    One row on the CPU. A GPU would wait for Python, so it gets 65,536 tokens in as many rows as
+    they make.
     """
     lengths, peers = args.lengths or (OP_LENGTHS if args.device == "cpu" else CUDA_OP_LENGTHS), {}
     if args.device == "cuda":
         peers = load_peers()
         print("the peers' kernels are compiled and tuned, which may take minutes", file=sys.stderr)
-        # Kernels that tune themselves do so in the first call, whatever its length: it shall not be a short one.
+        # Kernels that tune themselves do so in the first call, whatever its length: it shall not be
+        # a short one.
         with suppress(Exception):  # what fails here fails again in its group
-            op_group(args, max((n for n in lengths if n <= 8192), default=8192), "forward + backward", peers).check()
+            op_group(
+                args,
+                max((n for n in lengths if n <= 8192), default=8192),
+                "forward + backward",
+                peers,
+            ).check()
     for what in ("forward", "forward + backward"):
         for length in lengths:
             if what == "forward" or length <= (4096 if args.device == "cpu" else 65_536):
                 yield partial(op_group, args, length, what, peers)
 
 
-def op_group(args, length: int, what: str, peers: dict[str, Peer]) -> Group:
+def op_group(args: argparse.Namespace, length: int, what: str, peers: dict[str, Peer]) -> Group:
+    """The operation of the three families beside softmax attention and the peers."""
     dtype, training = getattr(torch, args.dtype), what != "forward"
     batch = 1 if args.device == "cpu" or args.quick else max(1, 65_536 // length)
     shape = (batch, length, HEADS, HEAD_DIM)
-    query, key, value = (_leaf(torch.randn(shape), args, training).transpose(1, 2) for _ in range(3))
-    gates = {
-        "LION-lit": None,
-        "LION-D": _leaf(F.logsigmoid(torch.randn(1, HEADS, 1) + 3), args, training, torch.float32),
-        "LION-S": _leaf(F.logsigmoid(torch.randn(batch, HEADS, length) + 3), args, training, torch.float32),
-    }
-    calls = {name: partial(lion_attention, query, key, value, log_decay) for name, log_decay in gates.items()}
+    operands = [_leaf(torch.randn(shape), args, training).transpose(1, 2) for _ in range(3)]
+    gates: dict[str, torch.Tensor | None] = {"LION-lit": None}
+    for name, size in (("LION-D", (1, HEADS, 1)), ("LION-S", (batch, HEADS, length))):
+        log_decay = F.logsigmoid(torch.randn(size) + 3)
+        gates[name] = _leaf(log_decay, args, training, torch.float32)
+    calls = {name: partial(lion_attention, *operands, x) for name, x in gates.items()}
     softmax = "SDPA" if length <= LONGEST_PEER[args.device] else None
     if softmax:
-        calls[softmax] = partial(F.scaled_dot_product_attention, query, key, value)
-        calls |= {name: partial(peer.function, query, key, value, gates[peer.family]) for name, peer in peers.items()}
+        calls[softmax] = partial(F.scaled_dot_product_attention, *operands)
+        for name, peer in peers.items():
+            calls[name] = partial(peer.function, *operands, gates[peer.family])
     grad = torch.randn(shape, device=args.device, dtype=dtype).transpose(1, 2)
     functions = _timed(calls, grad, training)
 
     def check() -> None:
-        """One head against the definition, token by token in float64; very long rows against chunks in float64."""
+        title = f"{what}, {length} tokens"
         for name, log_decay in gates.items():
-            inputs = (query, key, value, log_decay)
+            inputs = (*operands, log_decay)
             found = _results(calls[name], inputs, grad, training)
-            one = [None if x is None else x.detach()[:, :1].double().requires_grad_(training) for x in inputs]
-            form = "recurrent" if length <= (4096 if training or args.device == "cuda" else 65_536) else "chunk"
-            exact = partial(lion_attention, *one, form=form, chunk_size=100)
-            expected = _results(exact, one, grad[:, :1].double(), training)
-            for x, y in zip(found, expected):
-                # LION-D's gate has one gradient a head, which may come out small: all heads together give the scale.
-                assert_close(x[:, :1], y, TOLERANCE[dtype], f"{name}, {what}, {length} tokens", x.abs().max().item())
+            expected = _exact_head(inputs, grad, args.device, training)
+            _assert_head(found, expected, TOLERANCE[dtype], f"{name}, {title}")
             for other in [x for x in peers if x in functions and peers[x].family == name]:
+                learned = inputs if peers[other].learns_gates else inputs[:3]
                 try:  # it may round more often than ours
-                    found = _results(calls[other], inputs if peers[other].learns_gates else inputs[:3], grad, training)
-                    for x, y in zip(found, expected):
-                        assert_close(x[:, :1], y, 2 * TOLERANCE[dtype], "beside the definition", x.abs().max().item())
-                except Exception as error:  # of a library that does not serve this machine, length or pass
-                    tqdm.write(f"{other}, {what}, {length} tokens: left out: {error}", file=sys.stderr)
+                    found = _results(calls[other], learned, grad, training)
+                    _assert_head(found, expected, 2 * TOLERANCE[dtype], "beside the definition")
+                # of a library that does not serve this machine, length or pass
+                except Exception as error:
+                    tqdm.write(f"{other}, {title}: left out: {error}", file=sys.stderr)
                     del functions[other]
 
-    work = {name: [batch * n for n in least_work(name, length, dtype, training)] for name in FAMILIES}
+    least = {name: least_work(name, length, dtype, training) for name in FAMILIES}
+    work = {name: [batch * n for n in needed] for name, needed in least.items()}
     beside = {peer.family: name for name, peer in peers.items()}  # the last of each family
-    what += f", {batch} row{'s' * (batch > 1)}" if args.device == "cuda" else ""
-    return Group("operation", length, what, functions, softmax, check, work, beside)
+    shown = f"{what}, {batch} row{'s' * (batch > 1)}" if args.device == "cuda" else what
+    return Group("operation", length, shown, functions, softmax, check, work, beside)
+
+
+def _exact_head(
+    inputs: tuple, grad: torch.Tensor, device: str, training: bool
+) -> list[torch.Tensor]:
+    """Results of one head in float64, token by token, or for very long rows by chunks."""
+    one = [
+        None if x is None else x.detach()[:, :1].double().requires_grad_(training) for x in inputs
+    ]
+    longest = 4096 if training or device == "cuda" else 65_536
+    form = "recurrent" if grad.shape[2] <= longest else "chunk"
+    exact = partial(lion_attention, *one, form=form, chunk_size=100)
+    return _results(exact, one, grad[:, :1].double(), training)
+
+
+def _assert_head(
+    found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float, what: str
+) -> None:
+    """Raises AssertionError unless the first head's results are those expected."""
+    for x, y in zip(found, expected):
+        # LION-D's gate has one gradient per head, which may come out small: all heads together give
+        # the scale.
+        assert_close(x[:, :1], y, tolerance, what, x.abs().max().item())
 
 
 def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tuple[float, float]:
-    """Bytes and operations that are needed: every tensor moved once, and products as in one chunk or in chunks of 64."""
+    """Bytes and operations that are needed: every tensor moved once, and products as in one chunk
+    or in chunks of 64."""
     tokens, chunk = HEADS * length, 64
     moved = 4 + 7 * training  # query, key, value, output; and four of them with three gradients
-    inside, through = 4 + 10 * training, 8 + 16 * training  # operations a token for each chunk x head_dim, and head_dim ** 2
+    inside, through = (
+        4 + 10 * training,
+        8 + 16 * training,
+    )  # operations a token for each chunk x head_dim, and head_dim ** 2
     many = inside * chunk * HEAD_DIM + through * HEAD_DIM**2
     if name == "LION-lit":  # one state for both directions, and nothing inside
         many = (4 + 8 * training) * HEAD_DIM**2
-    return moved * tokens * HEAD_DIM * dtype.itemsize, tokens * min(many, inside * length * HEAD_DIM)
+    return moved * tokens * HEAD_DIM * dtype.itemsize, tokens * min(
+        many, inside * length * HEAD_DIM
+    )
 
 
 def chunks_suite(args: argparse.Namespace) -> Iterator:
-    """Forms and chunk sizes of LION-S beside each other: the source of `choose_form` and `CHUNK_SIZES`."""
+    """Forms and chunk sizes of LION-S beside each other: the source of `choose_form` and
+    `CHUNK_SIZES`."""
     for what in ("forward", "forward + backward"):
         if args.device == "cuda":  # rows enough that it does not wait for Python
             for length in args.lengths or CUDA_CHUNK_LENGTHS:
-                yield partial(chunks_group, args, length, 1 if args.quick else max(1, 16_384 // length), what)
+                yield partial(
+                    chunks_group, args, length, 1 if args.quick else max(1, 16_384 // length), what
+                )
             continue
         for length in args.lengths or CHUNK_LENGTHS:
             for batch in (1, 16) if length <= 64 else (1,):
@@ -196,8 +270,13 @@ def chunks_suite(args: argparse.Namespace) -> Iterator:
 
 def chunks_group(args, length: int, batch: int, what: str) -> Group:
     training = what != "forward"
-    query, key, value = (_leaf(torch.randn(batch, length, HEADS, HEAD_DIM), args, training).transpose(1, 2) for _ in range(3))
-    log_decay = _leaf(F.logsigmoid(torch.randn(batch, HEADS, length) + 3), args, training, torch.float32)
+    query, key, value = (
+        _leaf(torch.randn(batch, length, HEADS, HEAD_DIM), args, training).transpose(1, 2)
+        for _ in range(3)
+    )
+    log_decay = _leaf(
+        F.logsigmoid(torch.randn(batch, HEADS, length) + 3), args, training, torch.float32
+    )
     call = partial(lion_attention, query, key, value, log_decay)
     calls = {"auto": call}
     if length <= 1024:
@@ -206,10 +285,16 @@ def chunks_group(args, length: int, batch: int, what: str) -> Group:
     for size in (32, 64, 128, 256, 512) if args.device == "cpu" else (64, 128, 256, 512, 1024):
         if size < length:
             calls[f"chunks of {size}"] = partial(call, form="chunk", chunk_size=size)
-    grad = torch.randn(batch, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)
+    grad = torch.randn(
+        batch, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype
+    ).transpose(1, 2)
     check = partial(_assert_agree, calls, "auto", (query, key, value, log_decay), grad, training)
-    what += f" of {batch} row{'s' * (batch > 1)}" if args.device == "cpu" else f", {batch} x {length}"
-    return Group("forms and chunk sizes", length, what, _timed(calls, grad, training), "auto", check)
+    what += (
+        f" of {batch} row{'s' * (batch > 1)}" if args.device == "cpu" else f", {batch} x {length}"
+    )
+    return Group(
+        "forms and chunk sizes", length, what, _timed(calls, grad, training), "auto", check
+    )
 
 
 def forms_suite(args: argparse.Namespace) -> Iterator:
@@ -222,30 +307,49 @@ def forms_suite(args: argparse.Namespace) -> Iterator:
 
 def forms_group(args, name: str, length: int, what: str) -> Group:
     training = what != "forward"
-    query, key, value = (_leaf(torch.randn(1, length, HEADS, HEAD_DIM), args, training).transpose(1, 2) for _ in range(3))
+    query, key, value = (
+        _leaf(torch.randn(1, length, HEADS, HEAD_DIM), args, training).transpose(1, 2)
+        for _ in range(3)
+    )
     log_decay = None
     if name == "LION-S":
-        log_decay = _leaf(F.logsigmoid(torch.randn(1, HEADS, length) + 3), args, training, torch.float32)
-    calls = {form: partial(lion_attention, query, key, value, log_decay, form=form) for form in FORMS}
-    grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(1, 2)
-    check = partial(_assert_agree, calls, "recurrent", (query, key, value, log_decay), grad, training)
+        log_decay = _leaf(
+            F.logsigmoid(torch.randn(1, HEADS, length) + 3), args, training, torch.float32
+        )
+    calls = {
+        form: partial(lion_attention, query, key, value, log_decay, form=form) for form in FORMS
+    }
+    grad = torch.randn(1, length, HEADS, HEAD_DIM, device=args.device, dtype=query.dtype).transpose(
+        1, 2
+    )
+    check = partial(
+        _assert_agree, calls, "recurrent", (query, key, value, log_decay), grad, training
+    )
     return Group("forms", length, f"{name} {what}", _timed(calls, grad, training), "chunk", check)
 
 
-def _leaf(x: torch.Tensor, args, requires_grad: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
+def _leaf(
+    x: torch.Tensor, args, requires_grad: bool, dtype: torch.dtype | None = None
+) -> torch.Tensor:
     return x.to(args.device, dtype or getattr(torch, args.dtype)).requires_grad_(requires_grad)
 
 
 def _timed(calls: dict, grad: torch.Tensor, training: bool) -> dict:
     """What is timed of operations: the forward pass without gradients, or both passes.
 
-    Gradients are those of the calls' arguments, which `backward` would add to the last turn's: three more reads and writes.
+    Gradients are those of the calls' arguments, which `backward` would add to the last turn's:
+    three more reads and writes.
     """
     if not training:
         return {name: torch.no_grad()(call) for name, call in calls.items()}
-    leaves = {name: [x for x in call.args if torch.is_tensor(x) and x.requires_grad] for name, call in calls.items()}
+    leaves = {
+        name: [x for x in call.args if torch.is_tensor(x) and x.requires_grad]
+        for name, call in calls.items()
+    }
     return {
-        name: lambda call=call, leaves=leaves[name]: torch.autograd.grad(call(), leaves, grad, allow_unused=True)
+        name: lambda call=call, leaves=leaves[name]: torch.autograd.grad(
+            call(), leaves, grad, allow_unused=True
+        )
         for name, call in calls.items()
     }
 
@@ -255,7 +359,10 @@ def _results(function, inputs, grad: torch.Tensor, training: bool) -> list[torch
     output = function()
     if not training:
         return [output.detach()]
-    return [output.detach(), *torch.autograd.grad(output, [x for x in inputs if x is not None], grad)]
+    return [
+        output.detach(),
+        *torch.autograd.grad(output, [x for x in inputs if x is not None], grad),
+    ]
 
 
 def _assert_agree(calls: dict, reference: str, inputs, grad: torch.Tensor, training: bool) -> None:
@@ -263,7 +370,12 @@ def _assert_agree(calls: dict, reference: str, inputs, grad: torch.Tensor, train
     results = {name: _results(function, inputs, grad, training) for name, function in calls.items()}
     for name, found in results.items():
         for x, y in zip(found, results[reference]):
-            assert_close(x, y.double(), TOLERANCE[grad.dtype], f"{name} beside {reference}, {grad.shape[2]} tokens")
+            assert_close(
+                x,
+                y.double(),
+                TOLERANCE[grad.dtype],
+                f"{name} beside {reference}, {grad.shape[2]} tokens",
+            )
 
 
 SUITES = {

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BertTokenizer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from lion_hf.auto import image_processor
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS
 
 TEXTS = [
     "the lion sleeps",

@@ -1,23 +1,39 @@
-"""LionConfig: one configuration for text and images."""
+"""LionConfig: one configuration for text and images, and the names that its fields may have.
 
+This file is the ground floor: it imports nothing else of LION. Every list of names has its home
+here.
+"""
+
+import copy
 import math
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .lion_checks import SMALLEST_EPS
-from .lion_ops import ATTENTION_FORMS
-from .lion_scan import PATCH_ORDERS
-
 MODALITIES = ("text", "image")
 MASK_TYPES = ("lit", "decay", "selective")
+FORMS = ("attention", "recurrent", "chunk")
+ATTENTION_FORMS = ("auto", *FORMS)
+FORMS_WITHOUT_SCORES = ("recurrent", "chunk")  # they cannot drop scores out
+BACKENDS = ("auto", "torch", "triton")
 FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu")
 CLASSIFIER_POOLINGS = ("cls", "mean")
+# Patch order -> curves along which the patches are read, each with its own gates. The curves
+# themselves are in lion_orders.py.
+CURVES = {"raster": 1, "snake": 2}
+PATCH_ORDERS = tuple(CURVES)
 
-# Legal values of the fields that name a choice. They are checked on assignment too: `config.attention_form = "chnk"` raises.
+CODE = Path(__file__).resolve().parent  # the files that travel with saved models
+
+# Legal values of the fields that name a choice. They are checked on assignment too, so that
+# `config.attention_form = "chnk"` raises.
 CHOICES = {
     "modality": MODALITIES,
     "mask_type": MASK_TYPES,
@@ -33,8 +49,9 @@ TEXT_DEFAULTS = {
     "normalize_attention": False,
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.0,
+    "pre_norm": False,
     "classifier_pooling": "cls",
 }
 IMAGE_DEFAULTS = {
@@ -43,15 +60,78 @@ IMAGE_DEFAULTS = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.1,
+    "pre_norm": True,
     "classifier_pooling": "mean",
 }
 
 SIZES = (
-    *("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels"),
-    *("vocab_size", "type_vocab_size", "max_position_embeddings"),
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "patch_size",
+    "num_channels",
+    "vocab_size",
+    "type_vocab_size",
+    "max_position_embeddings",
 )
-MOST_LABELS = 10_000_000  # transformers gives each a name, in memory
-PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout")
+# What `max_position_embeddings` says where nothing limits the length, because other libraries cut
+# texts at that number. It is the longest text that LION is tested with.
+LONGEST_TEXT = 1_000_000
+MOST_LABELS = 10_000_000  # transformers keeps a name for each of them in memory
+PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "classifier_dropout",
+)
+SMALLEST_EPS = 2.0**-126  # the smallest normal number of float32
+
+
+def check_score_dropout(config: PreTrainedConfig) -> None:
+    """Checks that a model can be trained with the form and the score dropout of its configuration.
+
+    Args:
+        config: the configuration of any model; one without the fields of `LionConfig` passes.
+
+    Raises:
+        ValueError: if scores are to be dropped in a form that does not store them.
+    """
+    form = getattr(config, "attention_form", "auto")
+    dropout = getattr(config, "attention_probs_dropout_prob", 0)
+    if dropout and form in FORMS_WITHOUT_SCORES:
+        raise ValueError(
+            score_dropout_error(attention_probs_dropout_prob=dropout, attention_form=form)
+        )
+
+
+def score_dropout_error(**values: float | str) -> str:
+    """Says that a form cannot drop scores, given the dropout and the form by their names."""
+    got = " with ".join(f"{name}={value!r}" for name, value in values.items())
+    return (
+        f"{got}: this form stores no scores to drop; expected the form 'attention', which 'auto'"
+        " then picks, or a dropout of 0 (attention_probs_dropout_prob in the config)"
+    )
+
+
+def save_code(folder: Path) -> None:
+    """Copies LION's code files into a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(CODE.glob("*.py")):
+        if file.name != "__init__.py" and folder.resolve() != CODE:
+            shutil.copyfile(file, folder / file.name)
+
+
+def auto_map_of(folder: Path, auto_map: Mapping[str, str]) -> dict[str, str]:
+    """The entries of an `auto_map` whose code is in the folder.
+
+    An entry `owner/name--file.Class`, as a model from the Hub has, then means the folder's file.
+    """
+    entries = {name: str(code).rpartition("--")[2] for name, code in auto_map.items()}
+    return {
+        name: code
+        for name, code in entries.items()
+        if (folder / f"{code.split('.')[0]}.py").is_file()
+    }
 
 
 def family_defaults(modality: str, mask_type: str) -> dict:
@@ -67,51 +147,79 @@ def family_defaults(modality: str, mask_type: str) -> dict:
 
 @strict
 class LionConfig(PreTrainedConfig):
-    """Configuration of a LION encoder (arXiv 2502.16249) for text (BERT-like, post-norm) or images (ViT-like, pre-norm).
+    """Configuration of a LION encoder (arXiv 2502.16249) for text (like BERT) or images (like ViT).
 
-    Fields left at None take the choice of the model family that modality and mask type name, and are saved resolved.
+    By itself it describes the models of the paper: text models normalise after each block, image
+    models before it. `pre_norm`, `conv_kernel_size`, `gated_mlp` and `scale_output_init` make the
+    modern block of the presets `modern-lion-*`. A field left at None takes the
+    choice of the model family that `modality` and `mask_type` name, and is saved resolved.
 
     Args:
         modality: "text" or "image".
-        mask_type: the family: "lit" (no decay), "decay" (LION-D, one learned decay a head) or "selective" (LION-S, one a
-            head and token, computed from the layer's input).
-        attention_form: "attention", "recurrent", "chunk", or "auto", which picks the fastest in every call (`lion_hf.explain`
-            says which and why) and takes padding out of text batches where that pays. All give the same numbers; it may be
-            changed on a loaded model at any time.
-        chunk_size: tokens a chunk in the chunk form; None lets the operation choose.
+        mask_type: the family: "lit" (no decay), "decay" (LION-D, one learned decay per head) or
+            "selective" (LION-S, one per head and token, computed from the layer's input).
+        attention_form: "attention", "recurrent", "chunk", or "auto", which picks the fastest form
+            in every call (`lion_hf.explain` says which and why) and removes padding from text
+            batches where that pays. All forms give the same numbers, and the field may be changed
+            on a loaded model at any time.
+        chunk_size: tokens per chunk in the chunk form. None: the operation chooses.
         hidden_size: width of the encoder.
         num_hidden_layers: number of layers.
-        num_attention_heads: heads a layer; must divide `hidden_size`.
+        num_attention_heads: heads per layer; must divide `hidden_size`.
         intermediate_size: width of the MLPs.
         hidden_act: activation of the MLPs, a name in `transformers.activations.ACT2FN`.
-        hidden_dropout_prob: dropout after embeddings, attention and MLP. None: 0.1 for text, 0 for images.
-        attention_probs_dropout_prob: dropout of the masked scores. Training with it needs the attention form, which "auto"
-            then picks; set 0 to train in the chunk or recurrent form. None: 0.1 for text, 0 for images.
-        drop_path_rate: stochastic depth of the last layer, rising linearly from 0. None: 0 for text, 0.1 for images.
-        layer_norm_eps: None: 1e-12 for text, 1e-6 for images.
+        hidden_dropout_prob: dropout after embeddings, attention and MLP. None: 0.1 for text, 0 for
+            images.
+        attention_probs_dropout_prob: dropout of the masked scores. Training with it needs the
+            attention form, which "auto" then picks and whose cost is quadratic in the length. None:
+            0. The paper trains text models with 0.1.
+        drop_path_rate: stochastic depth of the last layer, rising linearly from 0. None: 0 for
+            text, 0.1 for images.
+        layer_norm_eps: epsilon of the norms. None: 1e-12 for text, 1e-6 for images.
         initializer_range: standard deviation of the initial weights.
         qkv_bias: whether the query, key and value projections have biases.
-        feature_map: applied to queries and keys: "identity", "elu_plus_one", or "normalized_silu" (silu(x) + 0.5, then of
-            unit length). None: identity for text; for images elu_plus_one (lit) or normalized_silu (decay, selective).
-        normalize_attention: divide by the row sum of the masked scores. None: False for text, True for images.
-        attention_norm: LayerNorm (eps 1e-5) over the concatenated heads before the output projection. None: True for lit
-            text, else False.
-        use_position_embeddings: learned absolute positions. None: False for text with decays, else True.
-        classifier_pooling: "cls" (class token or first token) or "mean" (class token included). None: cls for text, mean for
-            images. On text the pooled vector then passes a dense layer with tanh.
+        feature_map: applied to queries and keys: "identity", "elu_plus_one", or "normalized_silu"
+            (silu(x) + 0.5, then scaled to unit length). None: identity for text; for images
+            elu_plus_one (lit) or normalized_silu (decay, selective).
+        normalize_attention: whether to divide by the row sum of the masked scores. None: False for
+            text, True for images.
+        attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the
+            output projection. None: True for lit text, else False.
+        pre_norm: whether the norms come before attention and MLP, with a last norm after the layers,
+            and not after each of them. None: False for text, True for images.
+        conv_kernel_size: width of a depthwise convolution on queries, keys and values, an odd
+            number of tokens, or of patches in both directions of an image. It sees neither padding
+            nor other documents. None: no convolution.
+        gated_mlp: whether the MLPs multiply their activation by a second projection, as in GeGLU
+            (arXiv 2002.05202).
+        scale_output_init: whether the output projections of attention and MLP start smaller by a
+            factor of sqrt(2 * num_hidden_layers).
+        use_position_embeddings: whether the model learns absolute positions. None: False for text
+            with decay, else True.
+        classifier_pooling: "cls" (the class token or the first token) or "mean" (class token
+            included). None: cls for text, mean for images. On text the pooled vector then passes a
+            dense layer with tanh.
         classifier_dropout: dropout before text classifiers. None: `hidden_dropout_prob`.
-        vocab_size: words of a text model.
-        max_position_embeddings: longest text with position embeddings; without them there is no limit.
-        type_vocab_size: token types of a text model.
+        vocab_size: number of words of a text model.
+        max_position_embeddings: longest text of a model with position embeddings. Text models
+            without them have no limit; whatever is given, the field is then 1,000,000.
+        type_vocab_size: number of token types of a text model.
         pad_token_id: id of the padding token.
-        sparse_prediction: whether the masked-LM head computes only the labelled tokens when it gets labels, as ModernBERT's.
+        sparse_prediction: whether the masked-LM head computes only the labelled tokens when it gets
+            labels, as ModernBERT's does.
         tie_word_embeddings: whether the masked-LM decoder shares the word embeddings.
-        image_size: height and width of training images in pixels, one integer or a pair. Other sizes work at run time.
+        image_size: height and width of training images in pixels, one integer or a pair. Other
+            sizes work at run time.
         patch_size: height and width of a patch in pixels.
-        num_channels: channels of an image.
-        distillation_head: whether image classifiers have a second linear head, on the class token, to be trained on a teacher's
-            answers (arXiv 2012.12877). Logits are then the mean of both heads'. It needs classifier_pooling="mean".
-        patch_order: "raster", or "snake" for two S-curves with gates of their own (no effect on lit).
+        num_channels: number of channels of an image.
+        distillation_head: whether image classifiers have a second linear head, on the class token,
+            to be trained on a teacher's answers (arXiv 2012.12877). The logits are then the mean of
+            both heads'. It needs classifier_pooling="mean".
+        patch_order: "raster", or "snake" for two S-curves with gates of their own (no effect on
+            lit).
+
+    Raises:
+        ValueError: for a value that is not legal, alone or beside the others.
 
     Example:
         >>> from lion_hf import LionConfig, LionModel
@@ -139,6 +247,10 @@ class LionConfig(PreTrainedConfig):
     feature_map: str | None = None
     normalize_attention: bool | None = None
     attention_norm: bool | None = None
+    pre_norm: bool | None = None
+    conv_kernel_size: int | None = None
+    gated_mlp: bool = False
+    scale_output_init: bool = False
     use_position_embeddings: bool | None = None
     classifier_pooling: str | None = None
     classifier_dropout: float | int | None = None
@@ -162,14 +274,19 @@ class LionConfig(PreTrainedConfig):
         integer = isinstance(value, Integral) and not isinstance(value, bool)
         if name == "num_labels" and not (integer and 0 <= value <= MOST_LABELS):
             raise ValueError(f"num_labels={value!r}: expected an integer from 0 to {MOST_LABELS:,}")
+        if name == "use_position_embeddings" and value and self.use_position_embeddings is False:
+            super().__setattr__("max_position_embeddings", type(self).max_position_embeddings)
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         for name, value in family_defaults(self.modality, self.mask_type).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.modality == "text" and not self.use_position_embeddings:
+            self.max_position_embeddings = LONGEST_TEXT
         names = self.id2label
-        if names is not None and not (isinstance(names, dict) and all(str(n).isdecimal() for n in names)):
+        numbered = isinstance(names, dict) and all(str(n).isdecimal() for n in names)
+        if names is not None and not numbered:
             raise ValueError(f"id2label={names!r}: expected a dict from numbers to names")
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -178,56 +295,113 @@ class LionConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "LionConfig | tuple[LionConfig, dict]":
-        """As in `PreTrainedConfig`, but fields given by name are set before the others are resolved and checked.
+        """As in `PreTrainedConfig`, but fields given by name are set before the others are
+        resolved.
 
-        So `from_pretrained(folder, mask_type="lit")` also gets the rest of LION-lit's choices, where the folder has its own
-        family's.
+        So `from_pretrained(folder, mask_type="lit")` also gets the rest of LION-lit's choices where
+        the folder has those of its own family.
         """
+        if config_dict.get("use_position_embeddings") is False:  # then that is resolved, too
+            config_dict = {k: v for k, v in config_dict.items() if k != "max_position_embeddings"}
         names = {field.name for field in fields(cls)}
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
-        old = {name: config_dict.get(name) or getattr(cls, name) for name in ("modality", "mask_type")}
+        families = ("modality", "mask_type")
+        old = {name: config_dict.get(name) or getattr(cls, name) for name in families}
         changed = {name: given[name] for name in old if given.get(name, old[name]) != old[name]}
         if changed and all(value in CHOICES[name] for name, value in changed.items()):
             resolved = family_defaults(**old)
-            config_dict = {k: v for k, v in config_dict.items() if k not in resolved or v != resolved[k]}
+            config_dict = {
+                name: value
+                for name, value in config_dict.items()
+                if name not in resolved or value != resolved[name]
+            }
         return super().from_dict({**config_dict, **given}, **kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in `PreTrainedConfig`, but an `auto_map` takes the code along that it names.
+
+        Models save their configuration with this method, so this holds for whatever saves a model.
+        """
+        folder, saved = Path(save_directory), copy.copy(self)
+        auto_map = saved.__dict__.pop("auto_map", None)
+        if auto_map:
+            if not folder.is_file():  # which the method below refuses
+                save_code(folder)
+            saved.auto_map = auto_map_of(folder, auto_map)
+        super(LionConfig, saved).save_pretrained(save_directory, *args, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """As in `PushToHubMixin`, without the code files, which then count as new."""
+        found = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in found.items() if not name.endswith(".py")}
+
     def check(self) -> None:
-        """Raises ValueError if no model can be built from the fields together. Models call it again."""
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers={self.num_hidden_layers}: expected an integer of at least 0")
-        for name in PROBABILITIES:
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
-        if not SMALLEST_EPS <= self.layer_norm_eps < math.inf:
-            raise ValueError(f"layer_norm_eps={self.layer_norm_eps}: expected a finite number of at least {SMALLEST_EPS:.3g}")
-        if not 0 <= self.initializer_range < math.inf:
-            raise ValueError(f"initializer_range={self.initializer_range}: expected a finite number of at least 0")
-        if self.modality == "text" and not 0 <= (self.pad_token_id or 0) < self.vocab_size:
-            raise ValueError(f"pad_token_id={self.pad_token_id}: expected None or 0 to vocab_size - 1 = {self.vocab_size - 1}")
+        """Checks the fields together. Models call it again, because fields may be assigned.
+
+        Raises:
+            ValueError: if no model can be built from them.
+        """
+        self._check_numbers()
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r}: expected one of {sorted(ACT2FN)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}:"
-                " every head needs the same whole number of dimensions"
+                f"hidden_size={self.hidden_size} is not a multiple of"
+                f" num_attention_heads={self.num_attention_heads}: every head needs the same whole"
+                " number of dimensions"
             )
-        if self.modality == "text" and self.patch_order != "raster":
-            raise ValueError(f"patch_order={self.patch_order!r} with modality='text': expected 'raster'")
-        if self.distillation_head and (self.modality, self.classifier_pooling) != ("image", "mean"):
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            raise ValueError(f"conv_kernel_size={width}: expected None or an odd integer from 1 on")
+        image_mean = (self.modality, self.classifier_pooling) == ("image", "mean")
+        if self.distillation_head and not image_mean:
             raise ValueError(
-                f"distillation_head=True with modality={self.modality!r}, classifier_pooling={self.classifier_pooling!r}:"
-                " expected 'image' and 'mean', because the class token is then the teacher's"
+                f"distillation_head=True with modality={self.modality!r},"
+                f" classifier_pooling={self.classifier_pooling!r}: expected 'image' and 'mean',"
+                " because the class token is then the teacher's"
             )
-        if self.modality == "image":
-            if isinstance(self.image_size, list) and len(self.image_size) != 2:
-                raise ValueError(f"image_size={self.image_size}: expected one integer or a pair (height, width)")
-            height, width = self.image_height_width
-            if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
-                raise ValueError(f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}")
+        if self.modality == "text":
+            self._check_text()
+        else:
+            self._check_image()
+
+    def _check_numbers(self) -> None:
+        for name, least in (*((name, 1) for name in SIZES), ("num_hidden_layers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected an integer of at least {least}"
+                )
+        for name in PROBABILITIES:
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
+        least_values = {"layer_norm_eps": SMALLEST_EPS, "initializer_range": 0}
+        for name, least in least_values.items():
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a finite number of at least"
+                    f" {least:.3g}"
+                )
+
+    def _check_text(self) -> None:
+        if not 0 <= (self.pad_token_id or 0) < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id}: expected None or 0 to vocab_size - 1 ="
+                f" {self.vocab_size - 1}"
+            )
+        if self.patch_order != "raster":
+            raise ValueError(
+                f"patch_order={self.patch_order!r} with modality='text': expected 'raster'"
+            )
+
+    def _check_image(self) -> None:
+        if isinstance(self.image_size, list) and len(self.image_size) != 2:
+            raise ValueError(
+                f"image_size={self.image_size}: expected one integer or a pair (height, width)"
+            )
+        if any(side < 1 or side % self.patch_size for side in self.image_height_width):
+            raise ValueError(
+                f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -237,17 +411,20 @@ class LionConfig(PreTrainedConfig):
     @property
     def classifier_dropout_prob(self) -> float:
         """Dropout before text classifiers, with `classifier_dropout` None resolved."""
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+        if self.classifier_dropout is None:
+            return self.hidden_dropout_prob or 0.0
+        return self.classifier_dropout
 
     @property
     def image_height_width(self) -> tuple[int, int]:
         """Height and width of training images in pixels."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        sides = self.image_size
+        return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
     @property
     def num_patch_orders(self) -> int:
-        """Sets of gates a layer has: two for snake order, else one."""
-        return 2 if self.patch_order == "snake" else 1
+        """Number of curves along which a layer reads the patches, each with its own gates."""
+        return CURVES[self.patch_order]
 
 
 __all__ = ["LionConfig"]

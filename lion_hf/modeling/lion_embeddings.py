@@ -7,17 +7,23 @@ from torch.nn import functional as F
 
 from .configuration_lion import LionConfig
 from .lion_checks import check_ids, check_tensors
-from .lion_scan import snake_orders
+from .lion_orders import reading_orders
 
 
-def default_positions(shape: tuple[int, int], attention_mask, seq_idx, device) -> torch.Tensor:
+def default_positions(
+    shape: tuple[int, int],
+    attention_mask: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+    device: torch.device,
+) -> torch.Tensor:
     """Positions of the tokens within their documents, not counting padding, (B or 1, L)."""
     batch, length = shape
     if attention_mask is None and seq_idx is None:
         return torch.arange(length, device=device)[None]
-    tokens = (
-        torch.ones(batch, length, dtype=torch.long, device=device) if attention_mask is None else (attention_mask != 0).long()
-    )
+    if attention_mask is None:
+        tokens = torch.ones(batch, length, dtype=torch.long, device=device)
+    else:
+        tokens = (attention_mask != 0).long()
     before = tokens.cumsum(-1) - tokens
     if seq_idx is not None:
         starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
@@ -30,17 +36,21 @@ class LionTextEmbeddings(nn.Module):
 
     def __init__(self, config: LionConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        size, padding = config.hidden_size, config.pad_token_id
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=padding)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.position_embeddings = None
         if config.use_position_embeddings:
-            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx) -> torch.Tensor:
+    def forward(
+        self, input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx
+    ) -> torch.Tensor:
         if inputs_embeds is None:
-            words = getattr(self.word_embeddings, "num_embeddings", None)  # adapters may put another module in its place
+            # adapters may put another module in its place
+            words = getattr(self.word_embeddings, "num_embeddings", None)
             if words is not None:
                 check_ids("input_ids", input_ids, words, "vocab_size")
             embeddings = self.word_embeddings(input_ids)
@@ -50,7 +60,8 @@ class LionTextEmbeddings(nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, shape[1], dtype=torch.long, device=embeddings.device)
         else:
-            check_ids("token_type_ids", token_type_ids, self.token_type_embeddings.num_embeddings, "type_vocab_size")
+            types = self.token_type_embeddings.num_embeddings
+            check_ids("token_type_ids", token_type_ids, types, "type_vocab_size")
         embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.position_embeddings is not None:
             if position_ids is None:
@@ -62,20 +73,26 @@ class LionTextEmbeddings(nn.Module):
 
 
 class LionImageEmbeddings(nn.Module):
-    """Class token, patches and (optionally) position embeddings of ViT, for any height and width that the patch divides."""
+    """Class token, patches and (optionally) position embeddings of ViT.
+
+    They serve any height and width that the patch divides.
+    """
 
     def __init__(self, config: LionConfig, use_mask_token: bool = False):
         super().__init__()
         self.patch_size, self.num_channels = config.patch_size, config.num_channels
-        self.snake = config.patch_order == "snake" and config.mask_type != "lit"
-        self.grid = tuple(side // config.patch_size for side in config.image_height_width)  # rows, columns in training
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        self.config = config
+        size, patch = config.hidden_size, config.patch_size
+        # rows and columns in training
+        self.grid = tuple(side // patch for side in config.image_height_width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size)) if use_mask_token else None
         self.position_embeddings = None
         if config.use_position_embeddings:
-            self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, config.hidden_size))
+            positions = torch.zeros(1, self.grid[0] * self.grid[1] + 1, size)
+            self.position_embeddings = nn.Parameter(positions)
         self.patch_embeddings = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            config.num_channels, size, kernel_size=patch, stride=patch
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -83,41 +100,88 @@ class LionImageEmbeddings(nn.Module):
         """Rows and columns of patches of a batch of images, (B, channels, height, width)."""
         check_tensors(pixel_values=pixel_values)
         if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values are {pixel_values.dtype}: expected real numbers, as an image processor makes them")
+            raise ValueError(
+                f"pixel_values are {pixel_values.dtype}: expected real numbers, as an image"
+                " processor makes them"
+            )
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(f"pixel_values {tuple(pixel_values.shape)}: expected (batch, {self.num_channels}, height, width)")
-        height, width = pixel_values.shape[2:]
-        if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image of {height} x {width} pixels: expected multiples of patch_size={self.patch_size}")
-        return height // self.patch_size, width // self.patch_size
+            raise ValueError(
+                f"pixel_values {tuple(pixel_values.shape)}: expected"
+                f" (batch, {self.num_channels}, height, width)"
+            )
+        height, width, size = *pixel_values.shape[2:], self.patch_size
+        if min(height, width) < size or height % size or width % size:
+            raise ValueError(
+                f"image of {height} x {width} pixels: expected multiples of patch_size={size}"
+            )
+        return height // size, width // size
 
     def reading_orders(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
-        """The two S-curves over the tokens of a batch of images, see `snake_orders`, or None for the raster order."""
-        rows, columns = self.patch_grid(pixel_values)
-        return snake_orders(rows, columns, device=pixel_values.device) if self.snake else None
+        """The curves over the tokens of a batch of images, or None for the tokens as they stand."""
+        return reading_orders(self.config, *self.patch_grid(pixel_values), pixel_values.device)
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Position embeddings for a grid, (1, 1 + rows * columns, hidden): bicubic between those of training."""
-        known = statically_known_true if torch.compiler.is_exporting() else bool  # a program for any size is not tied to one
+        """Position embeddings for a grid, (1, 1 + rows * columns, hidden).
+
+        For another grid than that of training they are interpolated (bicubic).
+        """
+        # an exported program for any size is not tied to one
+        known = statically_known_true if torch.compiler.is_exporting() else bool
         if all(known(size == trained) for size, trained in zip((rows, columns), self.grid)):
             return self.position_embeddings
-        patches = self.position_embeddings[:, 1:].float().unflatten(1, self.grid).permute(0, 3, 1, 2)
-        patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False).flatten(2).mT
-        return torch.cat([self.position_embeddings[:, :1], patches.to(self.position_embeddings.dtype)], dim=1)
+        first, patches = self.position_embeddings.split((1, self.grid[0] * self.grid[1]), dim=1)
+        patches = patches.float().unflatten(1, self.grid).permute(0, 3, 1, 2)
+        size = (rows, columns)
+        patches = F.interpolate(patches, size=size, mode="bicubic", align_corners=False)
+        return torch.cat([first, patches.flatten(2).mT.to(first.dtype)], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
+    ) -> torch.Tensor:
         rows, columns = self.patch_grid(pixel_values)
-        embeddings = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype)).flatten(2).mT
+        pixels = pixel_values.to(self.patch_embeddings.weight.dtype)
+        embeddings = self.patch_embeddings(pixels).flatten(2).mT
         check_tensors(pixel_values.device, bool_masked_pos=bool_masked_pos)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("bool_masked_pos in a model without mask token: build it with use_mask_token=True")
+                raise ValueError(
+                    "bool_masked_pos in a model without mask token: build it with"
+                    " use_mask_token=True"
+                )
             if bool_masked_pos.shape != embeddings.shape[:2]:
                 expected = tuple(embeddings.shape[:2])
-                raise ValueError(f"bool_masked_pos {tuple(bool_masked_pos.shape)}: expected (batch, patches) = {expected}")
-            embeddings = torch.where(bool_masked_pos[..., None].bool(), self.mask_token.to(embeddings.dtype), embeddings)
+                raise ValueError(
+                    f"bool_masked_pos {tuple(bool_masked_pos.shape)}: expected (batch, patches) ="
+                    f" {expected}"
+                )
+            mask_token = self.mask_token.to(embeddings.dtype)
+            embeddings = torch.where(bool_masked_pos[..., None].bool(), mask_token, embeddings)
         cls_tokens = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         embeddings = torch.cat([cls_tokens, embeddings], dim=1)
         if self.position_embeddings is not None:
             embeddings = embeddings + self.positions(rows, columns)
         return self.dropout(embeddings)
+
+
+def resize_images(model: nn.Module, image_size: int | list[int]) -> None:
+    """Changes the image size of a model; its position embeddings are interpolated to the new grid.
+
+    Args:
+        model: an image model with a LION encoder, changed in place.
+        image_size: height and width in pixels, one integer or a pair.
+
+    Raises:
+        ValueError: if the patch does not divide the size.
+    """
+    config, embeddings = model.config, model.lion.embeddings
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = config.patch_size
+    if min(height, width) < 1 or height % size or width % size:
+        raise ValueError(f"image size {image_size}: expected multiples of patch_size={size}")
+    grid = (height // size, width // size)
+    config.image_size = height if height == width else [height, width]
+    old = embeddings.position_embeddings
+    if old is not None and grid != embeddings.grid:
+        positions = embeddings.positions(*grid).detach().contiguous()
+        embeddings.position_embeddings = nn.Parameter(positions, requires_grad=old.requires_grad)
+    embeddings.grid = grid

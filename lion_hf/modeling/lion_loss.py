@@ -13,24 +13,33 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 
 @dataclass
 class LionImageClassifierOutput(ImageClassifierOutput):
-    """`ImageClassifierOutput` with the logits (B, C) of the distillation head, if the model has one."""
+    """`ImageClassifierOutput` with the logits (B, C) of the distillation head, if there is one."""
 
     distillation_logits: torch.FloatTensor | None = None
 
 
-def classification_loss(logits, labels, problem_type: str, num_items_in_batch=None) -> torch.Tensor:
-    """Loss of a classifier or regressor, summed and divided by the items of the whole (accumulated) batch.
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    problem_type: str,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Loss of a classifier or regressor.
+
+    The sum over the batch, divided by the items of the whole (accumulated) batch.
 
     Args:
         logits: (B, C).
-        labels: class indices (B,), -100 to ignore; class probabilities (B, C); for "multi_label_classification" zeros and
-            ones (B, C); for "regression" targets (B,) or (B, C).
+        labels: class indices (B,), -100 to ignore; class probabilities (B, C); for
+            "multi_label_classification" zeros and ones (B, C); for "regression" targets (B,) or
+            (B, C).
         problem_type: as in `PreTrainedConfig`.
-        num_items_in_batch: entries of the labels other than -100 in the whole batch, as Trainer counts them; None for the
-            mean over this batch. A batch without any has the loss 0.
+        num_items_in_batch: entries of the labels other than -100 in the whole batch, as Trainer
+            counts them; None for the mean over this batch. A batch without any has the loss 0.
 
     Raises:
-        ValueError: for an unknown problem type, or labels of another type or shape, or on the CPU out of range.
+        ValueError: for an unknown problem type, or labels of another type or shape, or on the CPU
+            out of range.
     """
     check_tensors(labels=labels)
     logits, labels = logits.float(), labels.to(logits.device)
@@ -38,10 +47,12 @@ def classification_loss(logits, labels, problem_type: str, num_items_in_batch=No
     if problem_type not in PROBLEM_TYPES:
         raise ValueError(f"problem_type={problem_type!r}: expected None or one of {PROBLEM_TYPES}")
     real = problem_type != PROBLEM_TYPES[0] or labels.is_floating_point()
-    one_each = problem_type == "regression" and logits.shape[1] == 1 and labels.shape == logits.shape[:1]
+    one_each = logits.shape[1] == 1 and labels.shape == logits.shape[:1]
+    one_each = one_each and problem_type == "regression"
     if real and labels.shape != logits.shape and not one_each:
         raise ValueError(
-            f"labels {tuple(labels.shape)} for {problem_type}: expected one for each of logits {tuple(logits.shape)}"
+            f"labels {tuple(labels.shape)} for {problem_type}: expected one for each of logits"
+            f" {tuple(logits.shape)}"
         )
     if problem_type == "regression":
         total = F.mse_loss(logits.reshape(labels.shape), labels.float(), reduction="sum")
@@ -51,30 +62,74 @@ def classification_loss(logits, labels, problem_type: str, num_items_in_batch=No
         total = F.cross_entropy(logits, labels.float(), reduction="sum")
         per_item = labels.shape[-1]  # Trainer counts every probability as an item
     else:
-        labels = check_labels("labels", labels[:, 0] if labels.shape[1:] == (1,) else labels, logits.shape[:1], logits.shape[1])
+        labels = check_labels(
+            "labels",
+            labels[:, 0] if labels.shape[1:] == (1,) else labels,
+            logits.shape[:1],
+            logits.shape[1],
+        )
         total = F.cross_entropy(logits, labels, reduction="sum")
     items = _items(labels, num_items_in_batch)
     return total * per_item / (items.to(total.device) if torch.is_tensor(items) else items)
 
 
-def check_token_labels(labels, tokens: torch.Tensor, num_labels: int, kwargs: dict) -> tuple[torch.Tensor | None, dict]:
-    """Labels (B, L) of the tokens, (B, L, any), as int64, and the loss function's arguments with their number.
+def choose_problem_type(
+    problem_type: str | None, num_labels: int, labels: torch.Tensor | None = None
+) -> str:
+    """What kind of classifier a model is.
 
-    So a batch without any label has the loss 0, where their mean would be no number.
+    Args:
+        problem_type: that of the configuration, which decides if it is not None.
+        num_labels: one label is a regression.
+        labels: the labels, where real ones mean that an item may have several; else None.
+    """
+    if problem_type is not None:
+        return problem_type
+    if num_labels == 1:
+        return "regression"
+    several = torch.is_tensor(labels) and labels.is_floating_point()
+    return "multi_label_classification" if several else "single_label_classification"
+
+
+def check_token_labels(
+    labels: torch.Tensor | None, tokens: torch.Tensor, num_labels: int, kwargs: dict
+) -> tuple[torch.Tensor | None, dict]:
+    """Labels of tokens as int64, and the loss function's arguments with their number.
+
+    So a batch without any label has the loss 0, where the mean over none would be NaN.
+
+    Args:
+        labels: (B, L), -100 where there is none, or None.
+        tokens: (B, L, any).
+        num_labels: number of classes.
+        kwargs: arguments of the loss function.
+
+    Raises:
+        ValueError: for labels of another type or shape, or on the CPU out of range.
     """
     if labels is None:
         return None, kwargs
     labels = check_labels("labels", labels, tokens.shape[:2], num_labels)
-    return labels, {**kwargs, "num_items_in_batch": _items(labels, kwargs.get("num_items_in_batch"))}
+    items = _items(labels, kwargs.get("num_items_in_batch"))
+    return labels, {**kwargs, "num_items_in_batch": items}
 
 
-def span_loss(start_logits, end_logits, start_positions, end_positions, num_items_in_batch=None) -> torch.Tensor:
+def span_loss(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    start_positions: torch.Tensor,
+    end_positions: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
     """Mean of the losses of a span's first and last token, (B, L) logits and (B,) positions.
 
     Positions at or behind the row's end, of answers that were cut off, do not count.
     """
     loss, length = 0, start_logits.shape[1]
-    ends = {"start_positions": (start_logits, start_positions), "end_positions": (end_logits, end_positions)}
+    ends = {
+        "start_positions": (start_logits, start_positions),
+        "end_positions": (end_logits, end_positions),
+    }
     for name, (logits, positions) in ends.items():
         check_tensors(**{name: positions})
         check_integers(name, positions)
@@ -82,11 +137,36 @@ def span_loss(start_logits, end_logits, start_positions, end_positions, num_item
         positions = torch.where(positions >= length, IGNORED, positions).to(logits.device)
         positions = positions[:, 0] if positions.shape[1:] == (1,) else positions
         positions = check_labels(name, positions, logits.shape[:1], length)
-        loss = loss + classification_loss(logits, positions, PROBLEM_TYPES[0], num_items_in_batch) / 2
+        loss = (
+            loss + classification_loss(logits, positions, PROBLEM_TYPES[0], num_items_in_batch) / 2
+        )
     return loss
 
 
-def _items(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | int:
+def pixel_loss(
+    reconstruction: torch.Tensor,
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Mean absolute error over the pixels of the masked patches.
+
+    Args:
+        reconstruction: (B, channels, height, width).
+        pixel_values: the images, likewise.
+        mask: (B, rows, columns), True for masked patches.
+        num_items_in_batch: masked patches of the whole accumulated batch; None for this batch's.
+    """
+    channels, size = pixel_values.shape[1], pixel_values.shape[2] // mask.shape[1]
+    pixels = mask.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
+    errors = (reconstruction.float() - pixel_values.float()).abs().masked_fill(~pixels, 0)
+    items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return errors.sum() / (items * size**2 * channels)
+
+
+def _items(
+    labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor | int:
     """By how many items a sum of losses is divided: their number, but 1 if there is none."""
     items = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return items + (items == 0)

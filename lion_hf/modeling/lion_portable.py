@@ -1,9 +1,11 @@
-"""The chunk form in plain tensor operations for any length, without a loop, for programs that leave torch or this package.
+"""The chunk form in plain tensor operations for any length, without a loop.
 
-torch.onnx.export, and in `portable_export` any torch.export, traces this in place of the operator of lion_chunkwise.py, which
-only a Python process with this code has; torch.func, which cannot look into that operator, transforms this. All chunks are
-computed at once. What the states pass on from chunk to chunk is one (N, N) product over the N chunks, the only part that is
-not linear in length; an L x L matrix of scores has chunk size^2 / (2 D) times as many multiplications.
+Programs that leave torch or this package are made of it: torch.onnx.export, and in
+`portable_export` any torch.export, traces it in place of the operator of lion_chunkwise.py, which
+only a Python process with this code has. torch.func, which cannot look into that operator,
+transforms it. All chunks are computed at once. What the states pass on from chunk to chunk is one
+(N, N) product over the N chunks, the only part that is not linear in length; an L x L matrix of
+scores has chunk size^2 / (2 D) times as many multiplications.
 """
 
 import contextlib
@@ -13,10 +15,11 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
-from .lion_checks import in_transform
-from .lion_naive import compute_type, decay_mask, prefix_sums
+from .lion_naive import decay_mask
+from .lion_numerics import compute_type, has_tangent, in_transform, prefix_sums
 
-# Tokens a chunk, unless the call says how many. The last chunk is filled up, so large ones would burden short rows.
+# Tokens per chunk, unless the call says how many. The last chunk is filled up, so that large chunks
+# would burden short rows.
 PORTABLE_CHUNK_SIZE = 64
 
 _portable = False
@@ -24,10 +27,10 @@ _portable = False
 
 @contextlib.contextmanager
 def portable_export() -> Iterator[None]:
-    """While it lasts, torch.export makes programs without operators of this package, as ONNX and C++ need them.
+    """Lets torch.export make programs without operators of this package, for ONNX and C++.
 
-    Dynamic dimensions must be `torch.export.Dim.DYNAMIC` or `AUTO`: torch cannot prove what it asks of named ones. Inside
-    torch.onnx.export it is always so.
+    Dynamic dimensions must be `torch.export.Dim.DYNAMIC` or `AUTO`: torch cannot prove what it asks
+    of named ones. Inside torch.onnx.export it is always so.
 
     Example:
         >>> with lion_hf.portable_export():
@@ -42,53 +45,79 @@ def portable_export() -> Iterator[None]:
 
 
 def needs_plain_operations(*tensors: torch.Tensor) -> bool:
-    """Whether an operator of ours would not do: in portable programs, and for tensors inside a transform of torch.func."""
+    """Whether an operator of ours will not do.
+
+    So it is in portable programs, for tensors inside a transform of torch.func, and for those that
+    carry a derivative along (torch.autograd.forward_ad).
+    """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and (_portable or torch.onnx.is_in_onnx_export())
-    return any(in_transform(x) for x in tensors)
+        portable = _portable or torch.onnx.is_in_onnx_export()
+        return torch.compiler.is_exporting() and portable
+    return any(in_transform(x) or has_tangent(x) for x in tensors)
 
 
 def chunks_at_once(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    forward: torch.Tensor,
-    backward: torch.Tensor,
+    left_to_right: torch.Tensor,
+    right_to_left: torch.Tensor,
     scale: float,
     chunk_size: int | None,
 ) -> torch.Tensor:
-    """The chunk form with decays: takes and returns what `lion_chunkwise.chunkwise` does, for one reading order."""
+    """The chunk form with decays for one reading order, as `lion_chunkwise.chunkwise`."""
     length, dtype = query.shape[2], compute_type(value)
     query, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
-    forward, backward = (x.expand(*x.shape[:-1], length) for x in (forward, backward))  # (B or 1, H or 1, L)
+    edges = [x.expand(*x.shape[:-1], length) for x in (left_to_right, right_to_left)]
     size = chunk_size or PORTABLE_CHUNK_SIZE
     count = (length + size - 1) // size
     if not (statically_known_true(count == 1) or statically_known_true(count > 1)):
-        count = count + 1  # an empty one: a number of chunks that may be 1 would be traced as that of the example
+        # an empty one more: a number of chunks that may be 1 would be traced as that of the example
+        count = count + 1
     rest = count * size - length
-    q, k, v = (F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (query, key, value))  # (B, H, N, C, D)
-    forward, backward = (F.pad(x, (0, rest)).unflatten(-1, (count, size)) for x in (forward, backward))
-    left, right = prefix_sums(forward), prefix_sums(backward)  # (B or 1, H or 1, N, C + 1)
-    left, left_end, right, right_end = left[..., :-1], left[..., -1:], right[..., :-1], right[..., -1:]
+    q, k, v = (  # (B, H, N, C, D or Dv)
+        F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (query, key, value)
+    )
+    edges = [F.pad(x, (0, rest)).unflatten(-1, (count, size)) for x in edges]
+    left, right = map(prefix_sums, edges)  # (B or 1, H or 1, N, C + 1)
+    left, left_end, right, right_end = *_split_end(left), *_split_end(right)
 
     # 1. inside the chunks
-    output = (q @ k.mT * decay_mask(forward, backward, dtype)) @ v
+    output = (q @ k.mT * decay_mask(edges[0], edges[1], dtype)) @ v
     # 2. what each chunk writes into the states, (B, H, N, D, Dv)
     written_left = (k * _factor(left_end - left, dtype)).mT @ v
     written_right = (k * _factor(right, dtype)).mT @ v
     # 3. the states that reach each chunk through all chunks in between
-    ends_left, ends_right = prefix_sums(left_end[..., 0]), prefix_sums(right_end[..., 0])  # (B or 1, H or 1, N + 1)
-    places = torch.arange(count, device=query.device)
-    before = places[:, None] > places  # (to, from)
-    pass_left = torch.where(before, ends_left[..., :-1, None] - ends_left[..., None, 1:], -torch.inf)
-    pass_right = torch.where(before.mT, ends_right[..., None, :-1] - ends_right[..., 1:, None], -torch.inf)
+    pass_left, pass_right = _exponents_between(left_end, right_end)
     state_left, state_right = (
         (exponents.to(dtype).exp() @ written.flatten(-2)).unflatten(-1, written.shape[-2:])
         for exponents, written in ((pass_left, written_left), (pass_right, written_right))
     )
     # 4. from the chunks before and from the chunks behind
-    output = output + (q * _factor(left, dtype)) @ state_left + (q * _factor(right_end - right, dtype)) @ state_right
+    output = (
+        output
+        + (q * _factor(left, dtype)) @ state_left
+        + (q * _factor(right_end - right, dtype)) @ state_right
+    )
     return output.flatten(2, 3)[:, :, :length]
+
+
+def _split_end(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums before each token, and the one at the end."""
+    return sums[..., :-1], sums[..., -1:]
+
+
+def _exponents_between(
+    left_end: torch.Tensor, right_end: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-decays from the chunks that write to those that read, (..., N to, N from), or -inf."""
+    left, right = prefix_sums(left_end[..., 0]), prefix_sums(right_end[..., 0])  # (..., N + 1)
+    places = torch.arange(left_end.shape[-2], device=left_end.device)
+    before = places[:, None] > places  # (to, from)
+    return (
+        torch.where(before, left[..., :-1, None] - left[..., None, 1:], -torch.inf),
+        torch.where(before.mT, right[..., None, :-1] - right[..., 1:, None], -torch.inf),
+    )
 
 
 def _factor(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

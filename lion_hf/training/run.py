@@ -50,6 +50,7 @@ def run(
     data: Mapping[str, Any] | None = None,
     predict_dataset: Any = None,
     write_predictions: Callable[[PredictionOutput], None] | None = None,
+    finish: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Trains, evaluates and predicts, as `do_train`, `do_eval` and `do_predict` ask for.
 
@@ -75,6 +76,8 @@ def run(
             size. A run continues only with equal ones.
         predict_dataset: what `do_predict` predicts.
         write_predictions: writes the predictions; it is called on the first process.
+        finish: called with the metrics after a training, on all processes, when the model is
+            written. With `push_to_hub`, the folder is uploaded after that.
 
     Returns:
         The metrics of the last evaluation and prediction, and loss and speed of the training.
@@ -83,23 +86,22 @@ def run(
         ValueError: for `resume` as in `find_checkpoint`, for other data than the run began with,
             if another run uses the folder, and if there is nothing to do, or nothing to do it with.
         FloatingPointError: if the loss, the gradient or the model is not finite.
-        OSError: if a checkpoint cannot be written.
+        OSError: if a checkpoint cannot be written, or the folder not be uploaded.
     """
     args = trainer.args
     _check_actions(trainer, predict_dataset, write_predictions)
-    if args.do_train:
-        with run_lock(args):
-            curves = Curves(title, metric)
-            metrics = _train(trainer, curves, settings, data)
-            _finish(trainer, curves, dataset, name, metrics)
-    else:
-        _load_trained(trainer, settings)
-        metrics = trainer.evaluate() if args.do_eval else {}
-        if args.do_eval and trainer.is_world_process_zero():
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
-    if args.do_predict:
+    if not args.do_train:
+        metrics = _evaluate(trainer, settings)
+        return metrics | _predict(trainer, predict_dataset, write_predictions)
+    with run_lock(args):
+        curves = Curves(title, metric)
+        metrics = _train(trainer, curves, settings, data)
+        _finish(trainer, curves, dataset, name, metrics)
+        if finish is not None:
+            finish(metrics)
         metrics |= _predict(trainer, predict_dataset, write_predictions)
+        if args.push_to_hub:
+            trainer.upload_output()
     return metrics
 
 
@@ -190,6 +192,19 @@ def _same_checkpoint(args: Any) -> Path | None:
     return checkpoint
 
 
+def _evaluate(trainer: LionTrainer, settings: Sequence[Any]) -> dict[str, float]:
+    """Loads the model to evaluate or to predict with, and evaluates it if that is asked for."""
+    args = trainer.args
+    _load_trained(trainer, settings)
+    if not args.do_eval:
+        return {}
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
+    return metrics
+
+
 def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
     """Loads the weights to evaluate, where they are not the trainer's own."""
     args, own = trainer.args, getattr(trainer.model, "name_or_path", "")
@@ -220,7 +235,9 @@ def _same_model(folder: Path, settings: Sequence[Any]) -> bool:
 def _predict(
     trainer: LionTrainer, predict_dataset: Any, write_predictions: Callable
 ) -> dict[str, float]:
-    """Predicts and writes; returns the metrics, which there are if the data have labels."""
+    """Predicts and writes if that is asked for; returns the metrics, which need labels."""
+    if not trainer.args.do_predict:
+        return {}
     output = trainer.predict(predict_dataset)
     metrics = dict(output.metrics or {})
     if trainer.is_world_process_zero():
@@ -245,7 +262,9 @@ def save(
     trainer.check_finite(f"the model for {folder}")
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, LionPreTrainedModel):
-        trainer.save_model(folder)
+        trainer.save_model(folder, _internal_call=True)  # otherwise it would upload here, too
+        if trainer.args.push_to_hub:
+            trainer.create_model_card(model_name=name, dataset=dataset)
         return
     # on all processes, because shares are gathered
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -258,7 +277,7 @@ def save(
             model,
             folder,
             processing_class=trainer.processing_class,
-            repo_id=name,
+            repo_id=trainer.hub_model_id or name,
             dataset=dataset,
             metrics=_results(metrics) if dataset else None,
             state_dict=state_dict,

@@ -20,9 +20,9 @@ from ..presets import find_recipe
 from .processes import start_processes
 
 SETTINGS_FILE = "settings.yaml"
-# What a program is asked to do with a run. It is no part of the run's settings.
-SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
+# What a program is asked to do with a run. It is not one of the run's settings.
 ACTIONS = ("do_train", "do_eval", "do_predict")
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # of configurations
 
 
 class _Loader(yaml.SafeLoader):
@@ -117,7 +117,7 @@ def parse_settings(
     first.add_argument("--config")
     file = first.parse_known_args(argv)[0].config
     if file is not None:
-        argv = [*_options_of_file(parser, find_recipe(file), legal), *argv]
+        argv = [*_options_of_file(parser, file, legal), *argv]
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown("option", unknown[0].split("=")[0], legal))
@@ -216,7 +216,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str]) -> list[str]:
     """The settings of a YAML file as a command line."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(find_recipe(file)).read_text(encoding="utf-8")
         settings, words = load_yaml(text) or {}, yaml.load(text, yaml.BaseLoader)
     except (OSError, ValueError) as error:
         parser.error(f"--config {file} cannot be read: {error}")

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback
 
+from ..modeling.configuration_lion import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
 from .arguments import LionTrainingArguments
@@ -23,6 +24,7 @@ from .finite import Watch, not_finite, optimizer_tensors, where_not_finite
 from .lock import run_lock
 from .processes import settle_fsdp, share_weights
 from .speed import items_and_flops, matmul_rate
+from .uploads import UploadingTrainer
 
 __all__ = ["LionTrainer", "LionTrainingArguments"]
 
@@ -35,7 +37,7 @@ CURES = (
 )
 
 
-class LionTrainer(Trainer):
+class LionTrainer(UploadingTrainer):
     """`transformers.Trainer` for long runs that nobody watches. Works with any model.
 
     - Weight decay also spares class token, mask token and position embeddings. (Trainer itself
@@ -46,6 +48,7 @@ class LionTrainer(Trainer):
     - `bf16_full_eval` and `fp16_full_eval` do not change the model that is trained or saved.
     - A checkpoint is sealed (`lion_hf.training.checkpoints`) before older ones are deleted. If it
       cannot be written, no half of it stays. Only one run at a time writes to `output_dir`.
+    - Uploads to the Hub hold code and model card, and nothing that is only for this machine.
     - A loss or gradient that is not finite stops the run with FloatingPointError, which says where.
       No model or checkpoint with such values is saved.
     - Logs hold tokens (or images) per second and model FLOPs utilisation, and the progress bar the
@@ -54,15 +57,8 @@ class LionTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        config = getattr(self.model, "config", None)
-        form = getattr(config, "attention_form", "auto")
-        dropout = getattr(config, "attention_probs_dropout_prob", 0)
-        if form in ("chunk", "recurrent") and dropout:
-            raise ValueError(
-                f"attention_form={form!r} with attention_probs_dropout_prob={dropout}: only"
-                " 'attention' (which 'auto' then picks) keeps scores to drop; set the dropout to 0"
-                " to train in this form"
-            )
+        if self.args.do_train and hasattr(self.model, "config"):
+            check_score_dropout(self.model.config)
         if self.is_fsdp_enabled and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             raise ValueError(
                 "bf16_full_eval or fp16_full_eval with FSDP: expected neither, because they would"
@@ -303,9 +299,8 @@ class LionTrainer(Trainer):
         Raises:
             FloatingPointError: if the model holds values that are not finite.
         """
-        if not _internal_call:  # a checkpoint is checked before
-            folder = output_dir or self.args.output_dir
-            self.check_finite(f"the model for {folder}", together=self.is_fsdp_enabled)
+        folder = output_dir or self.args.output_dir
+        self.check_finite(f"the model for {folder}", together=self.is_fsdp_enabled)
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -333,6 +328,7 @@ class LionTrainer(Trainer):
             ) from error
         finally:
             self.args.save_total_limit = limit
+        self.upload_checkpoint(folder)
         if self.args.should_save:
             checkpoints.rotate(folder.parent, limit, keep=self.state.best_model_checkpoint)
 

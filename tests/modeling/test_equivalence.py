@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from support.oracle import FEATURES, MASK_TYPES, PADDINGS, check, make_problem
 
 from lion_hf import lion_attention
-from lion_hf.modeling.lion_chunkwise import SCORES_AT_A_TIME, default_chunk_size
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS
+from lion_hf.modeling.lion_choice import default_chunk_size
+from lion_hf.modeling.lion_chunk_parts import SCORES_AT_A_TIME
 
 LENGTHS = (1, 2, 17, 63, 64, 65, 197, 500)
 CHUNK_SIZES = (1, 2, 16, 63, "length", "above")

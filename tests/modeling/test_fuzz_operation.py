@@ -12,7 +12,7 @@ from support.fuzzing import ABSURD, CASES, INF, NAN, fuzz, refused
 from support.oracle import definition
 
 from lion_hf import lion_attention
-from lion_hf.modeling.lion_ops import ATTENTION_FORMS
+from lion_hf.modeling.configuration_lion import ATTENTION_FORMS
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
@@ -104,6 +104,7 @@ def cut(*shape, **changes):
 @example(({**simple()[0], "value": torch.ones(2, 3, 9, 0)}, {**simple()[1], "form": "chunk"}))
 @example(simple(form="chunk", chunk_size=10**30))
 @example(simple(attention_mask=torch.zeros(2, 9), normalize=True))
+@example(cut(2, 3, 0, 4, attention_mask=torch.ones(2, 0), seq_idx=torch.zeros(1, 0, dtype=torch.long)))  # raised IndexError
 @example(simple(log_decay=torch.full((2, 3, 9), -INF), form="recurrent"))
 def test_the_operation_gives_what_its_definition_gives(problem):
     inputs, options = problem

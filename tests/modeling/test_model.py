@@ -29,10 +29,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import lion_hf
 from lion_hf import AUTO_MODELS, LionConfig, LionForImageClassification, LionForMaskedLM, LionModel
 from lion_hf.auto import image_processor
-from lion_hf.modeling import modeling_lion
-from lion_hf.modeling.configuration_lion import CHOICES, FEATURE_MAP_NAMES, MASK_TYPES
+from lion_hf.modeling import lion_layers
+from lion_hf.modeling.configuration_lion import CHOICES, FEATURE_MAP_NAMES, FORMS, MASK_TYPES
+from lion_hf.modeling.lion_layers import drop_path
 from lion_hf.modeling.lion_naive import FEATURE_MAPS
-from lion_hf.modeling.lion_ops import FORMS
 
 EVERY_HEAD = [("text", head) for head in ("Model", *TEXT_HEADS)] + [("image", head) for head in ("Model", *IMAGE_HEADS)]
 
@@ -321,8 +321,6 @@ def test_masked_image_modeling_reconstructs_rectangles():
 
 
 def test_drop_path_drops_whole_samples():
-    from lion_hf.modeling.modeling_lion import drop_path
-
     dropped = drop_path(torch.ones(1000, 2, 2), 0.3, training=True)
     assert sorted(set(dropped.flatten(1).sum(1).tolist())) == pytest.approx([0.0, 4 / 0.7])
     assert abs(dropped.mean() - 1) < 0.1
@@ -509,7 +507,7 @@ def test_autocast_casts_a_layers_input_once(mask_type):
                 shapes.append((args[0].dtype, kwargs["dtype"]))
             return function(*args, **kwargs or {})
 
-    attention, shapes = modeling_lion.LionAttention(text_config(mask_type, attention_form="attention")), []
+    attention, shapes = lion_layers.LionAttention(text_config(mask_type, attention_form="attention")), []
     x = torch.randn(2, 9, attention.config.hidden_size, requires_grad=True) * 1  # autocast remembers what it made of a leaf
     with torch.autocast("cpu", dtype=torch.bfloat16), Casts():
         output = attention(x)[0]
@@ -623,8 +621,8 @@ def test_a_config_changed_after_its_checks_makes_no_model():
 @pytest.mark.parametrize("autocast", (False, True), ids=("float32", "autocast"))
 def test_an_mlp_in_pieces_gives_the_same(autocast, monkeypatch):
     """Without gradients it takes some tokens at a time; value and type are those of all at once."""
-    monkeypatch.setattr(modeling_lion, "MLP_TOKENS", 7)
-    mlp, x = modeling_lion.LionMLP(text_config()), torch.randn(3, 5, 24)
+    monkeypatch.setattr(lion_layers, "MLP_TOKENS", 7)
+    mlp, x = lion_layers.LionMLP(text_config()), torch.randn(3, 5, 24)
     with torch.autocast("cpu", enabled=autocast):
         expected = mlp(x)
         with torch.no_grad():
@@ -700,7 +698,7 @@ def test_configs_that_make_no_model(change, message):
         ("Model", {"attention_mask": torch.ones(2, 10)}, "attention_mask (2, 10): expected (batch, length) = (2, 11)"),
         ("Model", {"attention_mask": torch.ones(2, 1, 11, 11)}, "attention_mask (2, 1, 11, 11): expected (batch, length)"),
         ("Model", {"cu_seq_lens_q": torch.tensor([0, 11])}, "cu_seq_lens_q with a batch of 2 rows"),
-        ("SequenceClassification", {"seq_idx": torch.ones(2, 11)}, "seq_idx with LionForSequenceClassification: it pools one"),
+        ("SequenceClassification", {"seq_idx": torch.arange(11)[None] // 6}, "seq_idx with LionForSequenceClassification: it pools one"),
         ("SequenceClassification", {"position_ids": torch.arange(11)[None] % 6}, "position_ids that restart with LionFor"),
         ("MultipleChoice", {"position_ids": (torch.arange(11) % 6).expand(2, 4, -1)}, "position_ids that restart with LionFor"),
         ("MultipleChoice", {"input_ids": torch.ones(2, 11)}, "input_ids (2, 11): expected (batch, choices, length)"),

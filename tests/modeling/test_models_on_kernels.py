@@ -15,10 +15,10 @@ from support.models import (
 )
 
 from lion_hf import lion_attention
-from lion_hf.modeling import lion_ops, modeling_lion
+from lion_hf.modeling import lion_layers
 from lion_hf.modeling.configuration_lion import MASK_TYPES
 
-pytest.importorskip("triton")
+lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
 CONFIGS = {
     **{f"text {m}": partial(text_config, m) for m in MASK_TYPES},
     **{f"image {m} {o}": partial(image_config, m, o) for m, o in IMAGE_FAMILIES if (m, o) != ("lit", "snake")},
@@ -53,7 +53,7 @@ def compare(found: dict, expected: dict, tolerance: float = 1e-4) -> None:
 
 
 def on_kernels(network, monkeypatch, device: str):
-    monkeypatch.setattr(modeling_lion, "lion_attention", partial(lion_attention, backend="triton"))
+    monkeypatch.setattr(lion_layers, "lion_attention", partial(lion_attention, backend="triton"))
     return network.to(device)
 
 
@@ -92,9 +92,9 @@ def test_training_on_a_gpu(kind, how, monkeypatch):
     options = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "chunk_size": None}
     network = model(head, CONFIGS[kind](**options)).cuda().train()
     inputs = {name: x.cuda() for name, x in padded(inputs_of(head, network.config)).items()}
-    found, calls, kernels = [], [], lion_ops.fused_forward
+    found, calls, kernels = [], [], lion_triton.fused_forward
     with monkeypatch.context() as patch:
-        patch.setattr(lion_ops, "fused_forward", lambda *args: calls.append(1) or kernels(*args))
+        patch.setattr(lion_triton, "fused_forward", lambda *args: calls.append(1) or kernels(*args))
         network(**inputs)
     assert len(calls) == network.config.num_hidden_layers
     for changed in (False, True):

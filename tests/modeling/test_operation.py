@@ -11,9 +11,9 @@ from support.oracle import mask_of
 from torch.nn import functional as F
 
 from lion_hf import LionConfig, choose_form, explain, lion_attention
-from lion_hf.modeling.lion_chunkwise import _Scratch
+from lion_hf.modeling.configuration_lion import ATTENTION_FORMS, FORMS
+from lion_hf.modeling.lion_chunk_parts import Scratch
 from lion_hf.modeling.lion_naive import decay_mask
-from lion_hf.modeling.lion_ops import ATTENTION_FORMS, FORMS
 
 
 def tensors(length=12, batch=2, heads=3, head_dim=4, dtype=torch.float32, **kwargs):
@@ -160,7 +160,7 @@ def test_buffers_of_inference_mode_serve_training():
     """What outlives a call in inference mode may be written by calls outside of it, and the other way round."""
     problem = [*tensors(61, heads=2, head_dim=16), F.logsigmoid(torch.randn(2, 2, 61))]
     expected = lion_attention(*problem, form="attention")
-    _Scratch.kept.__dict__.clear()
+    Scratch.kept.__dict__.clear()
     with torch.inference_mode():
         torch.testing.assert_close(lion_attention(*problem, form="chunk", chunk_size=20), expected, rtol=1e-4, atol=1e-4)
     leaves = [x.requires_grad_() for x in problem]
@@ -331,7 +331,7 @@ def test_explain(length, config, options, expected):
         ({"order": torch.ones(2, 11)}, "order (2, 11): expected (number of orders, length) = (K, 12)"),
         ({"log_decay": torch.ones(3)}, "log_decay (3,): expected (batch or 1, heads or 1, length or 1)"),
         ({"log_decay": torch.ones(2, 4, 12)}, "log_decay (2, 4, 12): expected (batch or 1, heads or 1, length or 1)"),
-        ({"log_decay": (torch.ones(2, 3, 12),)}, "log_decay is a tuple of 1: expected the pair (forward, backward)"),
+        ({"log_decay": (torch.ones(2, 3, 12),)}, "log_decay is a tuple of 1: expected the pair (left_to_right, right_to_left)"),
         ({"log_decay": (torch.ones(2, 3, 12), torch.ones(2, 3, 11))}, "log_decay (2, 3, 11): expected (batch or 1, heads or"),
         ({"log_decay": torch.ones(2, 3, 12), "order": torch.ones(2, 12)}, "log_decay (2, 3, 12): expected (orders, batch or 1"),
         ({"log_decay": (torch.ones(2, 3, 12),) * 2, "order": torch.ones(2, 12)}, "order with a pair of edge decays"),

@@ -7,7 +7,7 @@ import torch
 from support.models import image_config, inputs_of, model, text_config
 
 from lion_hf import LionForImageClassification, LionForSequenceClassification
-from lion_hf.modeling.modeling_lion import LionGate
+from lion_hf.modeling.lion_layers import LionGate
 
 torchao = pytest.importorskip("torchao.quantization")
 datasets = pytest.importorskip("sklearn.datasets")

@@ -8,8 +8,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional as F
 
 from lion_hf import lion_attention
-from lion_hf.modeling.configuration_lion import MASK_TYPES
-from lion_hf.modeling.lion_ops import FORMS
+from lion_hf.modeling.configuration_lion import FORMS, MASK_TYPES
 
 
 def per_sample_gradients(network, inputs, labels):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import lion_hf
 from lion_hf import lion_attention
 from lion_hf.modeling import lion_ops
+from lion_hf.modeling.configuration_lion import FORMS
 
 lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
 # Four units in the last place of the largest entry, twice what the torch forms keep to: they compute in float32, but what the
@@ -362,7 +363,7 @@ def test_refusals_say_why(change, message, device):
 def test_where_only_plain_operations_will_do(device):
     """torch.func cannot transform the kernels, and a portable program has none."""
     query = torch.rand(2, 1, 1, 5, 4, device=device)
-    message = "backend='triton': the kernels are no plain operations"
+    message = "backend='triton': the kernels are not plain operations"
     with pytest.raises(ValueError, match=message):
         torch.func.vmap(lambda x: fused(x, x, x))(query)
 
@@ -376,7 +377,8 @@ def test_where_only_plain_operations_will_do(device):
 
 def test_without_kernels(monkeypatch):
     """Where triton or a device is missing the torch forms serve, and who asks for the kernels is told."""
-    monkeypatch.setattr(lion_ops, "TRITON_DTYPES", ())
+    torch_only = {key: value for key, value in lion_ops.TABLE.items() if key[0] == "torch"}
+    monkeypatch.setattr(lion_ops, "TABLE", torch_only)
     inputs = [torch.rand(1, 1, 5, 4) for _ in range(3)]
     assert lion_attention(*inputs).shape == (1, 1, 5, 4)
     with pytest.raises(ValueError, match="backend='triton': triton was not found, or no CUDA device"):
@@ -385,7 +387,10 @@ def test_without_kernels(monkeypatch):
 
 def test_the_cpu_is_never_chosen_for_the_kernels(monkeypatch):
     """The interpreter is for tests: "auto" leaves tensors on the CPU to torch."""
-    monkeypatch.setattr(lion_ops, "fused_forward", None)
+    broken = dict(lion_ops.TABLE)
+    for form in FORMS:
+        broken["triton", form] = lion_ops.Backend(None, lambda request: None)
+    monkeypatch.setattr(lion_ops, "TABLE", broken)
     assert lion_attention(*(torch.rand(1, 1, 5, 4) for _ in range(3)), torch.zeros(1, 1, 1)).shape == (1, 1, 5, 4)
 
 
