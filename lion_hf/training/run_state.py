@@ -1,4 +1,4 @@
-"""Runs that are skipped once they are finished: what each depends on is kept beside its result, and compared."""
+"""Finished runs are skipped: what a run depends on is kept beside its result, and compared."""
 
 import hashlib
 import json
@@ -84,7 +84,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, float] | None]:
 
 
 def on_first_process(args: TrainingArguments, function: Callable[[], Any]) -> Any:
-    """What the function returns on process 0, or the ValueError that it raises there, on all processes."""
+    """Calls a function on the first process; all return its value or raise its ValueError."""
     answer = [None, None]
     if args.process_index == 0:
         try:
@@ -103,7 +103,7 @@ def digest(value: Any) -> str:
 
 
 def model_digest(path: str, weights: bool = True) -> str:
-    """A hash of a folder's configuration and weights, or the name and commit of a model on the Hub."""
+    """A hash of a folder's configuration and weights, or name and commit of a model on the Hub."""
     if not Path(path).is_dir():
         file = cached_file(path, CONFIG_NAME)  # .../snapshots/COMMIT/config.json
         return f"{path}@{Path(file).parent.name}"

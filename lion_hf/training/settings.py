@@ -1,4 +1,4 @@
-"""Settings of the scripts: dataclasses filled from a YAML file and from the command line, which wins."""
+"""Settings: dataclasses filled from a YAML file and from the command line, which wins."""
 
 import argparse
 import difflib
@@ -68,11 +68,12 @@ def parse_settings(
     prog: str | None = None,
     positional: Mapping[str, str] | None = None,
 ) -> tuple:
-    """Dataclass instances from `--config FILE.yaml` and the options beside it, which overrule the file.
+    """Dataclass instances from the options and from `--config FILE.yaml`, which they override.
 
     Args:
         description: what `--help` says first; the script's docstring.
-        *types: dataclasses; every field is an option, spelt with underscores or hyphens, and a key of the file.
+        *types: dataclasses; every field is an option, spelt with underscores or hyphens, and a key
+            of the file.
         argv: the command line without the program's name; None for the program's own.
         prog: the program's name for messages; None for that of the running one.
         positional: arguments that are required and have no option's name, and their help.
@@ -81,8 +82,8 @@ def parse_settings(
         The positional arguments, then one instance of each type.
 
     Raises:
-        SystemExit: with a message for an unknown key or option, which names the nearest legal one, a file that cannot be
-            read, a value of the wrong type, or what the dataclasses' own checks raise as ValueError.
+        SystemExit: with a message, for an unknown key or option (it names the nearest legal one), a
+            file that cannot be read, a value of the wrong type, or a ValueError of the dataclasses.
     """
     if argv is None:
         start_processes()
@@ -103,7 +104,8 @@ def parse_settings(
     parser.add_argument(
         "--config",
         metavar="FILE.yaml",
-        help="Settings, one per line, by the options' names: a file, or a recipe of the package by name.",
+        help="Settings, one per line, by the options' names: a file, or the name of a recipe of the"
+        " package.",
     )
     legal = sorted(
         {
@@ -134,7 +136,7 @@ def parse_settings(
 
 
 def save_settings(folder: str | os.PathLike, *instances: Any) -> dict[str, Any]:
-    """Writes the instances' fields that have a value to `settings.yaml` in the folder, for `--config`; returns them."""
+    """Writes the fields that have a value to `settings.yaml`, for `--config`; returns them."""
     settings = resolved_settings(*instances)
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -194,7 +196,8 @@ def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any
     """Fields of a configuration as `parse_mapping` reads them.
 
     Raises:
-        ValueError: for a text of another form, or a name that the configuration does not have, with the nearest one.
+        ValueError: for a text of another form, or a name that the configuration does not have (it
+            names the nearest one).
     """
     overrides = parse_mapping(text)
     legal = sorted(set(config.to_dict()) - {"model_type", "architectures", "transformers_version"})
@@ -222,15 +225,15 @@ def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(settings, dict):
         parser.error(
-            f"--config {file} holds a {type(settings).__name__}: expected lines of the form `key: value`"
+            f"--config {file} holds a {type(settings).__name__}: expected lines of the form"
+            " `key: value`"
         )
     options = []
     for key, value in settings.items():
         option = f"--{key}"
         if option not in legal or option in ("--config", "--help"):
-            parser.error(
-                f"--config {file}: {_unknown('key', str(key), [name.removeprefix('--') for name in legal])}"
-            )
+            keys = [name.removeprefix("--") for name in legal]
+            parser.error(f"--config {file}: {_unknown('key', str(key), keys)}")
         if type(value) in (int, float):
             value = words.get(key, value)  # as it is written, since it may be meant as text
         if isinstance(value, list):

@@ -57,8 +57,8 @@ class LionTrainer(UploadingTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.args.do_train and hasattr(self.model, "config"):
-            check_score_dropout(self.model.config)
+        if self.args.do_train:
+            check_score_dropout(getattr(self.model, "config", None))
         if self.is_fsdp_enabled and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             raise ValueError(
                 "bf16_full_eval or fp16_full_eval with FSDP: expected neither, because they would"
@@ -91,6 +91,7 @@ class LionTrainer(UploadingTrainer):
                 trainer can then train again, from a checkpoint.
             OSError: if a checkpoint cannot be written.
         """
+        check_score_dropout(getattr(self.model, "config", None))
         self._watch.reset()
         self._items, self._flops, self._since = 0, 0.0, None
         saves = self.args.save_strategy != "no"

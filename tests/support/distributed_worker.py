@@ -1,4 +1,4 @@
-"""What every process of test_distributed.py's launches runs: small trainings, by their names, into a folder.
+"""What every process of a launch in test_distributed.py runs: small trainings by name.
 
     torchrun --nproc_per_node 2 tests/support/distributed_worker.py FOLDER BATCH CASE [CASE ...]
 
@@ -51,7 +51,7 @@ TEXT_KEYS, IMAGE_KEYS = ("input_ids", "labels", "attention_mask"), ("pixel_value
 
 
 def text(row: dict) -> dict:
-    """A row of which a share is to be predicted, from a tenth in the first rows to nine tenths in the last."""
+    """A row with tokens to predict: a tenth in the first rows, nine tenths in the last."""
     chosen = torch.rand(LENGTH) < 0.1 + 0.8 * row["number"] / ROWS
     mask = (torch.arange(LENGTH) < LENGTH - row["number"] % 5).long()
     return {
@@ -74,14 +74,20 @@ class Stream(IterableDataset):
 
 
 def make_model(case: str):
-    """A model with random weights, which every process but the first has to give up for the first one's."""
+    """A model with random weights, which are others in each process: all must take the first's."""
     mask_type = CASES[case][0]
     torch.manual_seed(1 + PartialState().process_index)
     if case == "snake":
         config = LionConfig(
-            modality="image", mask_type=mask_type, patch_order="snake", image_size=16, patch_size=4, num_labels=3, **SIZES,
+            modality="image",
+            mask_type=mask_type,
+            patch_order="snake",
+            image_size=16,
+            patch_size=4,
+            num_labels=3,
+            **SIZES,
             **NO_DROPOUT,
-        )  # fmt: skip
+        )
         return LionForImageClassification(config)
     config = LionConfig(
         modality="text", mask_type=mask_type, vocab_size=WORDS, chunk_size=5, **SIZES, **NO_DROPOUT
@@ -102,9 +108,16 @@ def make_trainer(case: str, folder: str | Path, batch: int, **kwargs) -> LionTra
     keys = IMAGE_KEYS if case == "snake" else TEXT_KEYS
     options = {"max_steps": 6, "per_device_train_batch_size": batch, **CASES[case][1], **kwargs}
     args = LionTrainingArguments(
-        str(folder), learning_rate=1e-2, logging_steps=1, seed=3, disable_tqdm=True, report_to="none", peak_tflops=1.0,
-        save_strategy="steps" if "save_steps" in options else "no", **options,
-    )  # fmt: skip
+        str(folder),
+        learning_rate=1e-2,
+        logging_steps=1,
+        seed=3,
+        disable_tqdm=True,
+        report_to="none",
+        peak_tflops=1.0,
+        save_strategy="steps" if "save_steps" in options else "no",
+        **options,
+    )
 
     def collate(samples: list[dict]) -> dict:
         inputs = {

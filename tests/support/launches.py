@@ -28,7 +28,7 @@ LAUNCH = [
     "PORT",
 ]
 
-# Name of a launch -> its commands, which run side by side, and the cases of distributed_worker.py that it trains.
+# Name of a launch -> its commands, which run side by side, and the cases of distributed_worker.py.
 LAUNCHES = {
     "accelerate-cpu": ([[*LAUNCH, "--cpu"]], ("selective", "decay", "lit", "stream", "snake")),
     "torchrun": ([TORCHRUN], ("selective", "resumed", "broken", "packed")),

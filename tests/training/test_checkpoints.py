@@ -1,5 +1,6 @@
 """Checkpoints are whole or not used, and a run goes on from the newest whole one."""
 
+import io
 import json
 import os
 import random
@@ -320,7 +321,7 @@ def train_with_a_limit(folder: Path, limit: int) -> str:
     pid = os.fork()
     if pid == 0:
         try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # pytest's are files too
+            sys.stdout = sys.stderr = io.StringIO()  # pytest's are files too
             made = trainer(folder, max_steps=8, logging_steps=100)
             made.processing_class = small_tokenizer()
             made.add_callback(Full(limit))

@@ -1,5 +1,6 @@
 """One run per folder: a lock that names its holder and dies with it."""
 
+import contextlib
 import os
 import re
 import signal
@@ -50,10 +51,8 @@ def holder(tmp_path):
     """A process that holds the folder."""
     pid = child(lambda: hold(tmp_path))
     yield pid
-    try:
+    with contextlib.suppress(ProcessLookupError):
         kill(pid)
-    except ProcessLookupError:
-        pass
 
 
 def test_a_second_run_is_told_who_runs_and_changes_nothing(tmp_path, holder):
@@ -71,7 +70,7 @@ def test_a_lock_is_given_back_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), lock.folder_lock(tmp_path):
         pid = child(lambda: pytest.raises(ValueError, hold, tmp_path))
         kill(pid)
-        1 / 0
+        raise ZeroDivisionError
     with lock.folder_lock(tmp_path), lock.folder_lock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
