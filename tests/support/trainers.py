@@ -27,7 +27,9 @@ def noisy(sample: dict) -> dict:
     return sample
 
 
-def trainer(folder: Path, dataset=None, network=None, eval_dataset=None, **settings) -> LionTrainer:
+def trainer(
+    folder: Path, dataset=None, network=None, eval_dataset=None, cls=LionTrainer, **settings
+) -> LionTrainer:
     settings = {
         "max_steps": 12,
         "save_steps": 4,
@@ -44,7 +46,7 @@ def trainer(folder: Path, dataset=None, network=None, eval_dataset=None, **setti
         **settings,
     )
     network = model("SequenceClassification", text_config()) if network is None else network
-    return LionTrainer(
+    return cls(
         network,
         args,
         train_dataset=SeededDataset(Rows(), noisy) if dataset is None else dataset,

@@ -14,6 +14,7 @@ from lion_hf.training import checkpoints
 from lion_hf.training.arguments import LionTrainingArguments
 from lion_hf.training.finite import Watch, not_finite
 from lion_hf.training.run import run
+from lion_hf.training.trainer import LionTrainer
 
 
 class At(TrainerCallback):
@@ -120,6 +121,29 @@ def test_what_breaks_after_the_gradient_is_not_saved(tmp_path, kind, strategy):
         run(made, title="A run")
     found = [path.name for path in checkpoints.checkpoints(tmp_path)]
     assert found == (["checkpoint-4"] if strategy == "steps" else [])
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+class Late(LionTrainer):
+    """Looks at its notes only when it logs or saves, as on a GPU, which nobody waits for."""
+
+    def _note(self, name, value, inputs=None):
+        self._watch.note(name, value, self.state.global_step)
+
+
+@pytest.mark.parametrize("step", [5, 6, 8])
+@pytest.mark.parametrize("logging_steps", [3, 100])
+def test_a_gradient_that_is_noticed_late_spoils_no_checkpoint(tmp_path, step, logging_steps):
+    network = model("SequenceClassification", text_config())
+    made = trainer(
+        tmp_path, network=network, cls=Late, save_total_limit=1, logging_steps=logging_steps
+    )
+    made.add_callback(break_gradient(network, step, math.nan))
+    with pytest.raises(FloatingPointError, match=f"the gradient became .* in step {step} "):
+        run(made, title="A run")
+    assert not_finite(network.named_parameters()), "the step was made"
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
+    assert checkpoints.damage(tmp_path / "checkpoint-4") is None
     assert not (tmp_path / "model.safetensors").exists()
 
 
