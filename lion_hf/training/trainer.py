@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProgressCallback
 
+from ..modeling.configuration_lion import check_score_dropout
+from ..modeling.lion_choice import why_quadratic
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
 from .arguments import LionTrainingArguments
@@ -56,14 +58,7 @@ class LionTrainer(UploadingTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config = getattr(self.model, "config", None)
-        form = getattr(config, "attention_form", "auto")
-        dropout = getattr(config, "attention_probs_dropout_prob", 0)
-        if form in ("chunk", "recurrent") and dropout:
-            raise ValueError(
-                f"attention_form={form!r} with attention_probs_dropout_prob={dropout}: only"
-                " 'attention' (which 'auto' then picks) keeps scores to drop; set the dropout to 0"
-                " to train in this form"
-            )
+        check_score_dropout(config)
         if self.is_fsdp_enabled and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             raise ValueError(
                 "bf16_full_eval or fp16_full_eval with FSDP: expected neither, because they would"
@@ -96,6 +91,9 @@ class LionTrainer(UploadingTrainer):
                 trainer can then train again, from a checkpoint.
             OSError: if a checkpoint cannot be written.
         """
+        quadratic = why_quadratic(getattr(self.model, "config", None))
+        if quadratic is not None and self.is_world_process_zero():
+            logger.warning(quadratic)
         self._watch.reset()
         self._items, self._flops, self._since = 0, 0.0, None
         saves = self.args.save_strategy != "no"

@@ -155,7 +155,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--steps", "5"], "without data"),
+            (["--steps", "5"], "but no data"),
             (["--train_file", "nowhere.csv", "--max_length", "9"], "no such file"),
             (
                 ["--train_file", "{}/train.csv", "--max_length", "100"],
