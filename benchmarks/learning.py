@@ -305,8 +305,8 @@ def _table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     task = TASKS[name]
     measure = "accuracy" if task.pairs else "loss"
     lines = [
-        f"## {name}\n\n{task.steps} steps of {task.batch} x {task.length} tokens. The {measure} is that of"
-        " held-out rows."
+        f"## {name}\n\n{task.steps} steps of {task.batch} x {task.length} tokens."
+        f" The {measure} is that of held-out rows."
     ]
     lines.append(
         "\n| model | parameters | rates tried: "
