@@ -184,6 +184,9 @@ def arguments_of(
         "per_device_train_batch_size": total // parts,
     }
     recipe |= args.given | {"seed": seed, "output_dir": str(Path(args.output_dir, name, str(seed)))}
+    if args.push_to_hub:  # every run has a repository of its own
+        base = args.hub_model_id or Path(args.output_dir).absolute().name
+        recipe["hub_model_id"] = f"{base}-{name}-{seed}"
     recipe["do_predict"] = False  # test sets are predicted after the run, also one finished before
     own = copy.copy(args)
     for key, value in recipe.items():

@@ -87,9 +87,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         data=record,
         predict_dataset=test,
         write_predictions=lambda output: write_guesses(predictions, output, test, tokenizer),
+        finish=functools.partial(predict_all_words, args),
     )
-    if args.do_train:
-        predict_all_words(args)
     names = [
         name for name in ("masked_accuracy", "loss", "perplexity") if f"eval_{name}" in metrics
     ]
@@ -98,7 +97,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     return metrics
 
 
-def predict_all_words(args: LionTrainingArguments) -> None:
+def predict_all_words(args: LionTrainingArguments, _: dict[str, float]) -> None:
     """Lets the saved model compute the scores of all words again."""
     if args.should_save:
         config = AutoConfig.from_pretrained(args.output_dir)

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..auto import length_limit
 from ..data.masking import vocabulary_size
 from ..data.rows import is_empty
 from ..folders import has_weights, write_json
@@ -97,8 +98,8 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
     if changes:
         raise ValueError(
             f"--train_tokenizer: the tokenizer in {folder} was trained on something else"
-            f" ({changes}): bring that back, pass --tokenizer {folder} to use it as it is, or choose"
-            " another --output_dir"
+            f" ({changes}): bring that back, pass --tokenizer {folder} to use it as it is, or"
+            " choose another --output_dir"
         )
 
 
@@ -150,6 +151,8 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
     if weights:
         options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
         return AutoModelForMaskedLM.from_pretrained(source, **options)
+    if limit := length_limit(config):  # a borrowed tokenizer has that of the model it came with
+        tokenizer.model_max_length = limit
     return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 

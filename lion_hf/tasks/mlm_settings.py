@@ -20,7 +20,7 @@ class ModelSettings:
     model: str = option(
         "Preset, model folder or Hub name. With weights, training starts from them, unless"
         " --from_scratch.",
-        "lion-s-base",
+        "modern-lion-s-base",
     )
     from_scratch: bool = option("Start from random weights even if there are others.", False)
     model_overrides: str | None = option("Fields of the configuration: name=value,name=value.")
