@@ -8,9 +8,7 @@ from transformers import BitImageProcessor
 from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-MAX_BYTES = (
-    420_000_000  # that decoding a picture may take: 100 million pixels of a plain photograph
-)
+MAX_BYTES = 380_000_000  # that decoding may take; enough for a photograph of 90 megapixels
 MOST_PIXELS = 1 << 23  # of a picture after reading; larger ones are shrunk by a whole factor
 LONGEST_SIDE = 1 << 15
 LONGEST_RATIO = 32  # of the sides; more of a strip is never inside the centre crop

@@ -278,7 +278,7 @@ def png_header(width: int, height: int, depth: int, colour_type: int) -> bytes:
 def test_sizes_are_refused_by_their_header(size, depth, kind, tmp_path, folder, classify):
     content = png_header(*size, depth, kind)
     (tmp_path / "large.png").write_bytes(content)
-    message = f"{size[0]} x {size[1]} pixels .* the limit max_bytes is 420 MB"
+    message = f"{size[0]} x {size[1]} pixels .* the limit max_bytes is 380 MB"
     with pytest.raises(SkippedSample, match=message):
         open_image(content)
     processor = AutoImageProcessor.from_pretrained(folder)
@@ -341,11 +341,11 @@ def test_hostile_pictures_take_little_memory_and_time(tmp_path):
         "strip.png": ("L", (1, 20_000), {}),
         "long-strip.png": ("RGB", (5_000_000, 1), {}),
         "deep.png": ("I;16", (13_000, 13_000), {}),
-        "less-deep.png": ("I;16", (8_300, 8_300), {}),
-        "wide.png": ("RGB", (10_200, 10_200), {}),
-        "clear.png": ("RGBA", (7_200, 7_200), {}),
-        "progressive.jpg": ("RGB", (6_400, 6_400), {"progressive": True}),
-        "flat.webp": ("RGB", (5_400, 5_400), {}),
+        "less-deep.png": ("I;16", (7_900, 7_900), {}),
+        "wide.png": ("RGB", (9_700, 9_700), {}),
+        "clear.png": ("RGBA", (6_880, 6_880), {}),
+        "progressive.jpg": ("RGB", (6_150, 6_150), {"progressive": True}),
+        "flat.webp": ("RGB", (5_200, 5_200), {}),
     }
     noise(0, (300, 300)).save(tmp_path / "honest.png")
     for name, (mode, size, kwargs) in made.items():
