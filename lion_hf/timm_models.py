@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .modeling.configuration_lion import LionConfig
+from .modeling.lion_convolution import Grid
 from .modeling.lion_embeddings import resize_images
 from .modeling.lion_packing import pool
 from .modeling.modeling_lion import LionForImageClassification
@@ -171,7 +172,7 @@ class LionTimmModel(LionForImageClassification):
         order = lion.embeddings.reading_orders(x)
         hidden_states, outputs = lion.embeddings(x, None), {}
         for number, layer in enumerate(lion.layers[: last + 1] if stop_early else lion.layers):
-            hidden_states = layer(hidden_states, order=order)
+            hidden_states = layer(hidden_states, order=order, conv_layout=Grid(rows, columns))
             if number in wanted:
                 outputs[number] = lion.norm(hidden_states) if norm else hidden_states
         prefixes = [outputs[number][:, :1] for number in wanted]

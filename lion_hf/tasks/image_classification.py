@@ -269,9 +269,8 @@ def train_and_evaluate(
         write_predictions=partial(
             write_predictions, images=to_predict, file=Path(args.output_dir, PREDICTIONS_FILE)
         ),
+        finish=partial(save_average, trainer, name),
     )
-    if trainer.average is not None and args.do_train:
-        save_average(trainer, name, metrics)
     shown = [x for x in ("accuracy", "accuracy_top5", "ema_accuracy") if f"eval_{x}" in metrics]
     logger.info(
         "%s in %s",
@@ -362,8 +361,8 @@ def evaluation_dataset(images: Images, processor: LionImageProcessor, seed: int)
 
 
 def save_average(trainer: ImageTrainer, dataset: str, metrics: dict[str, float]) -> None:
-    """Writes the model with averaged weights to ema/ in the run's folder."""
-    if not trainer.args.should_save:
+    """Writes the model with averaged weights, if there is one, to ema/ in the run's folder."""
+    if trainer.average is None or not trainer.args.should_save:
         return
     folder, model, prefix = (
         Path(trainer.args.output_dir, "ema"),
