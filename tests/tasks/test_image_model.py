@@ -129,8 +129,8 @@ def test_fine_tuning_at_another_resolution(folder, tmp_path):
     run(folder, tmp_path / "one", *PLAIN, "--max_steps", "25")
     first = LionForImageClassification.from_pretrained(tmp_path / "one")
     metrics = run(
-        folder, tmp_path / "two", *PLAIN, "--max_steps=1", "--learning_rate=1e-9", "--input_size=24",
-        model=["--model_name_or_path", str(tmp_path / "one")],
+        folder, tmp_path / "two", *PLAIN, "--max_steps=1", "--learning_rate=1e-9",
+        "--input_size=24", model=["--model_name_or_path", str(tmp_path / "one")],
     )  # fmt: skip
     assert metrics["eval_accuracy"] > 0.9
     second = LionForImageClassification.from_pretrained(tmp_path / "two")
