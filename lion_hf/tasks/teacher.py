@@ -120,10 +120,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         ValueError: if the file is missing, cannot be read, or holds no weights.
     """
     try:
-        if Path(path).suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = _read_torch_file(path)
+        read = load_file if Path(path).suffix == ".safetensors" else _read_torch_file
+        weights = read(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"teacher_path={str(path)!r} cannot be read as weights: {error}"

@@ -184,6 +184,13 @@ def test_every_orientation(kind, orientation, tmp_path, folder, classify, extrac
     assert np.array_equal(np.asarray(again), seen), "a picture is turned once only"
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0 broken", b"Exif\0\0II*\0\xff\xff\xff\x7f"])
+def test_broken_exif_turns_nothing(exif):
+    file = io.BytesIO()
+    noise(0).save(file, "PNG", exif=exif)
+    assert open_image(file.getvalue()).tobytes() == noise(0).tobytes()
+
+
 @pytest.mark.parametrize("mode", ["I", "I;16", "I;16L", "I;16B"])
 def test_the_upper_bits_of_deep_grey_are_kept(mode):
     grey = np.asarray(upright_rgb(colour(mode)))
@@ -296,6 +303,21 @@ def test_the_limit_is_saved(tmp_path):
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="limit max_bytes is 0 MB"):
         loaded(Image.new("RGB", (50, 50)))
+
+
+@pytest.mark.parametrize("extra", [0, 100])
+def test_a_jpeg_of_many_scans_is_refused(extra):
+    """Each passes over the whole picture: 400 scans of 60 bytes would take half a minute."""
+    file = io.BytesIO()
+    noise(0).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content[content.rfind(b"\xff\xda") : -2]
+    content = content[:-2] + extra * last + content[-2:]
+    if extra:
+        with pytest.raises(SkippedSample, match=r"JPEG of 1\d\d scans: expected at most 64"):
+            open_image(content)
+    else:
+        assert open_image(content).size == (20, 18)
 
 
 def test_refused_formats():

@@ -400,7 +400,7 @@ def test_a_run_does_not_continue_with_other_data(folder, tmp_path, change, messa
     [
         (["--input_size", "18"], "expected multiples of patch_size=4"),
         (["--model", "lion_huge_patch16_224"], "did you mean lion_"),
-        (["--model", "lion-d-snak-tiny-patch16-224"], "did you mean lion-d-snake-tiny-patch16-224"),
+        (["--model", "lion-d-snak-tiny-patch16-224"], "expected lion-d-snake-tiny-patch16-224"),
         (["--mask_type", "Decai"], "mask_type='Decai': expected one of Lit, Decay, Selective"),
         (["--format", "Fast"], "format='Fast'"),
         (["--model", "configs/lion-d-base"], "expected a LION model for images"),
