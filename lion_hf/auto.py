@@ -11,12 +11,13 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BertTokenizer,
-    BitImageProcessor,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from .image_pipelines import register_pipelines
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
+from .modeling.image_processing_lion import LionImageProcessor
 from .modeling.lion_pretrained import AUTO_MODELS
 
 
@@ -49,11 +50,12 @@ def register() -> None:
         )
     AutoTokenizer.register(LionConfig, tokenizer_class=ExistingBertTokenizer, exist_ok=True)
     AutoImageProcessor.register(
-        LionConfig, image_processor_classes={"torchvision": BitImageProcessor}, exist_ok=True
+        LionConfig, image_processor_classes={"torchvision": LionImageProcessor}, exist_ok=True
     )
+    register_pipelines()
 
 
-def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> BitImageProcessor:
+def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> LionImageProcessor:
     """The evaluation transform of the DeiT recipe (arXiv 2012.12877).
 
     It resizes with bicubic interpolation, crops the centre, and normalises with ImageNet's mean and
@@ -81,7 +83,7 @@ def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> B
         if square
         else {"height": round(height / crop), "width": round(width / crop)}
     )
-    return BitImageProcessor(
+    return LionImageProcessor(
         size=size,
         crop_size={"height": height, "width": width},
         resample=PILImageResampling.BICUBIC,

@@ -49,8 +49,9 @@ TEXT_DEFAULTS = {
     "normalize_attention": False,
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.0,
+    "pre_norm": False,
     "classifier_pooling": "cls",
 }
 IMAGE_DEFAULTS = {
@@ -59,6 +60,7 @@ IMAGE_DEFAULTS = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.1,
+    "pre_norm": True,
     "classifier_pooling": "mean",
 }
 
@@ -147,7 +149,9 @@ def family_defaults(modality: str, mask_type: str) -> dict:
 class LionConfig(PreTrainedConfig):
     """Configuration of a LION encoder (arXiv 2502.16249) for text (like BERT) or images (like ViT).
 
-    Text models normalise after each block, image models before it. A field left at None takes the
+    By itself it describes the models of the paper: text models normalise after each block, image
+    models before it. `pre_norm`, `conv_kernel_size`, `gated_mlp` and `scale_output_init` make the
+    modern block of the presets `modern-lion-*`. A field left at None takes the
     choice of the model family that `modality` and `mask_type` name, and is saved resolved.
 
     Args:
@@ -167,8 +171,8 @@ class LionConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout after embeddings, attention and MLP. None: 0.1 for text, 0 for
             images.
         attention_probs_dropout_prob: dropout of the masked scores. Training with it needs the
-            attention form, which "auto" then picks; set it to 0 to train in the chunk or the
-            recurrent form. None: 0.1 for text, 0 for images.
+            attention form, which "auto" then picks and whose cost is quadratic in the length. None:
+            0. The paper trains text models with 0.1.
         drop_path_rate: stochastic depth of the last layer, rising linearly from 0. None: 0 for
             text, 0.1 for images.
         layer_norm_eps: epsilon of the norms. None: 1e-12 for text, 1e-6 for images.
@@ -181,6 +185,15 @@ class LionConfig(PreTrainedConfig):
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the
             output projection. None: True for lit text, else False.
+        pre_norm: whether the norms come before attention and MLP, with a last norm after the layers,
+            and not after each of them. None: False for text, True for images.
+        conv_kernel_size: width of a depthwise convolution on queries, keys and values, an odd
+            number of tokens, or of patches in both directions of an image. It sees neither padding
+            nor other documents. None: no convolution.
+        gated_mlp: whether the MLPs multiply their activation by a second projection, as in GeGLU
+            (arXiv 2002.05202).
+        scale_output_init: whether the output projections of attention and MLP start smaller by a
+            factor of sqrt(2 * num_hidden_layers).
         use_position_embeddings: whether the model learns absolute positions. None: False for text
             with decay, else True.
         classifier_pooling: "cls" (the class token or the first token) or "mean" (class token
@@ -234,6 +247,10 @@ class LionConfig(PreTrainedConfig):
     feature_map: str | None = None
     normalize_attention: bool | None = None
     attention_norm: bool | None = None
+    pre_norm: bool | None = None
+    conv_kernel_size: int | None = None
+    gated_mlp: bool = False
+    scale_output_init: bool = False
     use_position_embeddings: bool | None = None
     classifier_pooling: str | None = None
     classifier_dropout: float | int | None = None
@@ -334,6 +351,9 @@ class LionConfig(PreTrainedConfig):
                 f" num_attention_heads={self.num_attention_heads}: every head needs the same whole"
                 " number of dimensions"
             )
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            raise ValueError(f"conv_kernel_size={width}: expected None or an odd integer from 1 on")
         image_mean = (self.modality, self.classifier_pooling) == ("image", "mean")
         if self.distillation_head and not image_mean:
             raise ValueError(

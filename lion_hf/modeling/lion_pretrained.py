@@ -11,8 +11,9 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_lion import LionConfig
+from .lion_convolution import LionConvolution
 from .lion_embeddings import LionImageEmbeddings
-from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer
+from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer, LionOutputProjection
 
 # Auto class -> class in modeling_lion.py; for registration, and for the `auto_map` of saved models.
 AUTO_MODELS = {
@@ -83,6 +84,10 @@ class LionPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=std)
+        elif isinstance(module, LionConvolution):
+            init.copy_(module.weight, module.identity())
+        elif isinstance(module, LionOutputProjection) and self.config.scale_output_init:
+            init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
         elif isinstance(module, LionDecay | LionGate):
             gates = _first_gates(self.config)
             init.copy_(module.bias, gates if isinstance(module, LionDecay) else -gates)
@@ -109,6 +114,7 @@ class LionPreTrainedModel(PreTrainedModel):
             "position_embeddings",
             "position_embeddings.weight",
             "gate.bias",
+            *(("gate.weight", "_conv.weight") if self.config.conv_kernel_size is not None else ()),
         )
         return {name for name, _ in self.named_parameters() if name.endswith(exempt)}
 

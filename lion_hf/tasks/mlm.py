@@ -63,7 +63,7 @@ class ModelSettings:
     """What to train."""
 
     model: str = field(
-        default="lion-s-base",
+        default="modern-lion-s-base",
         metadata={
             "help": "Preset, model folder or Hub name. With weights, training starts from them, unless --from_scratch."
         },
