@@ -113,7 +113,9 @@ class Archive:
         for name in sorted(entries, key=lambda name: entries[name].start, reverse=True):
             entry = entries[name]
             if entry.start + LOCAL.size + len(name.encode()) + entry.size > end:
-                raise self._unusual("its entries overlap: it would unpack to more than its own size")
+                raise self._unusual(
+                    "its entries overlap: it would unpack to more than its own size"
+                )
             entries[name] = entry._replace(limit=end)
             end = entry.start
         return entries

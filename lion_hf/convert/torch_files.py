@@ -117,7 +117,9 @@ def _open_old(file: BinaryIO, name: str) -> TorchFile:
             f"{name} is truncated or no PyTorch checkpoint (a file as torch.save writes): copy or download it again"
         )
     system, content, keys = (unpickler.load() for _ in range(3))
-    if not isinstance(system, dict) or system.get("little_endian") is not (sys.byteorder == "little"):
+    if not isinstance(system, dict) or system.get("little_endian") is not (
+        sys.byteorder == "little"
+    ):
         raise Broken("another byte order")
     places, start = {}, unpickler.at
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):

@@ -10,48 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from ..convert.errors import ConversionError
+from ..modeling.configuration_lion import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
+from .data import lesson_data
+from .losses import answer_loss, class_logits, distillation_loss, problem_type, relative_error
+from .settings import Distillation
 from .softmax_models import source_name, without_distillation_token
 
 if TYPE_CHECKING:
     from ..training.trainer import LionTrainingArguments
-
-from .settings import Distillation
-
-
-def distillation_loss(
-    logits: torch.Tensor, teacher_logits: torch.Tensor, kind: str, tau: float
-) -> torch.Tensor:
-    """Loss of a student against its teacher for every sample, (B,).
-
-    Args:
-        logits: the student's, (B, C).
-        teacher_logits: (B, C).
-        kind: "hard" for cross-entropy with the teacher's class, "soft" for tau^2 times the Kullback-Leibler divergence of the
-            softened probabilities (arXiv 1503.02531).
-        tau: temperature of "soft".
-    """
-    logits, teacher_logits = logits.float(), teacher_logits.float()
-    if kind == "hard":
-        return F.cross_entropy(logits, teacher_logits.argmax(-1), reduction="none")
-    student, teacher = (F.log_softmax(x / tau, dim=-1) for x in (logits, teacher_logits))
-    return tau**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-
-
-def relative_error(
-    output: torch.Tensor, target: torch.Tensor, tokens: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Squared error over squared target, of tokens (B, L) that are not 0 only; outputs and targets are (B, L, ...)."""
-    error, power = (output.float() - target.float()).square(), target.float().square()
-    if tokens is not None:
-        real = (tokens != 0)[..., None]
-        error, power = error * real, power * real
-    return error.sum() / power.sum().clamp(min=1e-12)
 
 
 class Lesson(nn.Module):
@@ -107,7 +78,8 @@ class Lesson(nn.Module):
             return {"loss": self.layer_errors(batch, hidden_states, targets).mean()}
         own = labels if self.alpha < 1 else None
         outputs = self.student(**batch, **({} if own is None else {"labels": own}))
-        loss = self.answer_loss(outputs, answers, batch, labels)
+        given = batch if labels is None else batch | {"labels": labels}
+        loss = answer_loss(self.student, outputs, answers, given, tau=self.tau)
         return {
             "loss": loss if own is None else self.alpha * loss + (1 - self.alpha) * outputs.loss
         }
@@ -116,13 +88,18 @@ class Lesson(nn.Module):
     def ask(
         self, batch: dict[str, torch.Tensor]
     ) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
-        """The teacher's outputs, and what goes into and comes out of each of its attentions, (B, L, hidden)."""
+        """The teacher's outputs, and what goes into and comes out of each of its attentions, (B, L, hidden).
+
+        All are without the tokens that the student does not have.
+        """
         for seen in self._seen.values():
             seen.clear()
         outputs = self.teacher(**batch)
         cut = (
             without_distillation_token if self.teacher.config.model_type == "deit" else lambda x: x
         )
+        if "last_hidden_state" in outputs:
+            outputs["last_hidden_state"] = cut(outputs.last_hidden_state)
         hidden_states, targets = (
             [cut(x) for x in self._seen[name]] for name in ("input", "output")
         )
@@ -144,60 +121,6 @@ class Lesson(nn.Module):
             output, _ = layer.attention(x, attention_mask=tokens, order=order)
             errors.append(relative_error(output, target, tokens))
         return torch.stack(errors)
-
-    def answer_loss(
-        self, outputs: Any, answers: Any, batch: dict, labels: torch.Tensor | None
-    ) -> torch.Tensor:
-        """How far the student's outputs are from the teacher's: divergence of classes, else relative error."""
-        head, tokens = type(self.student).__name__, batch.get("attention_mask")
-        if head == "LionModel":
-            target = answers.last_hidden_state
-            target = (
-                without_distillation_token(target)
-                if self.teacher.config.model_type == "deit"
-                else target
-            )
-            return relative_error(outputs.last_hidden_state, target, tokens)
-        if head == "LionForMaskedImageModeling":
-            return relative_error(outputs.reconstruction, answers.reconstruction)
-        if head == "LionForQuestionAnswering":
-            pairs = [
-                (outputs.start_logits, answers.start_logits),
-                (outputs.end_logits, answers.end_logits),
-            ]
-            if tokens is not None:
-                pairs = [tuple(x.masked_fill(tokens == 0, -1e4) for x in pair) for pair in pairs]
-            return sum(distillation_loss(*pair, "soft", self.tau).mean() for pair in pairs)
-        logits, targets = outputs.logits, _logits(answers)
-        kind = problem_type(self.student)
-        if kind == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits.float(), targets.float().sigmoid())
-        if kind == "regression":
-            return F.mse_loss(logits.float(), targets.float())
-        if head == "LionForMaskedLM":
-            logits, targets = logits[labels != -100], targets[labels != -100]
-        elif head == "LionForTokenClassification" and tokens is not None:
-            logits, targets = logits[tokens != 0], targets[tokens != 0]
-        losses = distillation_loss(logits.flatten(0, -2), targets.flatten(0, -2), "soft", self.tau)
-        return losses.mean() if losses.numel() else losses.sum()
-
-
-def problem_type(student: LionPreTrainedModel) -> str:
-    """What the logits of a model are: of "single_label_classification", "multi_label_classification" or "regression"."""
-    config = student.config
-    if type(student).__name__ not in (
-        "LionForSequenceClassification",
-        "LionForImageClassification",
-    ):
-        return "single_label_classification"
-    return config.problem_type or (
-        "regression" if config.num_labels == 1 else "single_label_classification"
-    )
-
-
-def _logits(outputs: Any) -> torch.Tensor | None:
-    """Logits of classes; `BertForPreTraining` has two kinds."""
-    return outputs.get("prediction_logits", outputs.get("logits"))
 
 
 @torch.no_grad()
@@ -223,7 +146,7 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
         sums["rows"] += rows
         sums["layer_error"] += lesson.layer_errors(batch, *layers).mean().item() * rows
         outputs = lesson.student(**batch)
-        targets = _logits(answers)
+        targets = class_logits(answers)
         if targets is None or kind == "regression":
             continue
         if kind == "multi_label_classification":
@@ -272,18 +195,12 @@ def distil(
     Raises:
         ConversionError: for data that do not fit, or a model whose answers need data of another kind (multiple choice).
     """
-    from .data import lesson_data
-
     if type(student).__name__ == "LionForMultipleChoice":
         raise ConversionError(
             "distillation of LionForMultipleChoice is not offered: its answers need questions with choices"
         )
-    form, dropout = student.config.attention_form, student.config.attention_probs_dropout_prob
-    if settings.steps and form in ("chunk", "recurrent") and dropout:
-        raise ConversionError(
-            f"attention_form={form!r} with the source's attention_probs_dropout_prob={dropout}: only 'attention', which 'auto'"
-            " picks in training, keeps scores to drop. Leave attention_form out and set it on the model that was made"
-        )
+    if settings.steps:
+        check_score_dropout(student.config)
     if processor is None:
         raise ConversionError(
             "the source has no tokenizer or image processor, which distillation needs"

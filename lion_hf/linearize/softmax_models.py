@@ -164,7 +164,9 @@ def load_softmax_model(
         raise ConversionError(
             f"the weights of {source} cannot be loaded as {architecture}: {error}"
         ) from error
-    shapes = [f"{name} {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
+    shapes = [
+        f"{name} {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])
+    ]
     _refuse_names(f"{source} has weights of other shapes than config.json says", shapes)
     spare = (
         r"(\w+\.)?pooler\." if CLASSIFIER.keys().isdisjoint(HEADS[architecture].rows) else "(?!)"

@@ -155,7 +155,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--steps", "5"], "without data"),
+            (["--steps", "5"], "but no data"),
             (["--train_file", "nowhere.csv", "--max_length", "9"], "no such file"),
             (
                 ["--train_file", "{}/train.csv", "--max_length", "100"],
@@ -232,7 +232,7 @@ class TestCommand:
         lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9, batch_size=4)
         with pytest.raises(
             ValueError,
-            match="attention_form='chunk' with the source's attention_probs_dropout_prob=0.1",
+            match="attention_probs_dropout_prob=0.1 with attention_form='chunk'",
         ):
             linearize_checkpoint(
                 text_source, tmp_path / "model", attention_form="chunk", distillation=lessons

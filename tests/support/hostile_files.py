@@ -179,7 +179,10 @@ PICKLES = {
     "text of 4 GB": b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"abc.",
     "12 million small numbers": b"\x80\x02](" + b"K\x01" * 12_000_000 + b"e.",
     "100,000 numbers of 2,000 bits": b"\x80\x02](" + long_number(2**2000) * 100_000 + b"e.",
-    "a number of 80 million bits": b"\x80\x02\x8b" + struct.pack("<i", 10**7) + b"\x7f" * 10**7 + b".",
+    "a number of 80 million bits": b"\x80\x02\x8b"
+    + struct.pack("<i", 10**7)
+    + b"\x7f" * 10**7
+    + b".",
     "a decimal number of a million digits": b"\x80\x02L" + b"9" * 10**6 + b"L\n.",
     "60,000 keys of one hash": b"\x80\x02}("
     + b"".join(long_number(n * PRIME) + b"K\x01" for n in range(1, 60_001))
@@ -236,7 +239,9 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     return pickles | {
         "many entries": many,
         "DATA.PKL": archive(
-            folder / "case.pth", pickle.dumps({"model": {}}, protocol=2), **{"DATA.PKL": nested_tuples(60)}
+            folder / "case.pth",
+            pickle.dumps({"model": {}}, protocol=2),
+            **{"DATA.PKL": nested_tuples(60)},
         ),
         "two directories": two_directories(folder / "directories.pth"),
         "zip64": lying_size(folder / "zip64.pth"),
@@ -292,7 +297,11 @@ def hostile_sources(folder: Path) -> dict[str, Path]:
     source("labels", "BertForSequenceClassification", id2label={n: "x" for n in range(500_000)})
     source("width", hidden_size=65_536, num_attention_heads=1)
     source("another configuration", configuration_files=["config.0.0.1.json"], vocab_size=10**9)
-    for name, data in {"lists": b"[" * 10**6, "not JSON": b"\xff\xfe", "spaces": b" " * 20_000_000}.items():
+    for name, data in {
+        "lists": b"[" * 10**6,
+        "not JSON": b"\xff\xfe",
+        "spaces": b" " * 20_000_000,
+    }.items():
         (source(name) / "config.json").write_bytes(data)
     pickled = source("a pickle of 2 GB")
     (pickled / "model.safetensors").unlink()
@@ -305,9 +314,13 @@ def hostile_sources(folder: Path) -> dict[str, Path]:
     (index / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../source-0/model.safetensors"}})
     )
-    header = b"{" + b",".join(
-        b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(400_000)
-    ) + b"}"
+    header = (
+        b"{"
+        + b",".join(
+            b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(400_000)
+        )
+        + b"}"
+    )
     names = source("400,000 tensors")
     (names / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     words = source("a vocabulary of 30 MB")
