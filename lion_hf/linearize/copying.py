@@ -4,6 +4,7 @@ BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everythi
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,19 +12,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..convert.errors import ConversionError
+from ..convert.renaming import find_row
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .settings import Copying
-from .softmax_models import (
-    CHANGED,
-    HEADS,
-    MODEL_TYPES,
-    _refuse_names,
-    check_softmax_config,
-    source_name,
-)
+from .families import FAMILIES, HEADS, NO_POOLER
+from .softmax_models import _refuse_names, check_softmax_config, source_name, theirs_in
 
 # Fields of LionConfig that mean the same in theirs.
 SAME_FIELDS = (
@@ -40,6 +36,7 @@ OPTIONAL_FIELDS = (
     "sbert_ce_default_activation_function",
     "output_hidden_states",
 )
+POOLER_ROW = "lion.pooler.dense"
 NEW = (
     ".attention.gate.",
     ".attention.norm.",
@@ -87,18 +84,21 @@ def linearize_model(
     sharpen(student, copying.sharpness)
     if copying.half_life:
         set_half_life(student, copying.half_life)
-    notes = []
-    if theirs.model_type == "deit":
-        notes.append(
-            "DeiT's distillation token, its position and its classifier are left out: LION reads the class token."
-        )
+    return student.eval(), _notes(teacher)
+
+
+def _notes(teacher: PreTrainedModel) -> list[str]:
+    """What of a teacher is left out."""
+    architecture, family = type(teacher).__name__, FAMILIES[teacher.config.model_type]
+    notes = [x for x in family.notes if x != NO_POOLER or HEADS[architecture].lion == "LionModel"]
     if architecture == "BertForPreTraining":
         notes.append("the next-sentence head and the pooler are left out: LION has no such head.")
-    if architecture in ("ViTModel", "DeiTModel") and teacher.pooler is not None:
+    if family.modality == "image" and getattr(teacher, "pooler", None) is not None:
         notes.append(
-            "the pooler's dense layer is left out: LION's pooler_output of images is the class token as it is."
+            "the pooler's dense layer is left out: LION's pooler_output of images is the class token"
+            " as it is."
         )
-    return student.eval(), notes
+    return notes
 
 
 @torch.no_grad()
@@ -131,12 +131,12 @@ def _copying(options: dict[str, Any]) -> Copying:
 
 
 def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
-    modality = MODEL_TYPES[theirs.model_type]
+    family = FAMILIES[theirs.model_type]
+    modality = family.modality
     names = SAME_FIELDS + (SAME_TEXT_FIELDS if modality == "text" else SAME_IMAGE_FIELDS)
-    same = {name: getattr(theirs, name) for name in names}
+    same = {name: getattr(theirs, name) for name in names if hasattr(theirs, name)}
     same |= {name: getattr(theirs, name) for name in OPTIONAL_FIELDS if getattr(theirs, name, None)}
-    if theirs.model_type == "roberta":
-        same["max_position_embeddings"] -= theirs.pad_token_id + 1
+    same |= family.settings(theirs)
     if modality == "image" and not isinstance(theirs.patch_size, int):
         same["patch_size"] = theirs.patch_size[0]
     try:
@@ -154,19 +154,41 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
 
 def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str, torch.Tensor]:
     """The teacher's tensors under the student's names, after the check that none is missing."""
+    family = FAMILIES[teacher.config.model_type]
     tensors, prefix = teacher.state_dict(), "lion." if student.base_model is student else ""
-    plan = {
-        name: source_name(prefix + name, teacher)
-        for name in student.state_dict()
-        if not any(x in name for x in NEW)
-    }
+    ours = {f"{prefix}{name}": name for name in student.state_dict() if not _is_new(prefix + name, teacher)}
+    plan = {name: source_name(name, teacher) for name in ours if name not in family.zeros}
     _refuse_names(
         f"{type(teacher).__name__} has other weights than expected; missing",
         sorted({*plan.values()} - {*tensors}),
     )
-    weights = {}
+    weights = {
+        ours[name]: torch.zeros_like(student.state_dict()[ours[name]])
+        for name in family.zeros
+        if name in ours
+    }
     for name, theirs in plan.items():
-        change = CHANGED.get((teacher.config.model_type, prefix + name))
         tensor = tensors[theirs].detach().to("cpu", torch.float32)
-        weights[name] = tensor if change is None else change(tensor, teacher.config)
+        weights[ours[name]] = _changed(name, tensor, teacher, tensors)
     return weights
+
+
+def _is_new(name: str, teacher: PreTrainedModel) -> bool:
+    """Whether a parameter of ours has nothing of theirs to be copied from."""
+    pooler = name.startswith("lion.pooler.")
+    return any(x in name for x in NEW) or (pooler and POOLER_ROW not in HEADS[type(teacher).__name__].rows)
+
+
+def _changed(
+    name: str, tensor: torch.Tensor, teacher: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """A tensor of theirs as ours, where it is not the same."""
+    try:
+        change, place = find_row(name, FAMILIES[teacher.config.model_type].changes)
+    except KeyError:
+        return tensor
+
+    def other(row: str) -> torch.Tensor:
+        return tensors[theirs_in(row, place.layer, teacher)].detach().to("cpu", torch.float32)
+
+    return change(tensor, other, teacher.config)

@@ -17,9 +17,10 @@ from ..convert.errors import ConversionError
 from ..modeling.configuration_lion import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .data import lesson_data
+from .families import FAMILIES, without_distillation_token
 from .losses import answer_loss, class_logits, distillation_loss, problem_type, relative_error
 from .settings import Distillation
-from .softmax_models import source_name, without_distillation_token
+from .softmax_models import source_name, theirs_in
 
 if TYPE_CHECKING:
     from ..training.trainer import LionTrainingArguments
@@ -46,11 +47,10 @@ class Lesson(nn.Module):
         self.student, self.teacher = student, teacher.eval().requires_grad_(False)
         self.alpha, self.tau, self.stage = alpha, tau, "layers"
         self._seen: dict[str, list[torch.Tensor]] = {"input": [], "output": []}
+        self.family = FAMILIES[teacher.config.model_type]
         for n in range(student.config.num_hidden_layers):
-            first, last = (
-                source_name(f"lion.layers.{n}.attention.{name}", teacher)
-                for name in ("q_proj", "o_proj")
-            )
+            first = source_name(f"lion.layers.{n}.attention.q_proj", teacher)
+            last = _attention_output(n, teacher)
             teacher.get_submodule(first).register_forward_pre_hook(
                 lambda _m, args: self._seen["input"].append(args[0])
             )
@@ -96,7 +96,7 @@ class Lesson(nn.Module):
             seen.clear()
         outputs = self.teacher(**batch)
         cut = (
-            without_distillation_token if self.teacher.config.model_type == "deit" else lambda x: x
+            without_distillation_token if self.family.second_token else lambda x: x
         )
         if "last_hidden_state" in outputs:
             outputs["last_hidden_state"] = cut(outputs.last_hidden_state)
@@ -121,6 +121,14 @@ class Lesson(nn.Module):
             output, _ = layer.attention(x, attention_mask=tokens, order=order)
             errors.append(relative_error(output, target, tokens))
         return torch.stack(errors)
+
+
+def _attention_output(layer: int, teacher: PreTrainedModel) -> str:
+    """The teacher's module whose output is an attention's."""
+    row = FAMILIES[teacher.config.model_type].attention_output
+    if row.startswith("lion."):
+        return source_name(row.format(n=layer), teacher)
+    return theirs_in(row, layer, teacher)
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.data import lesson_data
 from lion_hf.linearize.distillation import Lesson, measure
 from lion_hf.linearize.settings import Distillation
-from lion_hf.linearize.softmax_models import HEADS, load_softmax_model
+from lion_hf.linearize.families import HEADS
+from lion_hf.linearize.softmax_models import load_softmax_model
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
 

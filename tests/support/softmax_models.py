@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BertTokenizer, ViTImageProcessor
 
 from lion_hf.linearize.copying import linearize_model
-from lion_hf.linearize.softmax_models import HEADS, MODEL_TYPES
+from lion_hf.linearize.families import FAMILIES, HEADS, MODEL_TYPES
 from lion_hf.modeling import lion_layers
 
 SIZES = {
@@ -38,10 +38,17 @@ IMAGE = {
 OTHERS = {
     "bert": {"pad_token_id": 0, "type_vocab_size": 2},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "camembert": {"pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {"pad_token_id": 0, "hidden_dim": 40, "activation": "gelu"},
+    "electra": {"pad_token_id": 0, "type_vocab_size": 2, "embedding_size": 24},
     "vit": {},
     "deit": {},
+    "dinov2": {"mlp_ratio": 2, "layerscale_value": 0.5, "image_size": 12},
 }
-TYPE_OF = {name: next(x for x in MODEL_TYPES if name.lower().startswith(x)) for name in HEADS}
+TYPE_OF = {
+    f"{family.classes}{suffix}": name for name, family in FAMILIES.items() for suffix in family.heads
+}
 ONE_OF_EACH = (
     "BertForSequenceClassification",
     "RobertaForMaskedLM",
