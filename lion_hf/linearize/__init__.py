@@ -2,8 +2,8 @@
 
 from .checkpoint import Linearization, linearize_checkpoint
 from .copying import linearize_model
-from .settings import Copying, Distillation
 from .families import HEADS, MODEL_TYPES
+from .settings import Copying, Distillation
 from .softmax_models import load_softmax_model
 
 __all__ = [

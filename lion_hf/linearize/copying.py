@@ -1,6 +1,7 @@
-"""Softmax encoders of transformers to LION: `lion-hf linearize`, `linearize_checkpoint`, `linearize_model`.
+"""Copies a softmax encoder into LION.
 
-BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everything but that is copied; LION's gates are new.
+The families of `families.py` differ from LION in the attention only. Everything else is copied;
+LION's gates are new.
 """
 
 import math
@@ -17,20 +18,36 @@ from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
-from .settings import Copying
 from .families import FAMILIES, HEADS, NO_POOLER
+from .settings import Copying
 from .softmax_models import _refuse_names, check_softmax_config, source_name, theirs_in
 
 # Fields of LionConfig that mean the same in theirs.
 SAME_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "id2label", "label2id", "problem_type",
-)  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
 SAME_TEXT_FIELDS = (
-    "vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id", "classifier_dropout", "tie_word_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "pad_token_id",
+    "classifier_dropout",
+    "tie_word_embeddings",
+)
 SAME_IMAGE_FIELDS = ("image_size", "patch_size", "num_channels", "qkv_bias")
-# Fields that some configurations have and others not: of sentence-transformers, and for pooling over layers.
+# Fields that some configurations have and others not: of sentence-transformers, and for pooling
+# over layers.
 OPTIONAL_FIELDS = (
     "sentence_transformers",
     "sbert_ce_default_activation_function",
@@ -56,14 +73,15 @@ LION_FIELDS = (
 def linearize_model(
     teacher: PreTrainedModel, **options: Any
 ) -> tuple[LionPreTrainedModel, list[str]]:
-    """A LION model with the weights of a softmax model of transformers, and notes about what LION lacks.
+    """A LION model with the weights of a softmax model, and notes about what LION lacks.
 
     Args:
         teacher: of one of the classes in `HEADS`. It stays as it is.
         **options: fields of `Copying`; what is not of the model is not read.
 
     Raises:
-        ConversionError: for a teacher that LION has no skeleton or head for, or options that do not fit.
+        ConversionError: for a teacher that LION has no skeleton or head for, or options that do not
+            fit.
     """
     copying = _copying(options)
     theirs, architecture = teacher.config, type(teacher).__name__
@@ -77,7 +95,8 @@ def linearize_model(
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ConversionError(
-                f"{name} would have shape {tuple(tensor.shape)}: expected {tuple(expected[name].shape)}"
+                f"{name} would have shape {tuple(tensor.shape)}: expected"
+                f" {tuple(expected[name].shape)}"
             )
     student.load_state_dict(weights, strict=False)
     student.tie_weights()
@@ -95,7 +114,8 @@ def _notes(teacher: PreTrainedModel) -> list[str]:
         notes.append("the next-sentence head and the pooler are left out: LION has no such head.")
     if family.modality == "image" and getattr(teacher, "pooler", None) is not None:
         notes.append(
-            "the pooler's dense layer is left out: LION's pooler_output of images is the class token"
+            "the pooler's dense layer is left out: LION's pooler_output of images is the class"
+            " token"
             " as it is."
         )
     return notes
@@ -112,7 +132,10 @@ def sharpen(model: LionPreTrainedModel, sharpness: float) -> None:
 
 @torch.no_grad()
 def set_half_life(model: LionPreTrainedModel, half_life: float) -> None:
-    """Sets all gates, LION-S's where the token says nothing, to halve in this number of tokens; LION-lit has none."""
+    """Sets all gates to halve in this number of tokens. LION-lit has none.
+
+    Those of LION-S also depend on the token, through weights that stay as they are.
+    """
     rate = math.log(2) / half_life
     before_sigmoid = -rate - math.log(
         -math.expm1(-rate)
@@ -156,7 +179,11 @@ def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str
     """The teacher's tensors under the student's names, after the check that none is missing."""
     family = FAMILIES[teacher.config.model_type]
     tensors, prefix = teacher.state_dict(), "lion." if student.base_model is student else ""
-    ours = {f"{prefix}{name}": name for name in student.state_dict() if not _is_new(prefix + name, teacher)}
+    ours = {
+        f"{prefix}{name}": name
+        for name in student.state_dict()
+        if not _is_new(prefix + name, teacher)
+    }
     plan = {name: source_name(name, teacher) for name in ours if name not in family.zeros}
     _refuse_names(
         f"{type(teacher).__name__} has other weights than expected; missing",
@@ -176,7 +203,9 @@ def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str
 def _is_new(name: str, teacher: PreTrainedModel) -> bool:
     """Whether a parameter of ours has nothing of theirs to be copied from."""
     pooler = name.startswith("lion.pooler.")
-    return any(x in name for x in NEW) or (pooler and POOLER_ROW not in HEADS[type(teacher).__name__].rows)
+    return any(x in name for x in NEW) or (
+        pooler and POOLER_ROW not in HEADS[type(teacher).__name__].rows
+    )
 
 
 def _changed(

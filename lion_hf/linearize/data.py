@@ -55,7 +55,8 @@ def _images(
     config = student.config
     if config.num_channels != 3:
         raise ConversionError(
-            f"num_channels={config.num_channels}: expected 3 for distillation, which reads images as RGB"
+            f"num_channels={config.num_channels}: expected 3 for distillation, which reads images"
+            " as RGB"
         )
     train, validation = read_images(
         settings.data_path,
@@ -81,7 +82,7 @@ def _images(
 
 
 def _class_numbers(config: LionConfig, names: list[str]) -> tuple[list[int] | None, list[str]]:
-    """The model's number of each class of the data, or None with a note if one is not the model's."""
+    """The model's number of each class of the data, or None with a note if it lacks one."""
     known = {name: number for number, name in config.id2label.items()}
     by_number = {str(number): number for number in config.id2label}  # as in tables without names
     if set(names) <= by_number.keys() and not set(names) & known.keys():

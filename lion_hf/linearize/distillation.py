@@ -1,4 +1,4 @@
-"""Distillation: the loss, and teaching a LION copy of a softmax model first layer by layer, then by its answers.
+"""Teaches a LION copy of a softmax model, first layer by layer, then by its answers.
 
 `lion_hf.linearize` makes the copy and calls `distil`.
 """
@@ -18,7 +18,7 @@ from ..modeling.configuration_lion import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .data import lesson_data
 from .families import FAMILIES, without_distillation_token
-from .losses import answer_loss, class_logits, distillation_loss, problem_type, relative_error
+from .losses import answer_loss, class_logits, problem_type, relative_error
 from .settings import Distillation
 from .softmax_models import source_name, theirs_in
 
@@ -32,7 +32,8 @@ class Lesson(nn.Module):
     Args:
         student: copy of the teacher by `linearize_model`.
         teacher: the softmax model.
-        alpha: weight of the teacher's answers; the rest is that of the student's own loss, where there are labels.
+        alpha: weight of the teacher's answers; the rest is that of the student's own loss, where
+            there are labels.
         tau: temperature of the answers.
     """
 
@@ -59,13 +60,13 @@ class Lesson(nn.Module):
             )
 
     def begin(self, stage: str) -> None:
-        """Makes the parameters of a stage trainable: "layers", those of the attention only, or "answers", all."""
+        """Makes a stage's parameters trainable: the attention's for "layers", else all."""
         self.stage = stage
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(stage == "answers" or ".attention." in name)
 
     def train(self, mode: bool = True) -> "Lesson":
-        """The teacher never drops anything out, nor does the student while its layers are compared."""
+        """Without dropout in the teacher, and in the student while its layers are compared."""
         super().train(mode)
         self.teacher.eval()
         self.student.train(mode and self.stage == "answers")
@@ -88,16 +89,14 @@ class Lesson(nn.Module):
     def ask(
         self, batch: dict[str, torch.Tensor]
     ) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
-        """The teacher's outputs, and what goes into and comes out of each of its attentions, (B, L, hidden).
+        """The teacher's outputs, and inputs and outputs of its attentions, (B, L, hidden).
 
         All are without the tokens that the student does not have.
         """
         for seen in self._seen.values():
             seen.clear()
         outputs = self.teacher(**batch)
-        cut = (
-            without_distillation_token if self.family.second_token else lambda x: x
-        )
+        cut = without_distillation_token if self.family.second_token else lambda x: x
         if "last_hidden_state" in outputs:
             outputs["last_hidden_state"] = cut(outputs.last_hidden_state)
         hidden_states, targets = (
@@ -108,7 +107,7 @@ class Lesson(nn.Module):
     def layer_errors(
         self, batch: dict, hidden_states: list[torch.Tensor], targets: list[torch.Tensor]
     ) -> torch.Tensor:
-        """`relative_error` of each layer's attention, (layers,), all given the teacher's hidden states."""
+        """`relative_error` of each layer's attention, (layers,), given the teacher's inputs."""
         encoder = self.student.base_model
         order = (
             encoder.embeddings.reading_orders(batch["pixel_values"])
@@ -136,9 +135,10 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
     """How near the student is to its teacher.
 
     Returns:
-        `layer_error`, the mean relative squared error of the attentions; for classes also `agreement`, the share of samples (or
-        masked tokens) with the teacher's class, and with labels `accuracy` and `teacher_accuracy`. Where a sample has several
-        labels, `agreement` is the share of all labels that both give or both do not give.
+        `layer_error`, the mean relative squared error of the attentions; for classes also
+        `agreement`, the share of samples (or masked tokens) with the teacher's class, and with
+        labels `accuracy` and `teacher_accuracy`. Where a sample has several labels, `agreement` is
+        the share of all labels that both give or both do not give.
     """
     lesson.eval()
     device, sums, kind = (
@@ -197,15 +197,17 @@ def distil(
         seed: of order and masks.
 
     Returns:
-        What `measure` finds on the validation data: "copied_..." before, "..._layers" between the stages and the plain names
-        at the end; and notes.
+        What `measure` finds on the validation data: "copied_..." before, "..._layers" between the
+        stages and the plain names at the end; and notes.
 
     Raises:
-        ConversionError: for data that do not fit, or a model whose answers need data of another kind (multiple choice).
+        ConversionError: for data that do not fit, or a model whose answers need data of another
+            kind (multiple choice).
     """
     if type(student).__name__ == "LionForMultipleChoice":
         raise ConversionError(
-            "distillation of LionForMultipleChoice is not offered: its answers need questions with choices"
+            "distillation of LionForMultipleChoice is not offered: its answers need questions with"
+            " choices"
         )
     if settings.steps:
         check_score_dropout(student.config)

@@ -1,4 +1,4 @@
-"""The softmax families that LION has a skeleton for. A family is one row of `FAMILIES`, and its tests follow from it."""
+"""The softmax families that LION has a skeleton for: one row of `FAMILIES` each."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
-# A tensor of ours from theirs, a way to get another of their tensors by its row, and their configuration.
+# A tensor of ours from theirs, a way to get another of their tensors by its row, and their
+# configuration.
 Change = Callable[[torch.Tensor, Callable[[str], torch.Tensor], PreTrainedConfig], torch.Tensor]
 
 
 class Head(NamedTuple):
-    """What a class of transformers becomes: our class, and the rows that it adds to its encoder's."""
+    """What a class of transformers becomes: our class, and the rows of its head."""
 
     lion: str
     rows: Mapping[str, str]
@@ -23,13 +24,15 @@ class Family(NamedTuple):
     Args:
         modality: "text" or "image".
         classes: what the names of its classes begin with.
-        rows: our names -> theirs. A row names a tensor, or a module with all its tensors; {base} is the name of the encoder
-            inside a model with a head, {n} a layer's number.
+        rows: our names -> theirs. A row names a tensor, or a module with all its tensors; {base} is
+            the name of the encoder inside a model with a head, {n} a layer's number.
         heads: what follows `classes` in the name of a class -> what it becomes.
-        settings: fields of LionConfig from their configuration, where it does not have them under the same names.
+        settings: fields of LionConfig from their configuration, where it does not have them under
+            the same names.
         changes: our tensors that are not copied as they are, by their rows.
         zeros: our modules that theirs lacks, and that add nothing when they are zero.
-        attention_output: row of the module that gives an attention's output, if it is not the output projection.
+        attention_output: row of the module that gives an attention's output, if it is not the
+            output projection.
         needed: settings that must have these values.
         gelu_decoder: whether the masked language model's head has gelu whatever hidden_act says.
         second_token: whether a distillation token, which LION lacks, follows the class token.
@@ -56,7 +59,7 @@ def _layers(theirs: str, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_distillation_token(x: torch.Tensor) -> torch.Tensor:
-    """A sequence of DeiT, (B, 2 + patches, ...), without its second token, which LION does not have."""
+    """A sequence of DeiT, (B, 2 + patches, ...), without its second token, which LION lacks."""
     return torch.cat([x[:, :1], x[:, 2:]], dim=1)
 
 
@@ -149,7 +152,9 @@ def _words(dense: str, norm: str, decoder: str) -> Head:
 
 
 BERT_WORDS = _words(
-    "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.decoder"
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.decoder",
 )
 TOKENS_AND_ANSWERS = {
     "ForTokenClassification": Head("LionForTokenClassification", CLASSIFIER),
@@ -226,7 +231,9 @@ FAMILIES = {
         {
             "Model": Head("LionModel", {}),
             "ForMaskedLM": _words(
-                "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
+                "generator_predictions.dense",
+                "generator_predictions.LayerNorm",
+                "generator_lm_head",
             ),
             **TOKENS_AND_ANSWERS,
         },
@@ -252,7 +259,8 @@ FAMILIES = {
         },
         second_token=True,
         notes=(
-            "DeiT's distillation token, its position and its classifier are left out: LION reads the"
+            "DeiT's distillation token, its position and its classifier are left out: LION reads"
+            " the"
             " class token.",
         ),
     ),

@@ -16,8 +16,8 @@ def distillation_loss(
     Args:
         logits: the student's, (B, C).
         teacher_logits: (B, C).
-        kind: "hard" for cross-entropy with the teacher's class, "soft" for tau^2 times the Kullback-Leibler divergence of the
-            softened probabilities (arXiv 1503.02531).
+        kind: "hard" for cross-entropy with the teacher's class, "soft" for tau^2 times the
+            Kullback-Leibler divergence of the softened probabilities (arXiv 1503.02531).
         tau: temperature of "soft".
     """
     logits, teacher_logits = logits.float(), teacher_logits.float()
@@ -30,7 +30,13 @@ def distillation_loss(
 def relative_error(
     output: torch.Tensor, target: torch.Tensor, tokens: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Squared error over squared target, of tokens (B, L) that are not 0 only; outputs and targets are (B, L, ...)."""
+    """Squared error over squared target.
+
+    Args:
+        output: (B, L, ...).
+        target: of the same shape.
+        tokens: (B, L), 0 for those that do not count; None if all do.
+    """
     error, power = (output.float() - target.float()).square(), target.float().square()
     if tokens is not None:
         real = (tokens != 0)[..., None]
@@ -46,7 +52,9 @@ def answer_loss(
     *,
     tau: float,
 ) -> torch.Tensor:
-    """How far a student's outputs are from its teacher's: divergence of classes, else relative error.
+    """How far a student's outputs are from its teacher's.
+
+    It is a divergence for classes and a relative error for hidden states.
 
     Args:
         student: the copy.
@@ -92,7 +100,7 @@ def _real_positions(
 
 
 def problem_type(student: LionPreTrainedModel) -> str:
-    """What the logits of a model are: of "single_label_classification", "multi_label_classification" or "regression"."""
+    """What a model's logits are for, in the words of `problem_type` in transformers."""
     config = student.config
     if type(student).__name__ not in (
         "LionForSequenceClassification",

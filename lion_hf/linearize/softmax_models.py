@@ -15,7 +15,6 @@ from .families import (
     ENCODER_OF,
     FAMILIES,
     HEADS,
-    MODEL_TYPES,
     NO_POOLER,
     POOLER,
 )
@@ -29,7 +28,8 @@ NEEDED_SETTINGS = {
     "add_cross_attention": False,
     "quantization_config": None,
 }
-# Parts of a checkpoint, by the beginnings of their names, that another head of the same network has; and buffers of old ones.
+# Parts of a checkpoint, by the beginnings of their names, that another head of the same network
+# has; and buffers of old ones.
 OTHER_HEADS = re.compile(
     r"(\w+\.)?pooler\.|cls\.|lm_head\.|\w*classifier\.|qa_outputs\.|decoder\.|vocab_\w+\."
     r"|generator_\w+\.|discriminator_predictions\.|sequence_summary\.|.*position_ids$"
@@ -39,14 +39,15 @@ OTHER_HEADS = re.compile(
 def load_softmax_model(
     source: str | os.PathLike, subfolder: str = ""
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A checkpoint that can be linearised, in float32, and notes about parts of it that are left out.
+    """A checkpoint that can be linearized, in float32, and notes about parts left out.
 
     Args:
         source: folder or Hub name.
         subfolder: the folder inside it that holds the model.
 
     Raises:
-        ConversionError: if there is none, or it has settings or a head that LION lacks, or lacks weights.
+        ConversionError: if there is none, or it has settings or a head that LION lacks, or lacks
+            weights.
     """
     folder = source_folder(source) / subfolder
     config = read_config(folder, FAMILIES)
@@ -98,9 +99,11 @@ def load_softmax_model(
 
 
 def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> None:
-    """Raises ConversionError, which names the setting, if a configuration is not that of LION's skeleton."""
+    """Raises ConversionError, naming the setting, if LION has no skeleton for a model."""
     if config.model_type not in FAMILIES:
-        raise ConversionError(f"model_type={config.model_type!r}: expected one of {tuple(FAMILIES)}")
+        raise ConversionError(
+            f"model_type={config.model_type!r}: expected one of {tuple(FAMILIES)}"
+        )
     if getattr(config, "pad_token_id", 0) is None:
         raise ConversionError(
             "pad_token_id=None: expected a number, because padding has a row in the embeddings"
@@ -141,12 +144,17 @@ def _check_patches(config: PreTrainedConfig, architecture: str) -> None:
         raise ConversionError(f"patch_size={config.patch_size}: expected a square")
     if architecture.endswith("ForMaskedImageModeling") and config.encoder_stride != sides[0]:
         raise ConversionError(
-            f"encoder_stride={config.encoder_stride}: expected patch_size={sides[0]}, LION's only one"
+            f"encoder_stride={config.encoder_stride}: expected patch_size={sides[0]}, LION's only"
+            " one"
         )
 
 
 def source_name(name: str, teacher: PreTrainedModel) -> str:
-    """The teacher's name for one of our tensors or modules, called as behind a head ("lion.layers.0...").
+    """The teacher's name for one of our tensors or modules.
+
+    Args:
+        name: ours in a model with a head, such as "lion.layers.0.mlp.fc1".
+        teacher: the softmax model.
 
     Raises:
         KeyError: if the teacher has none.

@@ -54,7 +54,8 @@ def _check(
     longest = student.config.max_position_embeddings
     if settings.data_path or not settings.train_file:
         raise ConversionError(
-            f"data_path={settings.data_path!r}, train_file={settings.train_file!r}: text needs train_file"
+            f"data_path={settings.data_path!r}, train_file={settings.train_file!r}: text needs"
+            " train_file"
         )
     if settings.max_length > longest:
         raise ConversionError(
@@ -114,7 +115,7 @@ class TextBatches:
 def _read(
     file: str, settings: Distillation, config: LionConfig, labelled: bool, notes: list[str]
 ) -> Sequence[dict[str, Any]]:
-    """Rows with `sentence1`, perhaps `sentence2`, and where the head and the file have them `labels`.
+    """Rows with `sentence1`, perhaps `sentence2`, and `labels` if head and file have them.
 
     Labels that nobody asked for and that are not the model's are left out, with a note.
     """
@@ -162,6 +163,7 @@ def _columns(table: Table, file: str, settings: Distillation) -> tuple[tuple[str
     columns = settings.text_columns or usual or (rest if len(rest) == 1 else None)
     if not columns:
         raise ConversionError(
-            f"text_columns: which of the columns {names} of {file} hold text is not plain; name them"
+            f"text_columns: which of the columns {names} of {file} hold text is not plain; name"
+            " them"
         )
     return tuple(columns), label

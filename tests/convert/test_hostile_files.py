@@ -1,4 +1,4 @@
-"""Whatever a file asks for, `lion-hf convert` refuses it in seconds, in little memory, with one line, and writes nothing."""
+"""`lion-hf convert` refuses hostile files in seconds and little memory, and writes nothing."""
 
 import pytest
 from support.hostile_files import cost_of, hostile_files

@@ -1,4 +1,4 @@
-"""Teaching a LION copy by its softmax source: the stages, the data, and the command `lion-hf linearize`."""
+"""Teaching a LION copy by its softmax source: the stages, the data, `lion-hf linearize`."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.data import lesson_data
 from lion_hf.linearize.distillation import Lesson, measure
-from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.families import HEADS
+from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.softmax_models import load_softmax_model
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures

@@ -1,4 +1,4 @@
-"""Whatever a source's files ask for, `lion-hf linearize` refuses it in seconds, in little memory, and writes nothing."""
+"""`lion-hf linearize` refuses hostile sources in seconds and little memory."""
 
 import json
 

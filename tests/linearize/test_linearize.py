@@ -1,4 +1,4 @@
-"""Softmax models to LION: everything but the attention is the teacher's, and what does not fit is refused."""
+"""Softmax models to LION: all but the attention is copied, and what does not fit is refused."""
 
 import json
 

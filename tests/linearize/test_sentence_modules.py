@@ -1,4 +1,7 @@
-"""Folders of sentence-transformers keep all of their modules: with softmax in place of LION's mixing the answers are the source's."""
+"""Folders of sentence-transformers keep all of their modules.
+
+With softmax in place of LION's mixing, the answers are the source's.
+"""
 
 import json
 import shutil
@@ -138,7 +141,7 @@ class TestSentenceEncoders:
         )
 
     def test_folders_of_old_versions(self, tmp_path, softmax):
-        """The transformer in a folder of its own, pickled weights of a module, old names of types and files."""
+        """A folder for the transformer, pickled weights of a module, old names."""
         folder = tmp_path / "source"
         modules = [dense_modules.Transformer(backbone(tmp_path / "backbone")), pooling(), dense()]
         source = SentenceTransformer(modules=modules, device="cpu")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-
 from support.checkpoints import IMAGE, content_of, file_of, saved
 from support.softmax_models import softmax_model
 
@@ -48,7 +47,7 @@ for name, path in json.loads(sys.argv[1]).items():
 
 
 def cost_of(function: str, files: Mapping[str, Path], place: Path) -> dict[str, tuple]:
-    """What a function of lion_hf answers to each file, in CPU seconds and mebibytes beyond those before."""
+    """A function's answer to each file, with the CPU seconds and mebibytes that it took."""
     paths = json.dumps({name: str(path) for name, path in files.items()})
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, paths, "output", function],
@@ -172,7 +171,8 @@ def one_storage_for_all(path: Path, layers: int = 250, size: int = 1024) -> Path
 
 
 PICKLES = {
-    "a bytearray of 2 GB": b"\x80\x02cbuiltins\nbytearray\nq\x00J\xff\xff\xff\x7f\x85Rq\x01h\x00J\xff\xff\xff\x7f\x85R.",
+    "a bytearray of 2 GB": b"\x80\x02cbuiltins\nbytearray\nq\x00"
+    + b"J\xff\xff\xff\x7f\x85Rq\x01h\x00J\xff\xff\xff\x7f\x85R.",
     "a bytearray of Python 2": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     "tuples of 2^60 items": nested_tuples(60),
     "300,000 lists in lists": b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".",
@@ -294,7 +294,7 @@ def hostile_sources(folder: Path) -> dict[str, Path]:
     source("images of 60,000", "ViTForImageClassification", image_size=[60_000, 60_000])
     source("channels", "ViTForImageClassification", num_channels=65_536, patch_size=4096)
     source("stride", "ViTForMaskedImageModeling", encoder_stride=4096, patch_size=4096)
-    source("labels", "BertForSequenceClassification", id2label={n: "x" for n in range(500_000)})
+    source("labels", "BertForSequenceClassification", id2label=dict.fromkeys(range(500000), "x"))
     source("width", hidden_size=65_536, num_attention_heads=1)
     source("another configuration", configuration_files=["config.0.0.1.json"], vocab_size=10**9)
     for name, data in {
