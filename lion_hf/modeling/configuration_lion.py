@@ -9,6 +9,7 @@ from dataclasses import fields
 from numbers import Integral
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -112,6 +113,31 @@ def family_defaults(modality: str, mask_type: str) -> dict:
     }
 
 
+class FieldTypeError(StrictDataclassFieldValidationError, ValueError):
+    """A field of the configuration got a value of another type."""
+
+    def __init__(self, name: str, value: object, expected: str):
+        Exception.__init__(self, f"{name}={value!r}: expected {expected}")
+
+
+def value_errors(cls: type) -> type:
+    """Makes one line of the errors of `strict`, with the value first, and ValueErrors of them."""
+    checked_setattr = cls.__setattr__
+    types = {field.name: field.type for field in fields(cls)}
+
+    def __setattr__(self, name, value):
+        try:
+            checked_setattr(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            expected = types.get(name)
+            shown = expected.__name__ if isinstance(expected, type) else str(expected)
+            raise FieldTypeError(name, value, shown) from error
+
+    cls.__setattr__ = __setattr__
+    return cls
+
+
+@value_errors
 @strict
 class LionConfig(PreTrainedConfig):
     """Configuration of a LION encoder (arXiv 2502.16249) for text (like BERT) or images (like ViT).
