@@ -29,7 +29,9 @@ resolved.
 GROUPS = {
     "Models": lambda name: name.startswith("Lion") and name not in ("LionConfig", "LionTrainer"),
     "Configuration": lambda name: name == "LionConfig",
-    "The operation": lambda name: name in ("choose_form", "explain", "lion_attention", "snake_orders"),
+    "The operation": lambda name: (
+        name in ("choose_form", "explain", "lion_attention", "snake_orders")
+    ),
     "Training": lambda name: name in ("DataCollatorForPackedLanguageModeling", "LionTrainer"),
     "Checkpoints and the Hub": lambda name: True,
 }
@@ -47,7 +49,9 @@ def line(name: str) -> str:
 def config_rows() -> list[str]:
     """Every field of LionConfig with its default and what the class's docstring says of it."""
     described = {}
-    arguments = inspect.cleandoc(lion_hf.LionConfig.__doc__).split("Args:\n")[1].split("\nExample:")[0]
+    arguments = (
+        inspect.cleandoc(lion_hf.LionConfig.__doc__).split("Args:\n")[1].split("\nExample:")[0]
+    )
     for entry in re.split(r"\n    (?=\w+: )", "\n" + arguments)[1:]:
         name, _, said = entry.partition(": ")
         described[name] = " ".join(said.split())
@@ -57,7 +61,9 @@ def config_rows() -> list[str]:
             default = f"`{field.default!r}`"
             rows.append(f"| `{field.name}` | {default} | {described.pop(field.name)} |")
     if described:
-        raise ValueError(f"LionConfig's docstring describes {sorted(described)}, which are no fields")
+        raise ValueError(
+            f"LionConfig's docstring describes {sorted(described)}, which are no fields"
+        )
     return rows
 
 
@@ -70,11 +76,20 @@ def page() -> str:
         lines += ["", f"## {title}", "", "| name | what it is |", "|---|---|", *map(line, names)]
     lines += [FIELDS, *config_rows(), "", "### What None becomes", ""]
     families = [(modality, mask_type) for modality in MODALITIES for mask_type in MASK_TYPES]
-    lines += ["| field | " + " | ".join(f"{m}, {t}" for m, t in families) + " |", "|---|" + "---|" * len(families)]
+    lines += [
+        "| field | " + " | ".join(f"{m}, {t}" for m, t in families) + " |",
+        "|---|" + "---|" * len(families),
+    ]
     resolved = [family_defaults(*family) for family in families]
-    lines += [f"| `{name}` | " + " | ".join(f"`{values[name]!r}`" for values in resolved) + " |" for name in resolved[0]]
+    lines += [
+        f"| `{name}` | " + " | ".join(f"`{values[name]!r}`" for values in resolved) + " |"
+        for name in resolved[0]
+    ]
     lines += ["", "### Legal values", "", "| field | values |", "|---|---|"]
-    lines += [f"| `{name}` | {', '.join(f'`{value!r}`' for value in values)} |" for name, values in CHOICES.items()]
+    lines += [
+        f"| `{name}` | {', '.join(f'`{value!r}`' for value in values)} |"
+        for name, values in CHOICES.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

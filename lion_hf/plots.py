@@ -1,7 +1,8 @@
-"""Pictures of a training run and of what LION's heads do: curves, predictions, mixing matrices, half-lives.
+"""Pictures of a training run and of what LION's heads do.
 
-They need matplotlib, which is no dependency of the models: `pip install matplotlib`. Every function writes one file and
-leaves matplotlib's global state alone, so it works without a display and inside other programs.
+They need matplotlib, which the models do not: `pip install matplotlib`. Each function writes one
+file and leaves matplotlib's global state alone, so it works without a display and inside other
+programs.
 """
 
 import csv
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-# Half-lives are drawn between these, in tokens; a gate of 1 has none.
+# The range of half-lives in pictures, in tokens. A gate of 1 has no half-life.
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 0.25, 1024.0
 
 
 def half_lives(log_decay: torch.Tensor) -> torch.Tensor:
-    """Tokens after which gates have halved a token's weight: log 0.5 / log a, infinite for a gate of 1.
+    """Tokens after which a gate has halved a token's weight: log 0.5 / log a.
+
+    A gate of 1 has an infinite half-life.
 
     Args:
         log_decay: logarithms of gates, any shape, as `LionAttention.log_decay` returns them.
@@ -26,7 +29,7 @@ def half_lives(log_decay: torch.Tensor) -> torch.Tensor:
 
 
 def save_history(log_history: list[dict[str, float]], path: str | Path) -> None:
-    """Writes `trainer.state.log_history` as a CSV table, one row a step and one column a quantity."""
+    """Writes `trainer.state.log_history` as a CSV table: a row per step, a column per quantity."""
     rows: dict[int, dict[str, float]] = {}
     for entry in log_history:
         rows.setdefault(entry["step"], {}).update(entry)
@@ -45,7 +48,7 @@ def plot_curves(
     loss_levels: dict[str, float] | None = None,
     metric_levels: dict[str, float] | None = None,
 ) -> None:
-    """Loss in training and evaluation over steps, and beside it a metric of the evaluation.
+    """Draws the losses of training and evaluation over the steps, and a metric beside them.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -64,7 +67,9 @@ def plot_curves(
     _levels(axes[0], loss_levels)
     if metric:
         steps, values = _series(log_history, f"eval_{metric}")
-        axes[1].plot(steps, values, "o-", color="tab:green", label="evaluation", markersize=4, linewidth=1.5)
+        axes[1].plot(
+            steps, values, "o-", color="tab:green", label="evaluation", markersize=4, linewidth=1.5
+        )
         axes[1].set_ylabel(metric.replace("_", " "))
         axes[1].yaxis.set_major_formatter("{x:.0%}")
         _levels(axes[1], metric_levels)
@@ -76,10 +81,12 @@ def plot_curves(
 
 
 def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> None:
-    """Scores of tasks as bars with the deviation over seeds, each seed a dot, and the overall score as a line.
+    """Draws scores of tasks as bars with their deviation over seeds.
+
+    Each seed is a dot, and the overall score is a line.
 
     Args:
-        summary: what `lion_hf.glue.summarize` returns.
+        summary: what `lion_hf.tasks.report.summarize` returns.
         path: file to write; its suffix is the format.
         title: above the picture.
     """
@@ -88,14 +95,18 @@ def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> Non
     deviations = [100 * (task["score"]["deviation"] or np.nan) for task in tasks.values()]
     figure = _figure(2.5 + 0.9 * len(tasks), 4.2)
     axis = figure.subplots()
-    bars = axis.bar(list(tasks), means, yerr=deviations, width=0.6, color="tab:blue", alpha=0.75, capsize=4)
+    bars = axis.bar(
+        list(tasks), means, yerr=deviations, width=0.6, color="tab:blue", alpha=0.75, capsize=4
+    )
     axis.bar_label(bars, [f"{mean:.1f}" for mean in means], label_type="center", color="white")
     for place, task in enumerate(tasks.values()):
         scores = [100 * np.mean(list(metrics.values())) for metrics in task["seeds"].values()]
         axis.plot([place] * len(scores), scores, "k.", markersize=5, alpha=0.6)
     if len(tasks) > 1:
         overall = 100 * summary["overall"]
-        axis.axhline(overall, linestyle="--", linewidth=1.2, color="tab:red", label=f"overall {overall:.1f}")
+        axis.axhline(
+            overall, linestyle="--", linewidth=1.2, color="tab:red", label=f"overall {overall:.1f}"
+        )
         axis.legend()
     axis.set_ylabel("score (%)")
     axis.set_ylim(min(0, *means), 100)
@@ -112,7 +123,9 @@ def plot_predictions(
     title: str,
     columns: int = 8,
 ) -> None:
-    """A grid of images under their predicted labels: green if right, else red with the true label.
+    """Draws a grid of images under their predicted labels.
+
+    Right labels are green. Wrong ones are red, with the true label below.
 
     Args:
         images: what `imshow` takes: arrays (height, width[, 3]) or PIL images.
@@ -121,7 +134,7 @@ def plot_predictions(
         labels: true labels.
         path: file to write; its suffix is the format.
         title: above the picture.
-        columns: images a row.
+        columns: images per row.
     """
     rows = -(-len(images) // columns)
     figure = _figure(1.25 * columns, 1.5 * rows + 0.5)
@@ -131,7 +144,9 @@ def plot_predictions(
     for axis, image, prediction, score, label in zip(axes, images, predictions, scores, labels):
         axis.imshow(image, cmap="gray_r")
         right = prediction == label
-        verdict = f"{prediction}  {score:.0%}" if right else f"{prediction}  {score:.0%}\ntrue: {label}"
+        verdict = (
+            f"{prediction}  {score:.0%}" if right else f"{prediction}  {score:.0%}\ntrue: {label}"
+        )
         axis.set_title(verdict, fontsize=10, color="tab:green" if right else "tab:red")
     _save(figure, path, title)
 
@@ -144,12 +159,14 @@ def plot_mixing_matrix(
     tokens: Sequence[str] | None = None,
     token_name: str = "token",
 ) -> None:
-    """The matrices with which heads mix tokens, one panel a head, two a row; if weights can be negative, blue means so.
+    """Draws the matrices with which heads mix tokens: a panel per head, two panels per row.
 
-    Each panel has its own range, cut at the 99th percentile of the sizes, so that a few large entries do not hide the rest.
+    Each panel has its own range, up to the 99th percentile of the absolute weights, so that a few
+    large entries do not hide the rest. Where weights are negative, they are blue.
 
     Args:
-        weights: (heads, L, L), from `output_attentions=True`: row i holds what token i takes from every token j.
+        weights: (heads, L, L), from `output_attentions=True`. Row i holds what token i takes from
+            every token j.
         path: file to write; its suffix is the format.
         title: above the picture.
         head_names: above the panels.
@@ -160,7 +177,9 @@ def plot_mixing_matrix(
     columns = min(len(weights), 2)
     rows = -(-len(weights) // columns)
     figure = _figure(5.2 * columns, 4.6 * rows + 0.3)
-    for axis, matrix, name in zip(figure.subplots(rows, columns, squeeze=False).ravel(), weights, head_names):
+    for axis, matrix, name in zip(
+        figure.subplots(rows, columns, squeeze=False).ravel(), weights, head_names
+    ):
         limit = max(matrix.abs().quantile(0.99).item(), 1e-12)
         signed = bool((matrix < 0).any())
         colours = {"cmap": "RdBu_r", "vmin": -limit} if signed else {"cmap": "magma_r", "vmin": 0}
@@ -171,7 +190,9 @@ def plot_mixing_matrix(
         if tokens is not None:
             axis.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
             axis.set_yticks(range(len(tokens)), tokens, fontsize=8)
-        figure.colorbar(image, ax=axis, shrink=0.8, label="weight", extend="both" if signed else "max")
+        figure.colorbar(
+            image, ax=axis, shrink=0.8, label="weight", extend="both" if signed else "max"
+        )
     _save(figure, path, title)
 
 
@@ -183,7 +204,7 @@ def plot_half_lives(
     column_names: Sequence[str],
     column_label: str,
 ) -> None:
-    """A table of half-lives of gates in colour on a logarithmic scale, with the numbers in it.
+    """Draws a table of half-lives, coloured on a logarithmic scale.
 
     Args:
         values: (rows, columns), in tokens, as `half_lives` returns them.
@@ -204,8 +225,21 @@ def plot_half_lives(
     for row in range(rows):
         for column in range(columns):
             colour = "white" if shown[row, column] < middle else "black"
-            axis.text(column, row, _short(values[row, column].item()), ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(columns), column_names, rotation=45 if max(map(len, column_names)) > 4 else 0, fontsize=9)
+            axis.text(
+                column,
+                row,
+                _short(values[row, column].item()),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+            )
+    axis.set_xticks(
+        range(columns),
+        column_names,
+        rotation=45 if max(map(len, column_names)) > 4 else 0,
+        fontsize=9,
+    )
     axis.set_yticks(range(rows), row_names, fontsize=9)
     axis.set_xlabel(column_label)
     figure.colorbar(image, ax=axis, label="half-life (tokens)")
@@ -220,7 +254,7 @@ def _short(half_life: float) -> str:
 
 
 def _figure(width: float, height: float):
-    """An empty figure of that many inches, with a layout that avoids overlaps."""
+    """An empty figure, in inches, with a layout that avoids overlaps."""
     from matplotlib.figure import Figure  # here, not above: matplotlib is an optional dependency
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -238,5 +272,9 @@ def _series(log_history: list[dict[str, float]], key: str) -> tuple[list[float],
 
 
 def _levels(axis, levels: dict[str, float] | None) -> None:
-    for (label, height), colour in zip((levels or {}).items(), ("tab:red", "tab:purple", "tab:gray")):
-        axis.axhline(height, linestyle="--", linewidth=1.2, color=colour, label=f"{label} ({height:.4g})")
+    for (label, height), colour in zip(
+        (levels or {}).items(), ("tab:red", "tab:purple", "tab:gray")
+    ):
+        axis.axhline(
+            height, linestyle="--", linewidth=1.2, color=colour, label=f"{label} ({height:.4g})"
+        )

@@ -1,4 +1,4 @@
-"""The benchmarks: reports of a quick run, nothing timed on wrong results, the peers' sums, and messages."""
+"""The benchmarks: reports of a quick run, no times for wrong results, the peers, and messages."""
 
 import argparse
 import importlib
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import check, make_problem
-from pages import PAGES, text
+from support.oracle import check, make_problem
+from support.pages import PAGES, text
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -35,7 +35,7 @@ def measure(module):
 
 
 def causal(q, k, v, g=None, g_gamma=None, scale=1.0):
-    """A causal pass as `chunk_simple_gla` computes it, of layout (B, L, H, ...); gates of heads get no gradient."""
+    """A causal pass as in `chunk_simple_gla`, layout (B, L, H, ...); `g_gamma` gets no gradient."""
     gates = (g_gamma.detach().expand(q.shape[:3]) if g is None else g).exp()
     state, output = 0, []
     for t in range(q.shape[1]):
@@ -54,7 +54,9 @@ def test_two_causal_passes_are_lion(module, mask_type, length):
         del problem.expected["dlog_decay"]
 
     def passes(query, key, value, log_decay, normalize, scale):
-        query = query * (scale * query.shape[-1] ** 0.5)  # the peer's own is that of `lion_attention`
+        query = query * (
+            scale * query.shape[-1] ** 0.5
+        )  # the peer's own is that of `lion_attention`
         return module("peers").two_passes(causal, fixed, query, key, value, log_decay)
 
     check(problem, passes, torch.float64, 1e-12)
@@ -64,13 +66,15 @@ def test_two_products_are_lion(module):
     problem = make_problem("lit", 9)
 
     def products(query, key, value, normalize, scale):
-        return module("peers").two_products(query * (scale * query.shape[-1] ** 0.5), key, value, None)
+        return module("peers").two_products(
+            query * (scale * query.shape[-1] ** 0.5), key, value, None
+        )
 
     check(problem, products, torch.float64, 1e-12)
 
 
 def test_peers_are_checked_before_they_are_timed(module, capsys):
-    """One that is right is a column; one whose sums or gradients are wrong, or that fails, is named and left out."""
+    """A correct peer becomes a column; one that is wrong or fails is named and left out."""
 
     def unshifted(query, key, value, log_decay):
         """LION-S where the target's gate acts."""
@@ -79,7 +83,9 @@ def test_peers_are_checked_before_they_are_timed(module, capsys):
 
     def untrained(query, key, value, log_decay):
         """Right sums whose keys' gradient is doubled."""
-        return module("peers").two_passes(causal, False, query, 2 * key - key.detach(), value, log_decay)
+        return module("peers").two_passes(
+            causal, False, query, 2 * key - key.detach(), value, log_decay
+        )
 
     def failing(*inputs):
         raise RuntimeError("refuses the backward pass")
@@ -87,7 +93,10 @@ def test_peers_are_checked_before_they_are_timed(module, capsys):
     peer, passes = module("peers").Peer, module("peers").two_passes
     peers = {"products": peer("LION-lit", module("peers").two_products)}
     peers["fixed"] = peer("LION-D", partial(passes, causal, True), learns_gates=False)
-    peers |= {"passes": peer("LION-S", partial(passes, causal, False)), "unshifted": peer("LION-S", unshifted)}
+    peers |= {
+        "passes": peer("LION-S", partial(passes, causal, False)),
+        "unshifted": peer("LION-S", unshifted),
+    }
     peers |= {"untrained": peer("LION-S", untrained), "failing": peer("LION-S", failing)}
     args = argparse.Namespace(device="cpu", dtype="float32", quick=False)
     found = {}
@@ -99,28 +108,45 @@ def test_peers_are_checked_before_they_are_timed(module, capsys):
     ours = {"LION-lit", "LION-D", "LION-S", "SDPA"}
     assert set(found["forward"].functions) == ours | {"products", "fixed", "passes", "untrained"}
     assert set(found["forward + backward"].functions) == ours | {"products", "fixed", "passes"}
-    assert "failing, forward, 20 tokens: left out: refuses the backward pass" in capsys.readouterr().err
+    assert (
+        "failing, forward, 20 tokens: left out: refuses the backward pass"
+        in capsys.readouterr().err
+    )
 
 
 def test_ratios_to_another_column(measure):
-    """They stand beside those to the baseline, also where there is none, and not where the other column is missing."""
+    """They are shown beside those to the baseline, and without one, if both columns exist."""
     functions = {"ours": lambda: None, "theirs": lambda: None, "base": lambda: None}
     rows = []
     with tqdm(disable=True) as progress:
-        for baseline, names in (("base", functions), (None, ("ours", "theirs")), ("base", ("ours", "base"))):
+        for baseline, names in (
+            ("base", functions),
+            (None, ("ours", "theirs")),
+            ("base", ("ours", "base")),
+        ):
             calls = {name: functions[name] for name in names}
-            group = measure.Group("s", 8, "w", calls, baseline, lambda: None, beside={"ours": "theirs"})
+            group = measure.Group(
+                "s", 8, "w", calls, baseline, lambda: None, beside={"ours": "theirs"}
+            )
             rows.append(measure.time_group(group, "cpu", 0, progress))
-    assert [set(row.ratios) for row in rows] == [{"ours", "theirs", "ours / theirs"}, {"ours / theirs"}, {"ours"}]
-    *_, head, _, first, _, last = measure.table({"device": "d", "dtype": "t", "date": "0", "command": "c"}, rows, "ms").split(
-        "\n"
-    )
+    assert [set(row.ratios) for row in rows] == [
+        {"ours", "theirs", "ours / theirs"},
+        {"ours / theirs"},
+        {"ours"},
+    ]
+    *_, head, _, first, _, last = measure.table(
+        {"device": "d", "dtype": "t", "date": "0", "command": "c"}, rows, "ms"
+    ).split("\n")
     assert head == "| length | what | base (ms) | ours | theirs | ours / theirs | turns |"
-    assert first.count("**") == 6 and last.count("–") == 3  # two missing columns, and the dash between two quartiles
+    assert (
+        first.count("**") == 6 and last.count("–") == 3
+    )  # two missing columns, and the dash between two quartiles
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, FOLDER / "run.py", *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, FOLDER / "run.py", *arguments], capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
@@ -131,14 +157,18 @@ def test_quick_run_of_everything(tmp_path):
     assert finished.returncode == 0, finished.stderr[-2000:]
     for suite in ("op", "model", "train", "memory", "training-memory", "chunks", "forms"):
         report = json.loads((tmp_path / f"{suite}-cpu.json").read_text())
-        assert report["rows"] and report["about"]["torch"] and "--quick" in report["about"]["command"]
+        assert (
+            report["rows"] and report["about"]["torch"] and "--quick" in report["about"]["command"]
+        )
         for row in report["rows"]:
             assert all(value >= 0 for value in row["values"].values())
             assert (row["baseline"] is None) == suite.endswith("memory")
             assert suite != "train" or {"LION-lit", "LION-D", "LION-S"} < set(row["ratios"])
             for name, (low, middle, high) in row["ratios"].items():
                 assert low <= middle <= high
-                assert 0.05 < middle / (row["values"][name] / row["values"][row["baseline"]]) < 20  # other jobs may run beside
+                # The bounds are wide because other jobs may run at the same time.
+                quotient = row["values"][name] / row["values"][row["baseline"]]
+                assert 0.05 < middle / quotient < 20
                 assert name in row["values"] and name != row["baseline"]
         table = (tmp_path / f"{suite}-cpu.md").read_text()
         assert suite != "train" or ("### image training" in table and "LION-S snake" in table)
@@ -148,18 +178,27 @@ def test_quick_run_of_everything(tmp_path):
 
 @pytest.mark.slow
 def test_quick_run_of_the_errors(tmp_path):
-    """Every family, type and form stands in the report, in float32 nearly exact and in half precision not."""
+    """The report has every family, dtype and form: nearly exact in float32, less so in bfloat16."""
     command = [sys.executable, FOLDER / "precision.py", "--quick", "--output", str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-2000:]
     report = json.loads((tmp_path / "precision-cpu.json").read_text())
-    found = {(row["family"], row["form"], row["dtype"], row["normalize"]) for row in report["operation"]}
+    found = {
+        (row["family"], row["form"], row["dtype"], row["normalize"]) for row in report["operation"]
+    }
     assert len(found) == 3 * 3 * 3 * 2 and len(report["models"]) == 8 * 7
     for row in report["operation"]:
-        assert ("query" in row["errors"]) and 1e-9 < row["errors"]["output"][0] < (2e-6 if row["dtype"] == "float32" else 4e-3)
-    assert max(row["errors"]["output"][0] for row in report["operation"] if row["dtype"] == "bfloat16") > 1e-3
+        assert ("query" in row["errors"]) and 1e-9 < row["errors"]["output"][0] < (
+            2e-6 if row["dtype"] == "float32" else 4e-3
+        )
+    assert (
+        max(row["errors"]["output"][0] for row in report["operation"] if row["dtype"] == "bfloat16")
+        > 1e-3
+    )
     table = (tmp_path / "precision-cpu.md").read_text()
-    assert table in finished.stdout and "--quick" in table and "| bfloat16 | recurrent | 64 |" in table
+    assert (
+        table in finished.stdout and "--quick" in table and "| bfloat16 | recurrent | 64 |" in table
+    )
     assert (tmp_path / "precision-cpu.png").stat().st_size > 5000
 
 
@@ -175,33 +214,48 @@ def test_nothing_is_timed_on_a_red_check(measure):
 
 
 def test_ratios_are_those_of_the_times(measure):
-    """A function that does the work five times takes longer than one that does it once, by about that."""
+    """A function that does the work five times takes about five times as long."""
     x = torch.randn(300, 300)
     functions = {"five": lambda: [x @ x for _ in range(5)], "one": lambda: x @ x}
     with tqdm(disable=True) as progress:
-        row = measure.time_group(measure.Group("s", 8, "product", functions, "one", lambda: None), "cpu", 0.5, progress)
+        row = measure.time_group(
+            measure.Group("s", 8, "product", functions, "one", lambda: None), "cpu", 0.5, progress
+        )
     assert 2 < row.ratios["five"][1] < 12 and "one" not in row.ratios and row.repeats >= 3
 
 
-def test_a_failed_group_does_not_take_the_others_with_it(measure, module, tmp_path, monkeypatch, capsys):
+def test_a_failed_group_does_not_take_the_others_with_it(
+    measure, module, tmp_path, monkeypatch, capsys
+):
     def check():
         raise AssertionError("results differ")
 
     script = module("run")
-    groups = [measure.Group("suite", n, "forward", {"ours": list}, None, check if n == 8 else lambda: None) for n in (8, 9)]
-    monkeypatch.setattr(script, "SUITES", {"op": lambda args: [lambda group=group: group for group in groups]})
+    groups = [
+        measure.Group(
+            "suite", n, "forward", {"ours": list}, None, check if n == 8 else lambda: None
+        )
+        for n in (8, 9)
+    ]
+    monkeypatch.setattr(
+        script, "SUITES", {"op": lambda args: [lambda group=group: group for group in groups]}
+    )
     monkeypatch.setattr(script, "rates", lambda *args: (1.0, 1.0))
-    args = argparse.Namespace(device="cpu", dtype="float32", compile=False, seconds=0, output=tmp_path)
+    args = argparse.Namespace(
+        device="cpu", dtype="float32", compile=False, seconds=0, output=tmp_path
+    )
     assert script.measure("op", args) == 1
     assert "results differ" in capsys.readouterr().err
-    assert [row["length"] for row in json.loads((tmp_path / "op-cpu.json").read_text())["rows"]] == [9]
+    assert [
+        row["length"] for row in json.loads((tmp_path / "op-cpu.json").read_text())["rows"]
+    ] == [9]
     monkeypatch.setattr(sys, "argv", ["run.py", "all", "--output", str(tmp_path), "--seconds", "0"])
     with pytest.raises(SystemExit, match="1 of the groups failed"):
         script.main()
 
 
 def test_other_cuts_of_the_kernels(module):
-    """In the interpreter: which candidates there are, whose launches are kept, what is refused, and what is proposed."""
+    """In the interpreter: the candidates, the recorded launches, what is refused and proposed."""
     pytest.importorskip("triton")
     blocks = module("blocks")
     case = blocks.Case("grad_query", torch.bfloat16, 64, 20, 1)
@@ -209,12 +263,16 @@ def test_other_cuts_of_the_kernels(module):
     rows = blocks.candidates(own, few=False)
     assert rows[0] == own and len(set(rows)) == len(rows) > 5
     launches = blocks.both_passes(case, rows[1], blocks.inputs_of(case, 1, "cpu"))[1]
-    assert [launch.keywords["BLOCK_M"] for launch in launches] == [rows[1].rows] and rows[1].rows != own.rows
+    assert [launch.keywords["BLOCK_M"] for launch in launches] == [rows[1].rows] and rows[
+        1
+    ].rows != own.rows
     assert blocks.refusal((case, rows[1], "cpu")) is None
     assert "Error: " in blocks.refusal((case, own._replace(rows=24), "cpu"))
     report = [{"milliseconds": {str(tuple(own)): 2.0, str(tuple(rows[1])): 1.0}, "refused": {}}]
     about = {"device": "some", "date": "today", "torch": "2", "triton": "3", "command": "python"}
-    assert f"grad_query: (2, 64): Blocks{tuple(rows[1])},  # 0.5" in blocks.table(about, [case], report)
+    assert f"grad_query: (2, 64): Blocks{tuple(rows[1])},  # 0.5" in blocks.table(
+        about, [case], report
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,7 +300,12 @@ def test_figures_of_the_docs_are_those_of_the_results(page):
     reports = "\n".join(path.read_text() for path in (FOLDER / "results").glob("*.md"))
     tables = re.findall(r"(?:^\|.*\n)+", text(page), re.MULTILINE)
     shown = [table for table in tables if table.splitlines()[0] in reports]
-    least = {"docs/choosing.md": 2, "docs/padding_and_packing.md": 1, "docs/long_inputs.md": 3, "docs/training.md": 2}
+    least = {
+        "docs/choosing.md": 2,
+        "docs/padding_and_packing.md": 1,
+        "docs/long_inputs.md": 3,
+        "docs/training.md": 2,
+    }
     assert len(shown) >= least.get(page, 0)
     for row in "".join(shown).splitlines():
         assert row in reports

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from models import image_config, model, text_config
 from PIL import Image
+from support.models import image_config, model, text_config
 from transformers import AutoTokenizer, BertTokenizer, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -27,8 +27,13 @@ WORDS = sorted({word for text in TEXTS for word in text.split()}) + [
     "?",
     ".",
 ]
-VOCABULARY = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-IMAGES = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (20 + n, 30, 3), dtype=np.uint8)) for n in range(4)]
+VOCABULARY = {
+    word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+}
+IMAGES = [
+    Image.fromarray(np.random.default_rng(n).integers(0, 255, (20 + n, 30, 3), dtype=np.uint8))
+    for n in range(4)
+]
 QUESTIONS = [{"question": "where is the dog ?", "context": text} for text in TEXTS[1:]]
 LABELS = {
     "id2label": {0: "entailment", 1: "neutral", 2: "contradiction"},
@@ -41,7 +46,11 @@ TASKS = {
     "text-classification": ("SequenceClassification", TEXTS, {"top_k": None}),
     "token-classification": ("TokenClassification", TEXTS, {}),
     "question-answering": ("QuestionAnswering", QUESTIONS, {}),
-    "zero-shot-classification": ("SequenceClassification", TEXTS, {"candidate_labels": ["animals", "plants"]}),
+    "zero-shot-classification": (
+        "SequenceClassification",
+        TEXTS,
+        {"candidate_labels": ["animals", "plants"]},
+    ),
     "feature-extraction": ("Model", TEXTS, {}),
     "image-classification": ("ImageClassification", IMAGES, {"top_k": 3}),
     "image-feature-extraction": ("Model", IMAGES, {"pool": True}),
@@ -61,7 +70,9 @@ def saved(request, tmp_path_factory):
         network = model(head, image_config(patch_order="snake", initializer_range=0.5, **LABELS))
         image_processor(16).save_pretrained(folder)
     else:
-        network = model(head, text_config(vocab_size=len(VOCABULARY), initializer_range=0.5, **LABELS))
+        network = model(
+            head, text_config(vocab_size=len(VOCABULARY), initializer_range=0.5, **LABELS)
+        )
         BertTokenizer(vocab=VOCABULARY, model_max_length=64).save_pretrained(folder)
     network.save_pretrained(folder)
     return request.param, folder, inputs, kwargs
@@ -73,7 +84,9 @@ def numbers(answers) -> tuple[list, list[float]]:
 
     def walk(x):
         if isinstance(x, dict):
-            for key in sorted(x.keys() - {"index"}):  # a token's place in its row, which padding moves
+            for key in sorted(
+                x.keys() - {"index"}
+            ):  # a token's place in its row, which padding moves
                 exact.append(key)
                 walk(x[key])
         elif isinstance(x, list | tuple):
@@ -90,9 +103,13 @@ def numbers(answers) -> tuple[list, list[float]]:
 
 def test_batch_size_padding_side_and_form_change_nothing(saved):
     task, folder, inputs, kwargs = saved
-    expected, near = numbers([pipeline(task, model=str(folder), device="cpu")(x, **kwargs) for x in inputs])
+    expected, near = numbers(
+        [pipeline(task, model=str(folder), device="cpu")(x, **kwargs) for x in inputs]
+    )
     assert len(set(near)) > 3, "answers that depend on nothing would agree too"
-    runner = pipeline(task, model=str(folder), device="cpu", model_kwargs={"attention_form": "chunk"})
+    runner = pipeline(
+        task, model=str(folder), device="cpu", model_kwargs={"attention_form": "chunk"}
+    )
     assert runner.model.config.attention_form == "chunk"
     for form in ("auto", *FORMS):
         runner.model.config.attention_form = form
@@ -102,7 +119,9 @@ def test_batch_size_padding_side_and_form_change_nothing(saved):
             answers = runner(list(inputs), batch_size=batch_size, **kwargs)
             if task == "feature-extraction":  # this pipeline returns the padding's rows as well
                 lengths = [len(runner.tokenizer(text).input_ids) for text in inputs]
-                answers = [[x[0][:n] if side == "right" else x[0][-n:]] for x, n in zip(answers, lengths)]
+                answers = [
+                    [x[0][:n] if side == "right" else x[0][-n:]] for x, n in zip(answers, lengths)
+                ]
             exact, found = numbers(answers)
             assert exact == expected
             assert found == pytest.approx(near, abs=1e-5, rel=1e-4)
@@ -114,7 +133,10 @@ def test_all_tasks_but_question_answering_are_pipelines():
 
 def test_question_answering_by_hand():
     """The answer's first word is the same alone, in a padded batch, and with padding on the left."""
-    network, tokenizer = model("QuestionAnswering", text_config(vocab_size=len(VOCABULARY))), BertTokenizer(vocab=VOCABULARY)
+    network, tokenizer = (
+        model("QuestionAnswering", text_config(vocab_size=len(VOCABULARY))),
+        BertTokenizer(vocab=VOCABULARY),
+    )
 
     def answers(rows: list[dict], side: str) -> list[str]:
         batch = tokenizer(

@@ -4,12 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, blocks, commands, text
+from support.pages import PAGES, ROOT, blocks, commands, text
 
 from lion_hf import cli
 
 README = "README.md"
-VISIBLE = ("README.md", "benchmarks", "configs", "run_scripts", "tests")  # what the code may read, as beside the README
+VISIBLE = (
+    "README.md",
+    "benchmarks",
+    "configs",
+    "run_scripts",
+    "tests",
+)  # what the code may read, as beside the README
 
 
 @pytest.mark.slow
@@ -22,7 +28,9 @@ def test_code(page, tmp_path, monkeypatch):
     namespace, ran = {}, 0
     for language, block in blocks(page):
         if language == "python":
-            above = text(page)[: text(page).index(block)].count("\n")  # so that errors name the page's own lines
+            above = text(page)[: text(page).index(block)].count(
+                "\n"
+            )  # so that errors name the page's own lines
             exec(compile("\n" * above + block, page, "exec"), namespace)
             ran += 1
         elif language == "bash" and block.startswith("lion-hf convert"):
@@ -36,22 +44,34 @@ def test_code(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_run_or_understood(page):
     """Training commands run in test_readme_commands.py and conversions above; others must be of a kind that is checked here."""
-    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for command in commands(page):
-        for path in re.findall(r"(?:run_scripts|tests|configs|benchmarks)/[\w./-]+", " ".join(command)):
+        for path in re.findall(
+            r"(?:run_scripts|tests|configs|benchmarks)/[\w./-]+", " ".join(command)
+        ):
             assert (ROOT / path).exists(), path
         script = next((ROOT / word for word in command if word.endswith(".py")), None)
         if "install" in command:
             extras = re.findall(r"\[([\w,]+)\]", " ".join(command))
-            assert all(f'"{extra}": ' in setup for names in extras for extra in names.split(",")), command
+            assert all(f"\n{extra} = [" in project for names in extras for extra in names.split(",")), (
+                command
+            )
         elif command[:2] == ["lion-hf", "linearize"]:
             cli._linearize_settings(command[2:])
         elif command[0] == "lion-hf":
             cli._parser().parse_args(command[1:])
         elif script is not None and script.parent.name == "benchmarks":
-            assert not [word for word in command if word.startswith("--") and f'"{word}"' not in script.read_text()], command
+            assert not [
+                word
+                for word in command
+                if word.startswith("--") and f'"{word}"' not in script.read_text()
+            ], command
         else:
-            assert "run_scripts/run_" in " ".join(command) or command[:3] == ["python", "-m", "pytest"], command
+            assert "run_scripts/run_" in " ".join(command) or command[:3] == [
+                "python",
+                "-m",
+                "pytest",
+            ], command
 
 
 def test_the_readme_installs():
@@ -77,11 +97,15 @@ def test_links(page):
         assert file.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, target
+            assert anchor in {
+                re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+            }, target
 
 
 def test_every_page_is_in_the_index():
-    assert {Path(page).name for page in PAGES[1:]} - {"index.md"} <= set(re.findall(r"\]\((\w+\.md)\)", text("docs/index.md")))
+    assert {Path(page).name for page in PAGES[1:]} - {"index.md"} <= set(
+        re.findall(r"\]\((\w+\.md)\)", text("docs/index.md"))
+    )
 
 
 def test_ci_runs_the_command_of_the_readme():
@@ -93,7 +117,9 @@ def test_ci_runs_the_command_of_the_readme():
 
 def test_results_of_training_stand_in_the_reports():
     readme = text(README)
-    shown = readme[readme.index("**What they reached here**") : readme.index("**Several processes.**")]
+    shown = readme[
+        readme.index("**What they reached here**") : readme.index("**Several processes.**")
+    ]
     reports = [ROOT / f"benchmarks/results/{name}.md" for name in ("training", "linearize")]
     report = [line for path in reports for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [line for line in shown.splitlines() if line.startswith("| ")]

@@ -7,7 +7,7 @@ import sys
 import pytest
 import timm
 import torch
-from models import IMAGE_FAMILIES, SIZES
+from support.models import IMAGE_FAMILIES, SIZES
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -28,14 +28,28 @@ def pixels() -> torch.Tensor:
     return torch.randn(2, 3, 8, 12)
 
 
-@pytest.mark.parametrize("size, width, heads", [("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12)])
+@pytest.mark.parametrize(
+    "size, width, heads", [("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12)]
+)
 def test_registered_sizes(size, width, heads):
     with torch.device("meta"):
         model = timm.create_model(f"lion_{size}_patch16_224")
-    assert (model.num_features, model.config.num_attention_heads, len(model.lion.layers)) == (width, heads, 12)
-    assert (model.config.intermediate_size, model.num_classes, model.lion.embeddings.grid) == (4 * width, 1000, (14, 14))
+    assert (model.num_features, model.config.num_attention_heads, len(model.lion.layers)) == (
+        width,
+        heads,
+        12,
+    )
+    assert (model.config.intermediate_size, model.num_classes, model.lion.embeddings.grid) == (
+        4 * width,
+        1000,
+        (14, 14),
+    )
     data = resolve_model_data_config(model)
-    assert (data["input_size"], data["interpolation"], data["crop_pct"]) == ((3, 224, 224), "bicubic", 0.875)
+    assert (data["input_size"], data["interpolation"], data["crop_pct"]) == (
+        (3, 224, 224),
+        "bicubic",
+        0.875,
+    )
 
 
 @pytest.mark.slow
@@ -74,11 +88,15 @@ def test_to_transformers_and_back(tmp_path, pixels):
 def test_weights_of_another_image_size(tmp_path):
     small, file = create(img_size=8), tmp_path / "weights.pth"
     torch.save(small.state_dict(), file)
-    large = create(img_size=16, pretrained=True, pretrained_cfg_overlay={"file": str(file), "num_classes": 5})
+    large = create(
+        img_size=16, pretrained=True, pretrained_cfg_overlay={"file": str(file), "num_classes": 5}
+    )
     image = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(large(image), small(image))  # which interpolates in every call
     small.set_input_size(16)
-    assert small.lion.embeddings.position_embeddings.shape[1] == 17 and small.config.image_size == 16
+    assert (
+        small.lion.embeddings.position_embeddings.shape[1] == 17 and small.config.image_size == 16
+    )
     torch.testing.assert_close(large(image), small(image))
     with pytest.raises(ValueError, match="multiples of patch_size=4"):
         small.set_input_size((16, 18))
@@ -94,11 +112,22 @@ def test_forward_intermediates(mask_type, patch_order, pixels):
         assert layer.shape == (2, 24, 2, 3)
         assert torch.equal(layer.flatten(2).mT, state[:, 1:])
     pairs = model.forward_intermediates(
-        pixels, indices=[1], return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True, stop_early=True
+        pixels,
+        indices=[1],
+        return_prefix_tokens=True,
+        norm=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+        stop_early=True,
     )
     patches, prefix = pairs[0]
-    assert torch.equal(torch.cat([prefix, patches], dim=1), model.lion.norm(states[1])) and len(pairs) == 1
-    answer = model.forward_intermediates(pixels, indices=2, output_dict=True, return_prefix_tokens=True)
+    assert (
+        torch.equal(torch.cat([prefix, patches], dim=1), model.lion.norm(states[1]))
+        and len(pairs) == 1
+    )
+    answer = model.forward_intermediates(
+        pixels, indices=2, output_dict=True, return_prefix_tokens=True
+    )
     assert answer.keys() == {"image_intermediates", "image_intermediates_prefix", "image_features"}
     assert torch.equal(answer["image_intermediates"][1], layers[2])
     with pytest.raises(ValueError, match="output_fmt='NHWC'"):
@@ -108,7 +137,10 @@ def test_forward_intermediates(mask_type, patch_order, pixels):
 def test_features_only(pixels):
     full = create(num_hidden_layers=4)
     features = create(num_hidden_layers=4, features_only=True, out_indices=(0, 2)).eval()
-    assert features.feature_info.channels() == [24, 24] and features.feature_info.reduction() == [4, 4]
+    assert features.feature_info.channels() == [24, 24] and features.feature_info.reduction() == [
+        4,
+        4,
+    ]
     expected = full.forward_intermediates(pixels, intermediates_only=True)
     for got, index in zip(features(pixels), (0, 2)):
         assert torch.equal(got, expected[index])
@@ -135,25 +167,47 @@ def test_classifier(pixels):
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 def test_optimizer_groups(layer_decay):
     model = create(mask_type="selective", patch_order="snake")
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=layer_decay)
-    group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    decayed = {name for name, parameter in model.named_parameters() if group_of[id(parameter)]["weight_decay"] > 0}
+    optimizer = create_optimizer_v2(
+        model, opt="adamw", lr=1e-3, weight_decay=0.1, layer_decay=layer_decay
+    )
+    group_of = {
+        id(parameter): group for group in optimizer.param_groups for parameter in group["params"]
+    }
+    decayed = {
+        name
+        for name, parameter in model.named_parameters()
+        if group_of[id(parameter)]["weight_decay"] > 0
+    }
     assert len(group_of) == len(list(model.parameters()))
     assert "lion.layers.0.attention.gate.weight" in decayed and "classifier.weight" in decayed
-    assert not any(name.endswith((".bias", "cls_token", "position_embeddings")) or "norm" in name for name in decayed)
+    assert not any(
+        name.endswith((".bias", "cls_token", "position_embeddings")) or "norm" in name
+        for name in decayed
+    )
     if layer_decay:
-        scale = {name: group_of[id(parameter)]["lr_scale"] for name, parameter in model.named_parameters()}
+        scale = {
+            name: group_of[id(parameter)]["lr_scale"]
+            for name, parameter in model.named_parameters()
+        }
         names = (
             "lion.embeddings.cls_token",
             "lion.layers.0.mlp.fc1.weight",
             "lion.layers.1.mlp.fc1.weight",
             "lion.norm.weight",
         )
-        assert [scale[name] for name in (*names, "classifier.weight")] == [0.125, 0.25, 0.5, 0.5, 1.0]
+        assert [scale[name] for name in (*names, "classifier.weight")] == [
+            0.125,
+            0.25,
+            0.5,
+            0.5,
+            1.0,
+        ]
 
 
 def test_training_step_as_in_timms_script(pixels):
-    model = create(mask_type="selective", drop_rate=0.1, drop_path_rate=0.1, in_chans=3, scriptable=False).train()
+    model = create(
+        mask_type="selective", drop_rate=0.1, drop_path_rate=0.1, in_chans=3, scriptable=False
+    ).train()
     average, labels = ModelEmaV3(model, decay=0.5), torch.tensor([0, 3])
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2)
     before = copy.deepcopy(model.state_dict())
@@ -162,7 +216,9 @@ def test_training_step_as_in_timms_script(pixels):
     optimizer.step()
     average.update(model)
     name = "lion.layers.0.attention.gate.weight"
-    torch.testing.assert_close(average.module.state_dict()[name], (before[name] + model.state_dict()[name]) / 2)
+    torch.testing.assert_close(
+        average.module.state_dict()[name], (before[name] + model.state_dict()[name]) / 2
+    )
 
 
 def test_gradient_checkpointing(pixels):

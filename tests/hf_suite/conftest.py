@@ -1,4 +1,4 @@
-"""transformers' common tests on LION: no download without the marker, no skip without a reason in skips.py."""
+"""The common tests of transformers: when to download them, and which skips are accepted."""
 
 from collections import Counter
 
@@ -8,10 +8,12 @@ from skips import accepted
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Without the marker nothing is downloaded: `-m "not hf_suite"` needs no network."""
-    expression = config.option.markexpr
-    wanted = not expression or Expression.compile(expression).evaluate(lambda name, **_: name == "hf_suite")
-    return None if wanted else True
+    """Downloads nothing unless `-m` selects a common test: `-m "not hf_suite"` needs no network."""
+    expression = Expression.compile(config.option.markexpr)
+    kinds = ({"hf_suite"}, {"hf_suite", "slow"})
+    if any(expression.evaluate(lambda name, **_: name in kind) for kind in kinds):  # noqa: B023
+        return None
+    return True
 
 
 @pytest.hookimpl(wrapper=True)
@@ -30,7 +32,9 @@ def pytest_terminal_summary(terminalreporter):
     counts = {}
     for outcome in ("passed", "skipped", "failed"):
         reports = [
-            r for r in terminalreporter.stats.get(outcome, []) if type(r) is pytest.TestReport and "hf_suite" in r.nodeid
+            r
+            for r in terminalreporter.stats.get(outcome, [])
+            if type(r) is pytest.TestReport and "hf_suite" in r.nodeid
         ]
         counts[outcome] = [accepted(r.longrepr[2]) if outcome == "skipped" else "" for r in reports]
     if any(counts.values()):

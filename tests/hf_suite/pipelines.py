@@ -1,4 +1,4 @@
-"""Stand-ins for what transformers' pipeline tests take from its repository and from the Hub: tasks' tests and small models."""
+"""What the pipeline tests of transformers take from elsewhere: tests of each task, small models."""
 
 import string
 from pathlib import Path
@@ -21,7 +21,10 @@ VOCABULARY = [
     *("##" + c for c in string.ascii_lowercase),
 ]
 TEXTS = ["a lion sleeps", "the quick brown fox jumps over the lazy dog", "dog"]
-IMAGES = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (20 + n, 30, 3), dtype=np.uint8)) for n in range(3)]
+IMAGES = [
+    Image.fromarray(np.random.default_rng(n).integers(0, 255, (20 + n, 30, 3), dtype=np.uint8))
+    for n in range(3)
+]
 
 
 class TaskTest:
@@ -31,7 +34,9 @@ class TaskTest:
     examples: list = TEXTS
     options: dict = {}
 
-    def get_test_pipeline(self, model: PreTrainedModel, tokenizer=None, image_processor=None, dtype="float32", **_):
+    def get_test_pipeline(
+        self, model: PreTrainedModel, tokenizer=None, image_processor=None, dtype="float32", **_
+    ):
         parts = {"tokenizer": tokenizer, "image_processor": image_processor}
         return pipeline(self.task, model=model, dtype=dtype, **parts, **self.options), self.examples
 
@@ -43,7 +48,9 @@ class TaskTest:
 
     def check_scores(self, answers: list[dict], label: str, number: int) -> None:
         assert len(answers) == number
-        assert all(isinstance(answer[label], str) and 0 <= answer["score"] <= 1 for answer in answers)
+        assert all(
+            isinstance(answer[label], str) and 0 <= answer["score"] <= 1 for answer in answers
+        )
 
 
 class FillMask(TaskTest):
@@ -99,13 +106,14 @@ class ImageFeatureExtraction(TaskTest):
 
 
 PIPELINE_TESTS = {
-    "zero-shot" if test is ZeroShot else test.task: test  # as transformers' table of tasks names them
+    # as the table of tasks in transformers names them
+    "zero-shot" if test is ZeroShot else test.task: test
     for test in TaskTest.__subclasses__()
 }
 
 
 def save_with_processor(model: PreTrainedModel, folder: Path) -> dict[str, list[str]]:
-    """Writes a model where transformers' pipeline tests look for it, and returns what they ask about its processor."""
+    """Writes a model where the pipeline tests look for it; returns the names of its processors."""
     folder = folder / model.config.model_type / type(model).__name__
     model.save_pretrained(folder)
     if model.config.modality == "text":

@@ -1,0 +1,16 @@
+"""Data for training: seeded samples, masking, packing, labels, tables, images, streams of text."""
+
+from .masking import MaskTokens, pad_rows
+from .packing import DataCollatorForPackedLanguageModeling, pack
+from .samples import SeededDataset, SkippedSample, sample_seed, seeded
+
+__all__ = [
+    "DataCollatorForPackedLanguageModeling",
+    "MaskTokens",
+    "SeededDataset",
+    "SkippedSample",
+    "pack",
+    "pad_rows",
+    "sample_seed",
+    "seeded",
+]

@@ -1,0 +1,296 @@
+"""From pictures to batches: timm's augmentation, evaluation, mixing, repeated sampling."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import AugmentOp
+from torch.utils.data import Sampler
+from torchvision import transforms
+from transformers import BaseImageProcessor
+
+from ..modeling.image_processing_lion import LONGEST_RATIO, MAX_BYTES
+from .images import UNKNOWN, open_image
+from .samples import SeededDataset, SkippedSample, sample_seed, seeded
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Augmentation:
+    """How training images are changed.
+
+    Names and defaults are those of the DeiT recipe's command line (arXiv 2012.12877).
+    """
+
+    aa: str = field(
+        default="rand-m9-mstd0.5-inc1",
+        metadata={"help": "RandAugment, AutoAugment or AugMix by timm's name, or none."},
+    )
+    three_augment: bool = field(
+        default=False,
+        metadata={
+            "help": "3-Augment of DeiT III instead of --aa: grey, solarised or blurred.",
+            "aliases": ["--ThreeAugment"],
+        },
+    )
+    src: bool = field(
+        default=False,
+        metadata={"help": "Simple random crop: a shift by up to --src_padding pixels, no zoom."},
+    )
+    src_padding: int = field(default=4, metadata={"help": "Pixels of reflected border for --src."})
+    hflip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    color_jitter: float = field(
+        default=0.3,
+        metadata={"help": "Strength of colour jitter if --aa is none or 3-Augment is on."},
+    )
+    train_interpolation: str = field(
+        default="bicubic", metadata={"help": "random, bilinear or bicubic."}
+    )
+    reprob: float = field(default=0.25, metadata={"help": "Probability of random erasing."})
+    remode: str = field(
+        default="pixel", metadata={"help": "What erased pixels become: const, rand or pixel."}
+    )
+    recount: int = field(default=1, metadata={"help": "Rectangles erased per image."})
+    repeated_aug: int = field(
+        default=3,
+        metadata={"help": "How often an image occurs in an epoch; the epoch's length stays."},
+    )
+    mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup; 0 for none."})
+    cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix; 0 for none."})
+    mixup_prob: float = field(
+        default=1.0, metadata={"help": "Probability that a pair of images is mixed."}
+    )
+    mixup_switch_prob: float = field(
+        default=0.5, metadata={"help": "Probability of cutmix if both are on."}
+    )
+    smoothing: float = field(default=0.1, metadata={"help": "Label smoothing."})
+    eval_crop_ratio: float = field(
+        default=0.875,
+        metadata={
+            "help": "Side of the evaluation crop as a share of the image's.",
+            "aliases": ["--crop_pct"],
+        },
+    )
+
+    def __post_init__(self):
+        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
+        for name in ("src_padding", "color_jitter", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        for name, legal in (
+            ("train_interpolation", ("random", "bilinear", "bicubic")),
+            ("remode", ("const", "rand", "pixel")),
+        ):
+            if getattr(self, name) not in legal:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {legal}")
+        for name in ("repeated_aug", "recount"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing={self.smoothing}: expected a number in [0, 1)")
+        if not 0 < self.eval_crop_ratio <= 1:
+            raise ValueError(f"eval_crop_ratio={self.eval_crop_ratio}: expected a number in (0, 1]")
+
+
+class TrainingTransform:
+    """Augments a picture; see `Augmentation`. All randomness is Python's, numpy's and torch's own.
+
+    Args:
+        augmentation: says how.
+        image_size: height and width in pixels, one integer or a pair.
+        processor: its mean, standard deviation and limit of memory count.
+
+    Raises:
+        ValueError: if timm does not know the augmentation.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        image_size: int | Sequence[int],
+        processor: BaseImageProcessor,
+    ):
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        name = "3a" if augmentation.three_augment else augmentation.aa
+        self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
+        try:
+            self.augment = create_transform(
+                size,
+                is_training=True,
+                hflip=augmentation.hflip,
+                color_jitter=augmentation.color_jitter or None,
+                auto_augment=None if name.lower() == "none" else name,
+                interpolation=augmentation.train_interpolation,
+                mean=tuple(processor.image_mean),
+                std=tuple(processor.image_std),
+                re_prob=augmentation.reprob,
+                re_mode=augmentation.remode,
+                re_count=augmentation.recount,
+            )
+        except (AssertionError, ValueError, KeyError) as error:
+            raise ValueError(f"aa={name!r}: timm knows no such augmentation ({error})") from error
+        for operation in operations(self.augment):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
+        if augmentation.src:
+            crop = transforms.RandomCrop(
+                size, padding=augmentation.src_padding or None, padding_mode="reflect"
+            )
+            self.augment.transforms[0] = transforms.Compose([ShortestSide(size), crop])
+
+    def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:
+        pixels = self.augment(open_image(sample[0], self.max_bytes))
+        return {"pixel_values": pixels, "labels": sample[1], "training": True}
+
+
+def operations(augment: transforms.Compose) -> Iterator[AugmentOp]:
+    """Yields the operations of timm's RandAugment, AutoAugment or AugMix in a transform."""
+    for transform in augment.transforms:
+        groups = [getattr(transform, "ops", []), *getattr(transform, "policy", [])]
+        yield from (operation for group in groups for operation in group)
+
+
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keeps the upper bits of each channel, at least one.
+
+    At its highest magnitude timm's PosterizeIncreasing asks for no bit at all. Older versions of
+    Pillow then returned a black picture, newer ones refuse.
+    """
+    return ImageOps.posterize(image, min(8, max(1, bits)))
+
+
+class ShortestSide:
+    """Resizes the shortest side of a picture to a square's, or the whole picture to another size.
+
+    Of a long strip only the middle is resized, as in evaluation.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        side = min(size) if size[0] == size[1] else size
+        self.square = size[0] == size[1]
+        self.resize = transforms.Resize(side, transforms.InterpolationMode.BICUBIC)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        longest = LONGEST_RATIO * min(image.size)
+        if self.square and max(image.size) > longest:
+            left, top = (max(0, side - longest) // 2 for side in image.size)
+            right, bottom = min(image.width, left + longest), min(image.height, top + longest)
+            image = image.crop((left, top, right, bottom))
+        return self.resize(image)
+
+
+class EvaluationTransform:
+    """What the saved image processor does, so that a pipeline on the saved model sees the same.
+
+    Args:
+        processor: the image processor.
+        mark_unreadable: turn a picture that cannot be read into a row of NaN with the label
+            `UNKNOWN`, which losses and figures leave out, and name it in a warning; else raise
+            `SkippedSample`.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, mark_unreadable: bool = False):
+        self.processor, self.mark_unreadable = processor, mark_unreadable
+        self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
+
+    def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:
+        try:
+            image = open_image(sample[0], self.max_bytes)
+        except SkippedSample as reason:
+            if not self.mark_unreadable:
+                raise
+            logger.warning("left out: %s", reason)
+            crop = self.processor.crop_size
+            pixels = torch.full((3, crop["height"], crop["width"]), torch.nan)
+            return {"pixel_values": pixels, "labels": UNKNOWN}
+        pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, "labels": sample[1]}
+
+
+class ImageCollator:
+    """Makes a batch; training images get smoothed class probabilities as labels and are mixed.
+
+    Two neighbours in the batch are mixed with each other. The random choices come from their own
+    seeds: with an even batch size it does not matter over how many processes or accumulation steps
+    a batch is spread.
+
+    Args:
+        num_classes: number of classes.
+        augmentation: says how to mix and smooth.
+
+    Returns (when called with samples):
+        `pixel_values` (B, channels, height, width) and `labels`, (B, num_classes) for training,
+        else (B,).
+    """
+
+    def __init__(self, num_classes: int, augmentation: Augmentation):
+        self.num_classes, self.smoothing = num_classes, augmentation.smoothing
+        self.mix = None
+        if augmentation.mixup > 0 or augmentation.cutmix > 0:
+            self.mix = Mixup(
+                mixup_alpha=augmentation.mixup,
+                cutmix_alpha=augmentation.cutmix,
+                prob=augmentation.mixup_prob,
+                switch_prob=augmentation.mixup_switch_prob,
+                label_smoothing=augmentation.smoothing,
+                num_classes=num_classes,
+            )
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        pixels, labels = (
+            torch.stack([row["pixel_values"] for row in rows]),
+            torch.tensor([row["labels"] for row in rows]),
+        )
+        if "training" not in rows[0]:
+            return {"pixel_values": pixels, "labels": labels}
+        targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
+        targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
+        if self.mix is not None:
+            for first in range(0, len(rows) - 1, 2):
+                pair = slice(first, first + 2)
+                with seeded(sample_seed(rows[first]["seed"], rows[first + 1]["seed"])):
+                    pixels[pair], targets[pair] = self.mix(pixels[pair], labels[pair])
+        return {"pixel_values": pixels, "labels": targets}
+
+
+class RepeatedSampler(Sampler[int]):
+    """A random order of a `SeededDataset`, from its seed and epoch, with repeated augmentation.
+
+    With r repeats (arXiv 1901.09335) an epoch is as long as without: a random r-th of the images,
+    each r times. Repeats of an image stand near each other, so that they are in one batch, but not
+    side by side, because `ImageCollator` mixes neighbours.
+    """
+
+    GROUP = 8  # images whose repeats stand together
+
+    def __init__(self, dataset: SeededDataset):
+        self.dataset, self.images = dataset, len(dataset) // dataset.repeats
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __iter__(self) -> Iterator[int]:
+        repeats, seed = (
+            self.dataset.repeats,
+            sample_seed(self.dataset.seed, self.dataset.epoch.item()),
+        )
+        order = torch.randperm(self.images, generator=torch.Generator().manual_seed(seed))
+        if repeats > 1:
+            groups = order[: -(-self.images // repeats)].split(self.GROUP)
+            shifts = (
+                torch.arange(repeats) * self.images
+            )  # number of the repeat, by which its choices differ
+            order = torch.cat(
+                [
+                    torch.stack([group.roll(-n) + shifts[n] for n in range(repeats)]).flatten()
+                    for group in groups
+                ]
+            )
+        return iter(order[: self.images].tolist())

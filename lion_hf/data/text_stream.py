@@ -1,0 +1,112 @@
+"""A stream of text that cannot be indexed, read from any place on."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import datasets
+import torch
+from torch.utils.data import get_worker_info
+
+from .samples import sample_seed, seeded
+
+DOCUMENTS_AT_A_TIME = 1000  # read together
+
+
+class TextStream(torch.utils.data.IterableDataset):
+    """Rows for training from a stream of documents, without end: epoch after epoch, shards in random order, rows in buffers.
+
+    Shards (files) are divided among all processes' workers; with fewer shards than workers several share one, each taking its
+    part of the documents. A buffer of documents is made into rows, these are put in random order, and the next buffer follows.
+    So a row's place is four numbers, and the stream goes on at any place without the rows before it.
+
+    Args:
+        source: streamed documents.
+        make_rows: from a list of documents to a list of rows (dicts).
+        transform: from a row to a sample, under a random state of its own.
+        column: the documents' column.
+        buffer_size: documents a buffer.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        source: datasets.IterableDataset,
+        make_rows: Callable[[list[str]], list[dict]],
+        transform: Callable[[dict], dict],
+        *,
+        column: str = "text",
+        buffer_size: int = 10_000,
+        seed: int = 0,
+    ):
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size={buffer_size}: expected an integer of at least 1")
+        self.source, self.make_rows, self.transform = source, make_rows, transform
+        self.column, self.buffer_size, self.seed = column, buffer_size, seed
+        self.divide(process=0, processes=1, workers=1)
+
+    def divide(
+        self, process: int, processes: int, workers: int, places: dict | None = None, first: int = 0
+    ) -> None:
+        """Sets this process's share.
+
+        Args:
+            process: its number.
+            processes: how many there are.
+            workers: readers of each process.
+            places: where each reader goes on, reader -> (epoch, shard, documents, rows).
+            first: the reader whose turn is next.
+        """
+        self.process, self.processes, self.workers, self.first = process, processes, workers, first
+        self.places = places or {}
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        reader = ((0 if worker is None else worker.id) + self.first) % self.workers
+        epoch, start, used, done = self.places.get(reader, (0, 0, 0, 0))
+        while True:
+            shares = self._shares(epoch)[
+                self.process * self.workers + reader :: self.processes * self.workers
+            ]
+            empty = True
+            for number in range(start, len(shares)):
+                for before, documents in self._buffers(*shares[number], used):
+                    rows, key = (
+                        self.make_rows(documents),
+                        (self.seed, epoch, *shares[number], before),
+                    )
+                    order = torch.randperm(
+                        len(rows), generator=torch.Generator().manual_seed(sample_seed(*key))
+                    )
+                    for n in range(done, len(rows)):
+                        with seeded(sample_seed(*key, n)):
+                            sample = self.transform(rows[order[n]])
+                        yield {**sample, "place": (reader, epoch, number, before, n + 1)}
+                    done, empty = 0, empty and not rows
+                used = 0
+            if empty and start == 0:
+                raise ValueError(
+                    f"the stream has no text in column {self.column!r} for reader {reader} of {self.workers}"
+                )
+            epoch, start = epoch + 1, 0
+
+    def _shares(self, epoch: int) -> list[tuple[int, int, int]]:
+        """All (shard, part, parts) in the epoch's order."""
+        shards, readers = self.source.num_shards, self.processes * self.workers
+        parts = -(-readers // shards)
+        order = torch.randperm(
+            shards * parts, generator=torch.Generator().manual_seed(sample_seed(self.seed, epoch))
+        )
+        return [(n // parts, n % parts, parts) for n in order.tolist()]
+
+    def _buffers(
+        self, shard: int, part: int, parts: int, used: int
+    ) -> Iterator[tuple[int, list[str]]]:
+        """Pairs of documents of the shard used before, and the next documents of its part."""
+        source = self.source.shard(self.source.num_shards, shard).skip(used)
+        documents = (
+            text for batch in source.iter(DOCUMENTS_AT_A_TIME) for text in batch[self.column]
+        )
+        documents = islice(documents, part, None, parts)
+        while buffer := list(islice(documents, self.buffer_size)):
+            yield used, [text for text in buffer if text and not text.isspace()]
+            used += self.buffer_size * parts

@@ -1,0 +1,117 @@
+"""A folder of a softmax model in, a folder of a LION model out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from ..convert.conversion import Conversion, check_words
+from ..folders import check_new_folder, new_folder
+from ..hub import save_for_hub
+from ..modeling.configuration_lion import LionConfig
+
+if TYPE_CHECKING:
+    from .settings import Distillation
+
+from .copying import _copying, linearize_model
+from .sentence_modules import find_sentence_modules
+from .softmax_models import load_softmax_model
+from .sources import check_processor_files, license_of, source_folder
+
+
+@dataclass(frozen=True)
+class Linearization(Conversion):
+    """What was made: the folder, the model's class and configuration, what the user should know, and measured numbers."""
+
+    metrics: dict[str, float]
+
+
+def linearize_checkpoint(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    distillation: "Distillation | None" = None,
+    **options: Any,
+) -> Linearization:
+    """Turns a pretrained softmax encoder into a LION folder for `from_pretrained`, with all that fits copied.
+
+    The modules of a sentence-transformers folder come along, so that it loads with sentence-transformers again.
+
+    Args:
+        source: folder or Hub name of a checkpoint of transformers. No code that comes with it is run.
+        output: the folder to write; it must not exist, or be empty. It appears only if all went well.
+        distillation: how to teach the copy by the source; None to leave it as copied.
+        **options: fields of `Copying`.
+
+    Returns:
+        The folder, the model's class name and configuration, notes, and the distillation's numbers.
+
+    Raises:
+        ValueError: for a source that is no such checkpoint or has parts that LION lacks, an option of another value, data that
+            do not fit, or an output folder that is not empty. All is checked before training starts.
+    """
+    copying = _copying(options)
+    output = check_new_folder(output)
+    modules = find_sentence_modules(source_folder(source))
+    folder = modules.transformer_folder
+    teacher, notes = load_softmax_model(source, modules.transformer)
+    student, more = linearize_model(teacher, **options)
+    processor, missing = _processor(folder, student.config)
+    notes += more + missing
+    license, unknown = (copying.license, []) if copying.license else _license(modules.folder)
+    notes += unknown
+
+    with new_folder(output) as new:
+        metrics = {}
+        if distillation is not None:
+            from .distillation import distil
+
+            run = new.with_name(f"{new.name}.run")
+            metrics, more = distil(student, teacher, processor, distillation, run, copying.seed)
+            notes += more
+        base_model = None if Path(source).is_dir() else str(source)
+        save_for_hub(
+            student, new, processing_class=processor, license=license, base_model=base_model
+        )
+        modules.copy_to(new)
+    return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
+
+
+def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
+    """The source's tokenizer or image processor, or None with a note."""
+    kind, auto = (
+        ("tokenizer", AutoTokenizer)
+        if config.modality == "text"
+        else ("image processor", AutoImageProcessor)
+    )
+    check_processor_files(folder, config)
+    try:
+        processor = auto.from_pretrained(folder, trust_remote_code=False)
+        found = kind != "tokenizer" or set(processor.get_vocab()) - set(
+            processor.all_special_tokens
+        )  # else it is made up
+    except (
+        Exception
+    ) as error:  # files may hold anything, and transformers and tokenizers raise accordingly
+        found, reason = False, f" ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+    else:
+        reason = ""
+    if not found:
+        return None, [
+            f"the source has no {kind} that can be read{reason}: save one into the folder with save_pretrained."
+        ]
+    if kind == "tokenizer":
+        check_words(processor, config)
+    return processor, []
+
+
+def _license(folder: Path) -> tuple[str, list[str]]:
+    """The licence on the source's model card, else "unknown" with a note."""
+    license = license_of(folder)
+    if license:
+        return license, []
+    return "unknown", [
+        "the source's model card names no licence: the new one says unknown (--license)."
+    ]

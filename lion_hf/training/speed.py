@@ -1,0 +1,81 @@
+"""How fast a model trains: items and operations per step, and the rate of the device."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..modeling.modeling_lion import LionPreTrainedModel
+
+
+def items_and_flops(
+    model: nn.Module, inputs: dict[str, Any]
+) -> tuple[int | torch.Tensor, float | torch.Tensor]:
+    """Tokens (or images) of a batch, padding not counted, and the floating-point operations of a training step on them.
+
+    Two operations a weight and token forward, four backward, for every matrix that is multiplied; and for LION the mixing of
+    tokens, which is the lesser of 4 L D (scores) and 8 D^2 (two states) a token and head forward. What a form, recomputation or
+    padding needs beyond is not counted, as usual for model FLOPs utilisation (arXiv 2204.02311, appendix B).
+
+    Args:
+        model: a model of transformers; for others both numbers are 0.
+        inputs: what it is called with.
+    """
+    rows = inputs.get(model.main_input_name) if isinstance(model, PreTrainedModel) else None
+    if rows is None or rows.dim() not in (2, 4):
+        return 0, 0.0
+    if rows.dim() == 4 and not hasattr(
+        model.config, "patch_size"
+    ):  # a convolutional network: its operations are not counted
+        return rows.shape[0], 0.0
+    if rows.dim() == 4:  # images
+        items, length = rows.shape[0], 1 + rows.shape[-2:].numel() // model.config.patch_size**2
+        tokens = items * length
+    else:
+        mask, length = inputs.get("attention_mask"), rows.shape[1]
+        items = tokens = rows.numel() if mask is None else mask.sum()
+    weights = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    )
+    decoder = (
+        model.get_output_embeddings()
+    )  # None in classifiers, also of a checkpoint that predicted sparsely
+    if (
+        decoder is not None
+        and getattr(model.config, "sparse_prediction", False)
+        and "labels" in inputs
+    ):
+        decoder = decoder.weight.numel()  # only for the labelled tokens
+        weights = weights - decoder + decoder * (inputs["labels"] != -100).sum() / tokens
+    heads = model.config.num_attention_heads
+    head_dim = model.config.hidden_size // heads
+    mixing = (
+        min(4 * length * head_dim, 8 * head_dim**2)
+        if isinstance(model, LionPreTrainedModel)
+        else 4 * length * head_dim
+    )
+    return items, 3.0 * tokens * (2 * weights + model.config.num_hidden_layers * heads * mixing)
+
+
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.3
+) -> float:
+    """Floating-point operations a second of square matrix products, measured: the best of several."""
+    size = size or (
+        2048 if device.type == "cpu" else 8192
+    )  # on a GPU smaller ones end before they are well begun
+    synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    matrix @ matrix
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        synchronize()
+        start = time.perf_counter()
+        matrix @ matrix
+        synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

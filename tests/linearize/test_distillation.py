@@ -1,0 +1,362 @@
+"""Teaching a LION copy by its softmax source: the stages, the data, and the command `lion-hf linearize`."""
+
+import json
+import re
+
+import pytest
+import torch
+import transformers
+from support.softmax_models import ONE_OF_EACH, TYPE_OF, as_softmax, inputs_of, softmax_model
+from transformers import AutoImageProcessor, AutoTokenizer, BertTokenizer
+
+import lion_hf
+from lion_hf.cli import main
+from lion_hf.linearize.checkpoint import linearize_checkpoint
+from lion_hf.linearize.copying import linearize_model
+from lion_hf.linearize.data import lesson_data
+from lion_hf.linearize.distillation import Lesson, measure
+from lion_hf.linearize.settings import Distillation
+from lion_hf.linearize.softmax_models import HEADS, load_softmax_model
+
+pytest_plugins = ["support.softmax_models"]  # its fixtures
+
+
+class TestLessons:
+    @pytest.mark.parametrize("architecture", ONE_OF_EACH)
+    def test_layers_are_compared_on_what_the_teachers_see(self, architecture, softmax):
+        teacher, inputs = softmax_model(architecture), inputs_of(architecture)
+        student = as_softmax(teacher)
+        if (
+            TYPE_OF[architecture] == "deit"
+        ):  # which the copy does not see, so that no layer can be equal
+            with torch.no_grad():
+                for layer in teacher.deit.layers:
+                    for parameter in (
+                        *layer.attention.k_proj.parameters(),
+                        layer.attention.v_proj.weight,
+                    ):
+                        parameter.zero_()
+            student = as_softmax(teacher)
+        lesson = Lesson(student, teacher)
+        with torch.no_grad():
+            errors = lesson.layer_errors(inputs, *lesson.ask(inputs)[1:])
+            student.base_model.layers[1].attention.o_proj.weight.mul_(2)
+            worse = lesson.layer_errors(inputs, *lesson.ask(inputs)[1:])
+        assert errors.shape == (2,) and errors.max() < 1e-8
+        assert worse[0] < 1e-8 and worse[1] > 0.1
+
+    def test_the_first_stage_trains_the_attention_only(self):
+        lesson = Lesson(
+            linearize_model(softmax_model("ViTForImageClassification"))[0],
+            softmax_model("ViTForImageClassification"),
+        )
+        lesson.begin("layers")
+        lesson.train()
+        lesson(**inputs_of("ViTForImageClassification"))["loss"].backward()
+        trained = {name for name, x in lesson.student.named_parameters() if x.grad is not None}
+        attention = {name for name, _ in lesson.student.named_parameters() if ".attention." in name}
+        assert trained == attention and any("gate" in name for name in trained)
+        assert all(x.grad is None for x in lesson.teacher.parameters())
+        lesson.begin("answers")
+        assert all(x.requires_grad for x in lesson.student.parameters())
+
+    @pytest.mark.parametrize(
+        "architecture", [name for name in HEADS if "MultipleChoice" not in name]
+    )
+    def test_every_head_learns_from_answers(self, architecture):
+        teacher, inputs = softmax_model(architecture), inputs_of(architecture)
+        lesson = Lesson(linearize_model(teacher)[0], teacher)
+        lesson.begin("answers")
+        with torch.no_grad():  # further away from the teacher than a copy is
+            for parameter in lesson.student.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        if "MaskedLM" in architecture or "PreTraining" in architecture:
+            inputs["labels"] = torch.where(torch.rand(2, 9) < 0.5, inputs["input_ids"], -100)
+        optimizer = torch.optim.Adam(lesson.student.parameters(), lr=3e-3)
+        losses = []
+        for _ in range(8):
+            losses.append(lesson(**inputs)["loss"])
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[-1] < 0.9 * losses[0]
+
+
+class TestCommand:
+    def test_images_with_distillation(self, image_source, tmp_path, capsys):
+        output = tmp_path / "out" / "model"
+        steps = ["--layer_steps", "12", "--steps", "8", "--batch-size", "3", "--alpha", "0.5"]
+        steps += ["--layer_learning_rate", "5e-3", "--learning_rate", "2e-3"]
+        options = [
+            "--mask_type",
+            "selective",
+            "--patch_order",
+            "snake",
+            "--data_path",
+            str(tmp_path / "images"),
+            *steps,
+        ]
+        assert main(["linearize", str(image_source), str(output), *options]) == 0
+        words = capsys.readouterr().out.split()
+        found = {
+            name: float(words[words.index(name) + 1])
+            for name in ("copied_layer_error", "layers_layer_error", "accuracy")
+        }
+        assert found["layers_layer_error"] < 0.7 * found["copied_layer_error"]
+        assert sorted(path.name for path in output.parent.iterdir()) == ["model"]
+        model = lion_hf.LionForImageClassification.from_pretrained(output)
+        copy, _ = linearize_model(load_softmax_model(image_source)[0], patch_order="snake")
+        assert not torch.equal(
+            model.lion.layers[0].mlp.fc1.weight, copy.lion.layers[0].mlp.fc1.weight
+        )  # the second stage
+
+    def test_labelled_text(self, text_source, tmp_path):
+        files = {
+            "train_file": str(tmp_path / "train.csv"),
+            "validation_file": str(tmp_path / "validation.csv"),
+        }
+        lessons = Distillation(
+            **files,
+            layer_steps=4,
+            steps=40,
+            batch_size=4,
+            max_length=10,
+            alpha=0.0,
+            learning_rate=3e-3,
+        )
+        made = linearize_checkpoint(
+            text_source, tmp_path / "model", mask_type="decay", distillation=lessons
+        )
+        assert (
+            made.metrics["accuracy"] == 1.0
+        )  # labels alone: the random teacher does not know the words
+        assert made.metrics["teacher_accuracy"] < 1.0
+        assert made.metrics["layers_layer_error"] < made.metrics["copied_layer_error"]
+
+    def test_plain_text_for_a_masked_language_model(self, tmp_path):
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+        softmax_model("BertForMaskedLM", vocab_size=13).save_pretrained(tmp_path / "source")
+        BertTokenizer(vocab={word: n for n, word in enumerate(words)}).save_pretrained(
+            tmp_path / "source"
+        )
+        (tmp_path / "train.txt").write_text("a b c d e f\n\ng h a b\n" * 4)
+        lessons = Distillation(
+            train_file=str(tmp_path / "train.txt"),
+            layer_steps=2,
+            steps=2,
+            batch_size=4,
+            max_length=12,
+        )
+        made = linearize_checkpoint(tmp_path / "source", tmp_path / "model", distillation=lessons)
+        assert (
+            made.metrics == {} and made.architecture == "LionForMaskedLM"
+        )  # nothing to measure on
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--steps", "5"], "without data"),
+            (["--train_file", "nowhere.csv", "--max_length", "9"], "no such file"),
+            (
+                ["--train_file", "{}/train.csv", "--max_length", "100"],
+                "max_length=100: expected at most",
+            ),
+            (
+                ["--train_file", "{}/wrong.csv", "--max_length", "9", "--label_column", "label"],
+                "expected one of ('good', 'bad'",
+            ),
+            (
+                ["--train_file", "{}/wrong.csv", "--max_length", "9", "--alpha", "0.5"],
+                "expected one of ('good', 'bad', '0', '1')",
+            ),
+            (["--train_file", "{}/blank.csv", "--max_length", "9"], "is empty"),
+            (
+                [
+                    "--train_file",
+                    "{}/train.csv",
+                    "--max_length",
+                    "9",
+                    "--layer_learning_rate",
+                    "1e30",
+                ],
+                "loss became nan",
+            ),
+            (["--train_file", "{}/train.csv", "--max_length", "9", "--seed", "-1"], "seed=-1"),
+            (
+                ["--train_file", "{}/plain.txt", "--max_length", "9", "--alpha", "0.5"],
+                "alpha=0.5: expected 1",
+            ),
+            (["--train_file", "{}/empty.txt", "--max_length", "9"], "holds no text"),
+            (
+                ["--train_file", "{}/wrong.csv", "--max_length", "9", "--text_columns", "txt"],
+                "'txt' is not in",
+            ),
+            (["--data_path", "{}"], "text needs train_file"),
+            (["--half_life", "-3"], "half_life=-3.0"),
+            (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),
+            (["--mask_typ", "lit"], "did you mean --mask_type"),
+        ],
+    )
+    def test_mistakes_are_told_and_leave_nothing(
+        self, options, words, text_source, tmp_path, capsys
+    ):
+        (tmp_path / "plain.txt").write_text("a film\n")
+        (tmp_path / "empty.txt").write_text("\n")
+        (tmp_path / "blank.csv").write_text('text,other\n" ",x\n')
+        (tmp_path / "wrong.csv").write_text("text,label\nfilm,good\nfilm,dull\n")
+        try:
+            status = main(
+                [
+                    "linearize",
+                    str(text_source),
+                    str(tmp_path / "out" / "m"),
+                    *[x.format(tmp_path) for x in options],
+                ]
+            )
+        except SystemExit as error:
+            status = error.code
+        assert status == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+    def test_a_form_without_dropout_is_refused_before_the_first_stage(
+        self, text_source, tmp_path, monkeypatch
+    ):
+        config = json.loads((text_source / "config.json").read_text())
+        (text_source / "config.json").write_text(
+            json.dumps(config | {"attention_probs_dropout_prob": 0.1})
+        )
+        monkeypatch.setattr(
+            transformers.Trainer, "train", lambda self: pytest.fail("training began")
+        )
+        lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9, batch_size=4)
+        with pytest.raises(
+            ValueError,
+            match="attention_form='chunk' with the source's attention_probs_dropout_prob=0.1",
+        ):
+            linearize_checkpoint(
+                text_source, tmp_path / "model", attention_form="chunk", distillation=lessons
+            )
+        monkeypatch.undo()
+        lessons.layer_steps, lessons.steps = 1, 0  # without a second stage there is no dropout
+        made = linearize_checkpoint(
+            text_source, tmp_path / "model", attention_form="chunk", distillation=lessons
+        )
+        assert made.config.attention_form == "chunk" and made.folder.is_dir()
+
+    def test_classes_whose_names_are_numbers(self, text_source, tmp_path):
+        student, _ = linearize_model(
+            softmax_model("BertForSequenceClassification", id2label={0: "-1", 1: "0", 2: "1"})
+        )
+        (tmp_path / "numbers.csv").write_text("text,label\na,-1\na,0\na,1\n")
+        settings = Distillation(train_file=str(tmp_path / "numbers.csv"), max_length=9)
+        train, *_ = lesson_data(
+            student, AutoTokenizer.from_pretrained(text_source), settings, seed=0
+        )
+        assert [train[n]["labels"] for n in range(3)] == [0, 1, 2]
+
+    def test_labels_that_are_not_needed_may_be_anything(self, text_source, tmp_path):
+        student, _ = linearize_model(load_softmax_model(text_source)[0])
+        for labels in (("17", "3"), ("good", "good")):
+            (tmp_path / "any.csv").write_text(
+                "text,label\n" + "".join(f"a film,{label}\n" for label in labels)
+            )
+            settings = Distillation(train_file=str(tmp_path / "any.csv"), max_length=9)
+            train, _, _, notes = lesson_data(
+                student, AutoTokenizer.from_pretrained(text_source), settings, seed=0
+            )
+            assert ("labels" in train[0]) == (labels[0] == "good") and len(notes) == (
+                labels[0] != "good"
+            )
+
+    def test_several_labels_agree_one_by_one_and_numbers_not_at_all(self):
+        inputs = inputs_of("BertForSequenceClassification")
+        for kind, expected in (("multi_label_classification", 2 / 3), ("regression", None)):
+            teacher = softmax_model("BertForSequenceClassification", problem_type=kind)
+            student, _ = linearize_model(teacher)
+            for model, bias in (
+                (teacher, [9.0, 5.0, -9.0]),
+                (student, [9.0, -5.0, -9.0]),
+            ):  # the largest is the same
+                model.classifier.weight.data.zero_()
+                model.classifier.bias.data = torch.tensor(bias)
+            rows = [{name: x[n] for name, x in inputs.items()} for n in range(2)]
+            found = measure(Lesson(student, teacher), rows, torch.utils.data.default_collate, 2)
+            assert found.get("agreement") == (None if expected is None else pytest.approx(expected))
+
+    def test_an_interruption_leaves_nothing(self, image_source, tmp_path, monkeypatch):
+        def interrupt(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(transformers.Trainer, "training_step", interrupt)
+        lessons = Distillation(
+            data_path=str(tmp_path / "images"), layer_steps=2, steps=2, batch_size=2
+        )
+        with pytest.raises(KeyboardInterrupt):
+            linearize_checkpoint(image_source, tmp_path / "out" / "model", distillation=lessons)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_measured_samples_are_of_all_classes(self, image_source, tmp_path):
+        student, _ = linearize_model(load_softmax_model(image_source)[0])
+        settings = Distillation(data_path=str(tmp_path / "images"), validation_samples=2)
+        _, validation, collate, _ = lesson_data(
+            student, AutoImageProcessor.from_pretrained(image_source), settings, seed=0
+        )
+        assert (
+            sorted(collate([validation[0], validation[1]])["labels"].tolist()) == [0, 1]
+            and len(validation) == 2
+        )
+
+    @pytest.mark.parametrize("names", [("dark", "light"), ("0", "1")])
+    def test_labels_of_images_are_names_or_numbers(self, names, image_source, tmp_path):
+        config = json.loads((image_source / "config.json").read_text())
+        del config["label2id"]  # transformers does not need it
+        (image_source / "config.json").write_text(json.dumps(config))
+        for part in ("train", "val"):
+            for old, new in zip(("dark", "light"), names):
+                (tmp_path / "images" / part / old).rename(tmp_path / "images" / part / new)
+        student, _ = linearize_model(load_softmax_model(image_source)[0])
+        settings = Distillation(data_path=str(tmp_path / "images"))
+        train, _, collate, notes = lesson_data(
+            student, AutoImageProcessor.from_pretrained(image_source), settings, seed=0
+        )
+        assert collate([train[0], train[5]])["labels"].tolist() == [0, 1] and notes == []
+
+    def test_a_tokenizer_that_does_not_fit(self, text_source, tmp_path):
+        file = text_source / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
+        assert AutoTokenizer.from_pretrained(text_source).pad_token is None
+        lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9)
+        with pytest.raises(ValueError, match="no padding token"):
+            linearize_checkpoint(text_source, tmp_path / "model", distillation=lessons)
+        (text_source / "tokenizer.json").write_text("{}")
+        made = linearize_checkpoint(text_source, tmp_path / "model")
+        assert any(
+            re.search(r"no tokenizer that can be read \(\w*Error: ", note) for note in made.notes
+        )
+
+    def test_labels_of_other_names_are_not_used(self, image_source, tmp_path):
+        (tmp_path / "images" / "train" / "dark").rename(tmp_path / "images" / "train" / "black")
+        (tmp_path / "images" / "val" / "dark").rename(tmp_path / "images" / "val" / "black")
+        lessons = Distillation(
+            data_path=str(tmp_path / "images"), layer_steps=1, steps=0, batch_size=2
+        )
+        made = linearize_checkpoint(image_source, tmp_path / "model", distillation=lessons)
+        assert "accuracy" not in made.metrics and "agreement" in made.metrics
+        assert any("'black'" in note for note in made.notes)
+        lessons.alpha = 0.5
+        with pytest.raises(ValueError, match="alpha=0.5: expected 1, because there are no labels"):
+            linearize_checkpoint(image_source, tmp_path / "other", distillation=lessons)
+
+    def test_help_lists_the_options(self, capsys):
+        with pytest.raises(SystemExit) as status:
+            main(["linearize", "--help"])
+        text = capsys.readouterr().out
+        assert status.value.code == 0
+        assert all(
+            word in text
+            for word in ("SOURCE", "OUTPUT", "--mask_type", "--half_life", "--layer_steps")
+        )
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        assert "linearize" in capsys.readouterr().out

