@@ -26,15 +26,13 @@ FORMS_WITHOUT_SCORES = ("recurrent", "chunk")  # they cannot drop scores out
 BACKENDS = ("auto", "torch", "triton")
 FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu")
 CLASSIFIER_POOLINGS = ("cls", "mean")
-# Patch order -> curves along which the patches are read, each with its own gates. The curves
-# themselves are in lion_orders.py.
+# Patch order -> number of curves (see lion_orders.py), each with its own gates.
 CURVES = {"raster": 1, "snake": 2}
 PATCH_ORDERS = tuple(CURVES)
 
 CODE = Path(__file__).resolve().parent  # the files that travel with saved models
 
-# Legal values of the fields that name a choice. They are checked on assignment too, so that
-# `config.attention_form = "chnk"` raises.
+# Legal values of the fields that name a choice, which are checked on assignment too.
 CHOICES = {
     "modality": MODALITIES,
     "mask_type": MASK_TYPES,
@@ -177,8 +175,8 @@ class LionConfig(PreTrainedConfig):
 
     By itself it describes the models of the paper: text models normalise after each block, image
     models before it. `pre_norm`, `conv_kernel_size`, `gated_mlp` and `scale_output_init` make the
-    modern block of the presets `modern-lion-*`. A field left at None takes the
-    choice of the model family that `modality` and `mask_type` name, and is saved resolved.
+    modern block of the presets `modern-lion-*`. A field left at None takes the choice of the model
+    family that `modality` and `mask_type` name, and is saved resolved.
 
     Args:
         modality: "text" or "image".
@@ -211,8 +209,8 @@ class LionConfig(PreTrainedConfig):
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the
             output projection. None: True for lit text, else False.
-        pre_norm: whether the norms come before attention and MLP, with a last norm after the layers,
-            and not after each of them. None: False for text, True for images.
+        pre_norm: whether the norms come before attention and MLP, with a last norm after the
+            layers, and not after each of them. None: False for text, True for images.
         conv_kernel_size: width of a depthwise convolution on queries, keys and values, an odd
             number of tokens, or of patches in both directions of an image. It sees neither padding
             nor other documents. None: no convolution.
@@ -393,19 +391,18 @@ class LionConfig(PreTrainedConfig):
 
     def _check_numbers(self) -> None:
         for name, least in (*((name, 1) for name in SIZES), ("num_hidden_layers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected an integer of at least {least}"
-                )
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name}={value}: expected an integer of at least {least}")
         for name in PROBABILITIES:
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
-        least_values = {"layer_norm_eps": SMALLEST_EPS, "initializer_range": 0}
-        for name, least in least_values.items():
-            if not least <= getattr(self, name) < math.inf:
+            value = getattr(self, name) or 0
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value}: expected a probability in [0, 1)")
+        for name, least in (("layer_norm_eps", SMALLEST_EPS), ("initializer_range", 0)):
+            value = getattr(self, name)
+            if not least <= value < math.inf:
                 raise ValueError(
-                    f"{name}={getattr(self, name)}: expected a finite number of at least"
-                    f" {least:.3g}"
+                    f"{name}={value}: expected a finite number of at least {least:.3g}"
                 )
 
     def _check_text(self) -> None:
@@ -420,14 +417,11 @@ class LionConfig(PreTrainedConfig):
             )
 
     def _check_image(self) -> None:
-        if isinstance(self.image_size, list) and len(self.image_size) != 2:
-            raise ValueError(
-                f"image_size={self.image_size}: expected one integer or a pair (height, width)"
-            )
-        if any(side < 1 or side % self.patch_size for side in self.image_height_width):
-            raise ValueError(
-                f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}"
-            )
+        sides, patch = self.image_size, self.patch_size
+        if isinstance(sides, list) and len(sides) != 2:
+            raise ValueError(f"image_size={sides}: expected one integer or a pair (height, width)")
+        if any(side < 1 or side % patch for side in self.image_height_width):
+            raise ValueError(f"image_size={sides}: expected multiples of patch_size={patch}")
 
     @property
     def head_dim(self) -> int:

@@ -147,7 +147,7 @@ def test_auto_takes_padding_out_of_the_layers(mask_type, packed):
         ({"output_attentions": True}, {}),
         ({"output_hidden_states": True}, {}),
         ({}, {"attention_form": "recurrent"}),
-        ({}, {"training": True}),
+        ({}, {"training": True, "attention_probs_dropout_prob": 0.1}),
         ({"attention_mask": torch.tensor([[1] * 12] * 3 + [[1] * 11 + [0]])}, {}),
     ],
     ids=("maps", "hidden states", "a form is set", "score dropout", "too little padding"),
@@ -259,7 +259,7 @@ def test_left_padded_position_ids_as_transformers_makes_them(mask_type):
 
 
 def test_dropout_of_scores_needs_the_attention_form():
-    network = model("Model", text_config()).train()
+    network = model("Model", text_config(attention_probs_dropout_prob=0.1)).train()
     network(token_ids(1, 6))
     network.config.attention_form = "chunk"
     with pytest.raises(ValueError, match="attention_probs_dropout_prob"):

@@ -6,8 +6,8 @@ differentiates.
 
 import pytest
 import torch
-from models import model, text_config, token_ids
-from oracle import FEATURES, MASK_TYPES, definition, make_problem
+from support.models import model, text_config, token_ids
+from support.oracle import FEATURES, MASK_TYPES, definition, make_problem
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

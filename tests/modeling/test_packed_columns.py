@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from datasets import Dataset
-from models import TEXT_HEADS, model, text_config, token_ids
+from support.models import TEXT_HEADS, model, text_config, token_ids
 from transformers import Trainer, TrainingArguments
 
 import lion_hf
