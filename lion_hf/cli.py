@@ -132,20 +132,20 @@ def _add_publish(commands: argparse._SubParsersAction) -> None:
     publish = commands.add_parser(
         "publish",
         help="upload a folder to the Hugging Face Hub",
-        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub, after showing what it"
-        " will upload and asking.",
+        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub. Shows"
+        " what it will upload, and asks first.",
     )
     publish.add_argument("folder", metavar="FOLDER", help="the folder")
     publish.add_argument(
         "repo_id",
         metavar="REPO_ID",
-        help="repository on the Hub, owner/name; made if it does not exist",
+        help="repository on the Hub, owner/name; created if it does not exist",
     )
     publish.add_argument("--private", action="store_true", help="into a private repository")
     publish.add_argument(
         "--revision",
         metavar="BRANCH",
-        help="branch to upload to, main if not given; made if it does not exist",
+        help="branch to upload to, by default main; created if it does not exist",
     )
     publish.add_argument("--yes", action="store_true", help="do not ask")
     publish.set_defaults(run=_publish)
@@ -221,20 +221,27 @@ def _linearize(argv: list[str]) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from .hub import files_to_publish, publish
+    from .hub import content_size, files_to_publish, public_files, publish
 
-    files = files_to_publish(args.folder, args.repo_id)
-    for name, size in files.items():
-        print(f"{size:>15,}  {name}")
-    place = f"{args.repo_id}, branch {args.revision or 'main'}, {'private' if args.private else 'public unless it is private'}"
-    print(f"{sum(files.values()):>15,}  bytes in {len(files)} files, to {place}")
+    files_to_publish(args.folder, args.repo_id)  # checks both
+    files = public_files(args.folder)
+    for name, content in files.items():
+        print(f"{content_size(content):>15,}  {name}")
+    total = sum(map(content_size, files.values()))
+    kind = "private" if args.private else "public unless it is private"
+    branch = args.revision or "main"
+    print(f"{total:>15,}  bytes in {len(files)} files, to {args.repo_id}, branch {branch}, {kind}")
+    cut = [name for name, content in files.items() if isinstance(content, bytes)]
+    if cut:
+        print(f"note: paths of this machine are cut to their last part in {', '.join(cut)}.")
     if f'"{args.repo_id}"' not in Path(args.folder, "README.md").read_text(encoding="utf-8"):
         print(
-            f"note: the example in README.md does not load {args.repo_id}; save_for_hub(..., repo_id=...) makes it."
+            f"note: the example in README.md does not load {args.repo_id};"
+            " save_for_hub(..., repo_id=...) writes one that does."
         )
     if not args.yes:
         if not sys.stdin.isatty():
-            raise ValueError("there is no terminal to ask: give --yes to upload without a question")
+            raise ValueError("there is no terminal to ask at: give --yes to upload without asking")
         if input("Upload? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was uploaded.")
             return 1

@@ -16,7 +16,7 @@ MOVED = {
     "glue": ("tasks.glue_tasks", "tasks.metrics", "tasks.report"),
     "image_trainer": ("tasks.image_trainer", "tasks.teacher"),
     "images": ("data.images", "data.augmentation"),
-    "labelled_text": ("tasks.labelled_text", "data.tables"),
+    "labelled_text": ("tasks.glue_data", "data.labelled_text", "data.tables"),
     "lesson_data": ("linearize.data",),
     "modeling.lion_scan": ("modeling.lion_orders", "modeling.configuration_lion"),
     "original": ("convert.reading", "convert.errors"),

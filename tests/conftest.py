@@ -1,4 +1,4 @@
-"""What the tests share: devices, deterministic seeds, NaN in uninitialised memory, and no network."""
+"""Shared by all tests: devices, seeds, NaN in uninitialised memory, and no network."""
 
 import os
 
@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest_plugins = ["support.hub_fixtures"]
+
 if (
     not torch.cuda.is_available()
 ):  # the kernels run in triton's interpreter, which is chosen when triton is imported
@@ -15,6 +17,13 @@ if (
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: the processes share the cores
     torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Leaves out the tests for a GPU unless `-m` names them, so that `-m slow` runs anywhere."""
+    expression = config.option.markexpr
+    if "gpu" not in expression:
+        config.option.markexpr = f"({expression}) and not gpu" if expression else "not gpu"
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

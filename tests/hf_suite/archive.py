@@ -1,7 +1,7 @@
 """transformers' own common tests, from the source archive of the installed version.
 
-The archive carries the tests that every model of transformers shares, but not the helpers that they import. What is missing is
-stood in for here; nothing of the archive is kept in this repository.
+The archive has the tests that all models of transformers share, but not every helper that they
+import. This file stands in for what is missing. Nothing of the archive is kept in this repository.
 """
 
 import importlib.abc
@@ -32,7 +32,7 @@ CONFIG_FIELDS = {
 
 
 def obtain(cache: Path) -> Path:
-    """Downloads the archive into `cache`, once for all processes of a test run, and returns the folder of its tests."""
+    """Downloads the archive into `cache`, once per test run, and returns its tests folder."""
     name = f"transformers-{transformers.__version__}"
     tests = cache / name / "tests"
     with FileLock(cache / "lock"):
@@ -60,10 +60,11 @@ def obtain(cache: Path) -> Path:
 
 
 class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds, for a file that the archive's tests import and the archive lacks, a module in which every name is an empty class.
+    """Imports files that the archive lacks, as modules in which every name is an empty class.
 
-    Those are mixins of generation (LION does not generate), of exporters (`tests/test_export.py` exports every class) and of
-    pipelines (`pipelines.py` has what is run instead), and the values of common configuration fields.
+    These are mixins for generation (LION does not generate), for exporters (`test_export.py`
+    exports every class) and for pipelines (`pipelines.py` has what runs instead), and the values
+    of the common configuration fields.
     """
 
     def __init__(self, tests: Path):
@@ -99,13 +100,12 @@ def load(tests: Path, name: str) -> ModuleType:
         package.__path__ = [str(tests)]
         sys.modules[PACKAGE] = package
         sys.meta_path.append(StandIns(tests))
-        # The archive's tests look the library up in these two places; both must lead to the installed one.
+        # The archive's tests look for the library here; both must lead to the installed one.
         for init in (tests / "__init__.py", tests.parent / "src" / "transformers" / "__init__.py"):
             init.parent.mkdir(parents=True, exist_ok=True)
             init.touch()
-        summary = (
-            tests / "utils" / "tiny_model_summary.json"
-        )  # the models on the Hub that pipelines are tested with
+        # The models on the Hub that pipelines are tested with.
+        summary = tests / "utils" / "tiny_model_summary.json"
         summary.parent.mkdir(exist_ok=True)
         summary.write_text("{}")
     return importlib.import_module(f"{PACKAGE}.{name}")

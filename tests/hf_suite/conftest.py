@@ -1,4 +1,4 @@
-"""transformers' common tests on LION: no download without the marker, no skip without a reason in skips.py."""
+"""The common tests of transformers: when to download them, and which skips are accepted."""
 
 from collections import Counter
 
@@ -8,12 +8,12 @@ from skips import accepted
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Without the marker nothing is downloaded: `-m "not hf_suite"` needs no network."""
-    expression = config.option.markexpr
-    wanted = not expression or Expression.compile(expression).evaluate(
-        lambda name, **_: name == "hf_suite"
-    )
-    return None if wanted else True
+    """Downloads nothing unless `-m` selects a common test: `-m "not hf_suite"` needs no network."""
+    expression = Expression.compile(config.option.markexpr)
+    kinds = ({"hf_suite"}, {"hf_suite", "slow"})
+    if any(expression.evaluate(lambda name, **_: name in kind) for kind in kinds):  # noqa: B023
+        return None
+    return True
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""Stand-ins for what transformers' pipeline tests take from its repository and from the Hub: tasks' tests and small models."""
+"""What the pipeline tests of transformers take from elsewhere: tests of each task, small models."""
 
 import string
 from pathlib import Path
@@ -106,15 +106,14 @@ class ImageFeatureExtraction(TaskTest):
 
 
 PIPELINE_TESTS = {
-    "zero-shot"
-    if test is ZeroShot
-    else test.task: test  # as transformers' table of tasks names them
+    # as the table of tasks in transformers names them
+    "zero-shot" if test is ZeroShot else test.task: test
     for test in TaskTest.__subclasses__()
 }
 
 
 def save_with_processor(model: PreTrainedModel, folder: Path) -> dict[str, list[str]]:
-    """Writes a model where transformers' pipeline tests look for it, and returns what they ask about its processor."""
+    """Writes a model where the pipeline tests look for it; returns the names of its processors."""
     folder = folder / model.config.model_type / type(model).__name__
     model.save_pretrained(folder)
     if model.config.modality == "text":

@@ -1,4 +1,4 @@
-"""The tests that every model of transformers has to pass, over every LION class and family, text and image."""
+"""The tests that every model of transformers has to pass, on every LION class and family."""
 
 import contextlib
 import tempfile
@@ -24,15 +24,14 @@ common = archive.load(tests, "test_modeling_common")
 configuration = archive.load(tests, "test_configuration_common")
 training = archive.load(tests, "test_training_mixin")
 pipelines = archive.load(tests, "test_pipeline_mixin")
-by_name = isinstance(
-    pipelines.pipeline_test_mapping["fill-mask"]["test"], str
-)  # before transformers 5.2x the class itself
+# Before transformers 5.2x the table held the class itself.
+by_name = isinstance(pipelines.pipeline_test_mapping["fill-mask"]["test"], str)
 for task, test in PIPELINE_TESTS.items():
     pipelines.pipeline_test_mapping[task] = {
         "test": f"{test.__module__}.{test.__name__}" if by_name else test
     }
 
-# LION's classes by transformers' tables of tasks, from which the tests know what labels a class takes.
+# From these tables of transformers the tests know which labels a class takes.
 BASE_CLASS = {"MODEL": lion_hf.LionModel}
 TEXT_CLASSES = {
     "MODEL_FOR_MASKED_LM": lion_hf.LionForMaskedLM,
@@ -54,9 +53,8 @@ class ModelTester:
     """A small model and a batch, as the common tests ask for them."""
 
     base_model_class = lion_hf.LionModel
-    causal_lm_class = (
-        lion_hf.LionForMaskedLM
-    )  # of the training test, which takes any class whose labels are the tokens
+    # For the training test, which takes any class whose labels are the tokens.
+    causal_lm_class = lion_hf.LionForMaskedLM
     is_training = True
     batch_size, num_choices, num_labels = 3, 4, 3
     hidden_size, num_hidden_layers, num_attention_heads, intermediate_size = 32, 2, 4, 37
@@ -89,7 +87,7 @@ class ModelTester:
 
 
 class CommonTests(common.ModelTesterMixin, pipelines.PipelineTesterMixin):
-    """transformers' tests for one family; `modality`, `mask_type`, `patch_order` and the classes are the subclasses'."""
+    """The tests for one family; subclasses set modality, mask_type, patch_order and the classes."""
 
     model_tester = None
     test_can_init_all_missing_weights_before_2023 = True
@@ -109,7 +107,10 @@ class CommonTests(common.ModelTesterMixin, pipelines.PipelineTesterMixin):
 
     @contextlib.contextmanager
     def subTest(self, msg=None, **params):
-        """The first failure ends the test: reports of 15,000 subtests would cost minutes between the processes of `-n 2`."""
+        """Ends the test at the first failure.
+
+        With `-n 2`, reporting 15,000 subtests from process to process would take minutes.
+        """
         try:
             yield
         except unittest.SkipTest as skip:
