@@ -177,13 +177,21 @@ class TestInCommands:
         with pytest.raises(ValueError, match="lion-d-base"):
             text_classifier.load_config("lion-d-bas", None, {}, 16)
 
+    def test_models_of_images(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        settings = image_model.ModelSettings(model="lion-d-tiny-patch16-224")
+        assert image_model.find_model(settings)
+        settings = image_model.ModelSettings(model="lion-d-tiny-patch16-22")
+        with pytest.raises(ValueError, match="lion-d-tiny-patch16-224"):
+            image_model.find_model(settings)
+
     @pytest.mark.slow
     def test_the_command_runs_in_another_folder(self, tmp_path):
         """A recipe's name, far from the clone: its first complaint is about the data."""
         code = "import sys; from lion_hf.cli import main; sys.exit(main(sys.argv[1:]))"
-        words = ["images", "--config", "images/fashion-mnist", "--data_path", "nowhere", "--output_dir", "out"]
+        words = ["images", "--config", "images/fashion-mnist", "--data_path", "nowhere"]
         result = subprocess.run(
-            [sys.executable, "-c", code, *words],
+            [sys.executable, "-c", code, *words, "--output_dir", "out"],
             cwd=tmp_path,
             env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"},
             capture_output=True,
