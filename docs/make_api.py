@@ -36,6 +36,7 @@ GROUPS = {
     "The operation": lambda name: (
         name in ("choose_form", "explain", "lion_attention", "snake_orders")
     ),
+    "Export": lambda name: name == "portable_export",
     "Training": lambda name: name in ("DataCollatorForPackedLanguageModeling", "LionTrainer"),
     "Checkpoints and the Hub": lambda name: True,
 }
