@@ -1,26 +1,11 @@
-"""LION, bidirectional linear attention, in Hugging Face transformers. Importing it registers LION with the Auto classes."""
+"""LION, bidirectional linear attention, in Hugging Face transformers.
 
-from contextlib import suppress
+Importing this package registers LION with the Auto classes of transformers, and with timm.
+"""
+
 from importlib import import_module
 
-from . import moved
-from .auto import AUTO_MODELS, register
-from .modeling.configuration_lion import LionConfig
-from .modeling.lion_choice import choose_form, explain
-from .modeling.lion_ops import lion_attention
-from .modeling.lion_orders import snake_orders
-from .modeling.lion_portable import portable_export
-from .modeling.modeling_lion import (
-    LionForImageClassification,
-    LionForMaskedImageModeling,
-    LionForMaskedLM,
-    LionForMultipleChoice,
-    LionForQuestionAnswering,
-    LionForSequenceClassification,
-    LionForTokenClassification,
-    LionModel,
-    LionPreTrainedModel,
-)
+from . import moved, startup
 
 __version__ = "0.1.0"
 
@@ -55,13 +40,26 @@ __all__ = [
 ]
 
 moved.install()
-register()
-with suppress(
-    ImportError, RuntimeError
-):  # a timm or torchvision that does not load is no reason to do without text models
-    import_module(
-        ".timm_models", __name__
-    )  # timm.create_model("lion_..."); a tenth of this import's time
+if not startup.is_command_line():
+    from .auto import AUTO_MODELS
+    from .modeling.configuration_lion import LionConfig
+    from .modeling.lion_choice import choose_form, explain
+    from .modeling.lion_ops import lion_attention
+    from .modeling.lion_orders import snake_orders
+    from .modeling.lion_portable import portable_export
+    from .modeling.modeling_lion import (
+        LionForImageClassification,
+        LionForMaskedImageModeling,
+        LionForMaskedLM,
+        LionForMultipleChoice,
+        LionForQuestionAnswering,
+        LionForSequenceClassification,
+        LionForTokenClassification,
+        LionModel,
+        LionPreTrainedModel,
+    )
+
+    startup.register()
 
 
 def __dir__() -> list[str]:

@@ -1,36 +1,56 @@
-"""The command line: `lion-hf COMMAND`, one command per task."""
+"""The command line: `lion-hf COMMAND`, one command per task.
+
+Nothing here imports torch before a command has something to run, so `--help` answers at once.
+"""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-# Commands whose options are dataclasses of their own -> module with their main(argv, prog), and what they do.
+from . import startup
+
+# Commands whose options are dataclasses or a parser of their own: the module with their
+# main(argv, prog), and what they do.
 TASKS = {
     "mlm": ("lion_hf.tasks.mlm", "pretrain a masked language model"),
-    "glue": ("lion_hf.tasks.glue", "fine-tune on GLUE, or on sentences and pairs of your own"),
+    "glue": ("lion_hf.tasks.glue", "fine-tune on GLUE, or on your own sentences or pairs"),
     "images": ("lion_hf.tasks.image_classification", "train an image classifier"),
     "demo": ("lion_hf.tasks.demo", "train two small models in minutes and show what they learnt"),
 }
+LINEARIZE = "turn a pretrained BERT, RoBERTa, ViT or DeiT into LION"
+HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        argv: arguments; those of the process if None.
+        argv: the arguments; None for those of the process.
 
     Returns:
-        The exit status: 0, 1 if the user said no, 2 for an error, which is told on stderr.
+        The exit status: 0 for success, 1 if the user declined, 2 for an error, whose message goes
+        to stderr.
+
+    Raises:
+        SystemExit: after `--help`, and for arguments that do not fit.
     """
-    given, argv = argv, list(sys.argv[1:] if argv is None else argv)
+    started = argv is None
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
+    _check_command(parser, argv[0])
     try:
-        if argv[:1] and argv[0] in TASKS:
-            return _run_task(argv[0], argv[1:], started=given is None)
-        if argv[:1] == ["linearize"]:  # its options are those of two dataclasses, as in the tasks
+        if argv[0] in TASKS:
+            return _run_task(argv[0], argv[1:], started)
+        if argv[0] == "linearize":  # its options are those of two dataclasses, as in the tasks
             return _linearize(argv[1:])
-        args = _parser().parse_args(argv)
+        args = parser.parse_args(argv)
+        startup.register()
         return args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -38,37 +58,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_task(name: str, argv: list[str], started: bool) -> int:
-    """Runs a command of `TASKS`; `started` says whether this process is that command's own."""
-    if started:
-        from .training.processes import start_processes
+    """Runs a command of `TASKS`; `started` says whether the command has this process to itself."""
+    if not any(word in HELP for word in argv):
+        startup.register()
+        if started:
+            from .training.processes import start_processes
 
-        start_processes()
+            start_processes()
     import_module(TASKS[name][0]).main(argv, prog=f"lion-hf {name}")
     return 0
 
 
+def _check_command(parser: argparse.ArgumentParser, name: str) -> None:
+    """Ends the process if there is no such command, with the name of the nearest one."""
+    names = [*TASKS, "linearize", "convert", "publish"]
+    if name not in names and not name.startswith("-"):
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        parser.error(f"unknown command {name}: did you mean {nearest}? (--help lists all commands)")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="lion-hf", description="LION models in Hugging Face transformers."
+        prog="lion-hf",
+        description="LION, bidirectional linear attention, in Hugging Face transformers.",
+        epilog="`lion-hf COMMAND --help` shows the options of a command.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for name, (_, text) in TASKS.items():
+        commands.add_parser(name, help=text)
+    commands.add_parser("linearize", help=LINEARIZE)
+    _add_convert(commands)
+    _add_publish(commands)
+    return parser
 
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser(
         "convert",
         help="turn a checkpoint of the original LION code into a transformers folder",
-        description="Turns a checkpoint of the original LION code (images: checkpoint.pth; text: latest-rank0.pt) into a folder"
-        " for from_pretrained. What the file tells is read from it; the options say what it cannot tell. Nothing in the file is"
-        " executed.",
+        description="Turns a checkpoint of the original LION code (images: checkpoint.pth; text:"
+        " latest-rank0.pt) into a folder for from_pretrained. The settings come from the file; the"
+        " options give what the file does not say. Nothing in the file is executed.",
     )
-    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="the file")
+    convert.add_argument("checkpoint", metavar="CHECKPOINT", help="the file to read")
     convert.add_argument(
-        "output", metavar="OUTPUT", help="the folder to write; it must not exist, or be empty"
+        "output",
+        metavar="OUTPUT",
+        help="the folder to write: a new name, or an empty folder",
     )
     convert.add_argument(
         "--num-attention-heads",
         type=int,
         metavar="N",
-        help="heads of a LION-lit model whose file does not tell",
+        help="number of heads of a LION-lit model, if the file does not say",
     )
     convert.add_argument(
         "--classifier-pooling",
@@ -76,41 +118,37 @@ def _parser() -> argparse.ArgumentParser:
         help="for image files without stored arguments: cls (trained with --cls_tok) or mean",
     )
     convert.add_argument(
-        "--use-ema", action="store_true", help="take the moving average of an image model's weights"
+        "--use-ema",
+        action="store_true",
+        help="take the moving average of an image model's weights",
     )
     convert.add_argument(
-        "--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to write beside a text model"
+        "--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to save with a text model"
     )
     convert.set_defaults(run=_convert)
 
-    for name, (_, text) in TASKS.items():
-        commands.add_parser(name, help=text)
-    commands.add_parser(
-        "linearize",
-        help="turn a pretrained BERT, RoBERTa, ViT or DeiT into LION, and teach it by its source",
-    )
 
+def _add_publish(commands: argparse._SubParsersAction) -> None:
     publish = commands.add_parser(
         "publish",
         help="upload a folder to the Hugging Face Hub",
-        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub, after showing what it"
-        " will upload and asking.",
+        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub. Shows"
+        " what it will upload, and asks first.",
     )
     publish.add_argument("folder", metavar="FOLDER", help="the folder")
     publish.add_argument(
         "repo_id",
         metavar="REPO_ID",
-        help="repository on the Hub, owner/name; made if it does not exist",
+        help="repository on the Hub, owner/name; created if it does not exist",
     )
     publish.add_argument("--private", action="store_true", help="into a private repository")
     publish.add_argument(
         "--revision",
         metavar="BRANCH",
-        help="branch to upload to, main if not given; made if it does not exist",
+        help="branch to upload to, by default main; created if it does not exist",
     )
     publish.add_argument("--yes", action="store_true", help="do not ask")
     publish.set_defaults(run=_publish)
-    return parser
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -126,8 +164,9 @@ def _convert(args: argparse.Namespace) -> int:
     )
     config = conversion.config
     print(
-        f"{conversion.folder}: {conversion.architecture}, mask_type={config.mask_type}, {config.num_hidden_layers} layers of"
-        f" width {config.hidden_size} with {config.num_attention_heads} heads"
+        f"{conversion.folder}: {conversion.architecture}, mask_type={config.mask_type},"
+        f" {config.num_hidden_layers} layers of width {config.hidden_size} with"
+        f" {config.num_attention_heads} heads"
     )
     for note in conversion.notes:
         print(f"note: {note}")
@@ -135,33 +174,35 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _linearize_settings(argv: list[str]) -> tuple:
-    """Source, output, `Copying` and `Distillation`; arguments that do not fit are told and end the process."""
+    """Source, output, `Copying` and `Distillation`; arguments that do not fit end the process."""
     from .linearize.settings import Copying, Distillation
     from .training.settings import parse_settings
 
     source, output, copying, distillation = parse_settings(
-        "Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for from_pretrained: all but the attention is as it"
-        " was, and\nwith --train_file or --data_path the new attention learns from the old one. No code of the source is run.",
+        "Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for from_pretrained.\n"
+        "Everything but the attention is copied. With --train_file or --data_path the new attention"
+        "\nlearns from the old one. No code of the source is run.",
         Copying,
         Distillation,
         argv=argv,
         prog="lion-hf linearize",
         positional={
             "source": "folder or Hub name of a BERT, RoBERTa, ViT or DeiT",
-            "output": "the folder to write; it must not exist, or be empty",
+            "output": "the folder to write: a new name, or an empty folder",
         },
     )
     if not distillation.has_data and distillation != Distillation():
         raise ValueError(
-            "options of the distillation without data for it: expected --train_file or --data_path"
+            "there are options for the distillation, but no data: give --train_file or --data_path"
         )
     return source, output, copying, distillation
 
 
 def _linearize(argv: list[str]) -> int:
+    source, output, copying, distillation = _linearize_settings(argv)
+    startup.register()
     from .linearize.checkpoint import linearize_checkpoint
 
-    source, output, copying, distillation = _linearize_settings(argv)
     made = linearize_checkpoint(
         source,
         output,
@@ -169,7 +210,8 @@ def _linearize(argv: list[str]) -> int:
         **vars(copying),
     )
     print(
-        f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type}, feature_map={made.config.feature_map}"
+        f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type},"
+        f" feature_map={made.config.feature_map}"
     )
     for name, value in made.metrics.items():
         print(f"{name:>24} {value:.4f}")
@@ -179,20 +221,27 @@ def _linearize(argv: list[str]) -> int:
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from .hub import files_to_publish, publish
+    from .hub import content_size, files_to_publish, public_files, publish
 
-    files = files_to_publish(args.folder, args.repo_id)
-    for name, size in files.items():
-        print(f"{size:>15,}  {name}")
-    place = f"{args.repo_id}, branch {args.revision or 'main'}, {'private' if args.private else 'public unless it is private'}"
-    print(f"{sum(files.values()):>15,}  bytes in {len(files)} files, to {place}")
+    files_to_publish(args.folder, args.repo_id)  # checks both
+    files = public_files(args.folder)
+    for name, content in files.items():
+        print(f"{content_size(content):>15,}  {name}")
+    total = sum(map(content_size, files.values()))
+    kind = "private" if args.private else "public unless it is private"
+    branch = args.revision or "main"
+    print(f"{total:>15,}  bytes in {len(files)} files, to {args.repo_id}, branch {branch}, {kind}")
+    cut = [name for name, content in files.items() if isinstance(content, bytes)]
+    if cut:
+        print(f"note: paths of this machine are cut to their last part in {', '.join(cut)}.")
     if f'"{args.repo_id}"' not in Path(args.folder, "README.md").read_text(encoding="utf-8"):
         print(
-            f"note: the example in README.md does not load {args.repo_id}; save_for_hub(..., repo_id=...) makes it."
+            f"note: the example in README.md does not load {args.repo_id};"
+            " save_for_hub(..., repo_id=...) writes one that does."
         )
     if not args.yes:
         if not sys.stdin.isatty():
-            raise ValueError("there is no terminal to ask: give --yes to upload without a question")
+            raise ValueError("there is no terminal to ask at: give --yes to upload without asking")
         if input("Upload? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was uploaded.")
             return 1

@@ -1,4 +1,4 @@
-"""Import paths of version 0.1, which keep working for one release with a DeprecationWarning."""
+"""Import paths of version 0.1, which work for one more release with a DeprecationWarning."""
 
 import importlib
 import sys
@@ -16,9 +16,9 @@ MOVED = {
     "glue": ("tasks.glue_tasks", "tasks.metrics", "tasks.report"),
     "image_trainer": ("tasks.image_trainer", "tasks.teacher"),
     "images": ("data.images", "data.augmentation"),
-    "labelled_text": ("tasks.labelled_text", "data.tables"),
+    "labelled_text": ("tasks.glue_data", "data.labelled_text", "data.tables"),
     "lesson_data": ("linearize.data",),
-    "modeling.lion_scan": ("modeling.lion_orders",),
+    "modeling.lion_scan": ("modeling.lion_orders", "modeling.configuration_lion"),
     "original": ("convert.reading", "convert.errors"),
     "settings": ("training.settings",),
     "streaming": ("data.text_stream", "training.stream_trainer"),
@@ -29,7 +29,7 @@ PACKAGE = __name__.rpartition(".")[0]
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds a module under its old path: its names are looked up in the modules that hold them now."""
+    """Finds a module under its old path, and gives it the names of the modules that replaced it."""
 
     def find_spec(self, fullname: str, path=None, target=None) -> ModuleSpec | None:
         """The specification of a module in `MOVED`, None for any other."""
@@ -40,10 +40,11 @@ class MovedModules(MetaPathFinder, Loader):
         """The usual, empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Warns, and gives the module the names of those that took its place."""
+        """Warns, and gives the module the names of those that replaced it."""
         homes = [f"{PACKAGE}.{home}" for home in MOVED[module.__name__.removeprefix(f"{PACKAGE}.")]]
         warnings.warn(
-            f"{module.__name__} has moved to {' and '.join(homes)}; the old path goes with the next release",
+            f"{module.__name__} has moved to {' and '.join(homes)}; the next release"
+            " removes the old path",
             DeprecationWarning,
             stacklevel=2,
         )

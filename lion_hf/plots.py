@@ -1,7 +1,8 @@
-"""Pictures of a training run and of what LION's heads do: curves, predictions, mixing matrices, half-lives.
+"""Pictures of a training run and of what LION's heads do.
 
-They need matplotlib, which is no dependency of the models: `pip install matplotlib`. Every function writes one file and
-leaves matplotlib's global state alone, so it works without a display and inside other programs.
+They need matplotlib, which the models do not: `pip install matplotlib`. Each function writes one
+file and leaves matplotlib's global state alone, so it works without a display and inside other
+programs.
 """
 
 import csv
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-# Half-lives are drawn between these, in tokens; a gate of 1 has none.
+# The range of half-lives in pictures, in tokens. A gate of 1 has no half-life.
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 0.25, 1024.0
 
 
 def half_lives(log_decay: torch.Tensor) -> torch.Tensor:
-    """Tokens after which gates have halved a token's weight: log 0.5 / log a, infinite for a gate of 1.
+    """Tokens after which a gate has halved a token's weight: log 0.5 / log a.
+
+    A gate of 1 has an infinite half-life.
 
     Args:
         log_decay: logarithms of gates, any shape, as `LionAttention.log_decay` returns them.
@@ -26,7 +29,7 @@ def half_lives(log_decay: torch.Tensor) -> torch.Tensor:
 
 
 def save_history(log_history: list[dict[str, float]], path: str | Path) -> None:
-    """Writes `trainer.state.log_history` as a CSV table, one row a step and one column a quantity."""
+    """Writes `trainer.state.log_history` as a CSV table: a row per step, a column per quantity."""
     rows: dict[int, dict[str, float]] = {}
     for entry in log_history:
         rows.setdefault(entry["step"], {}).update(entry)
@@ -45,7 +48,7 @@ def plot_curves(
     loss_levels: dict[str, float] | None = None,
     metric_levels: dict[str, float] | None = None,
 ) -> None:
-    """Loss in training and evaluation over steps, and beside it a metric of the evaluation.
+    """Draws the losses of training and evaluation over the steps, and a metric beside them.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -78,10 +81,12 @@ def plot_curves(
 
 
 def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> None:
-    """Scores of tasks as bars with the deviation over seeds, each seed a dot, and the overall score as a line.
+    """Draws scores of tasks as bars with their deviation over seeds.
+
+    Each seed is a dot, and the overall score is a line.
 
     Args:
-        summary: what `lion_hf.glue.summarize` returns.
+        summary: what `lion_hf.tasks.report.summarize` returns.
         path: file to write; its suffix is the format.
         title: above the picture.
     """
@@ -118,7 +123,9 @@ def plot_predictions(
     title: str,
     columns: int = 8,
 ) -> None:
-    """A grid of images under their predicted labels: green if right, else red with the true label.
+    """Draws a grid of images under their predicted labels.
+
+    Right labels are green. Wrong ones are red, with the true label below.
 
     Args:
         images: what `imshow` takes: arrays (height, width[, 3]) or PIL images.
@@ -127,7 +134,7 @@ def plot_predictions(
         labels: true labels.
         path: file to write; its suffix is the format.
         title: above the picture.
-        columns: images a row.
+        columns: images per row.
     """
     rows = -(-len(images) // columns)
     figure = _figure(1.25 * columns, 1.5 * rows + 0.5)
@@ -152,12 +159,14 @@ def plot_mixing_matrix(
     tokens: Sequence[str] | None = None,
     token_name: str = "token",
 ) -> None:
-    """The matrices with which heads mix tokens, one panel a head, two a row; if weights can be negative, blue means so.
+    """Draws the matrices with which heads mix tokens: a panel per head, two panels per row.
 
-    Each panel has its own range, cut at the 99th percentile of the sizes, so that a few large entries do not hide the rest.
+    Each panel has its own range, up to the 99th percentile of the absolute weights, so that a few
+    large entries do not hide the rest. Where weights are negative, they are blue.
 
     Args:
-        weights: (heads, L, L), from `output_attentions=True`: row i holds what token i takes from every token j.
+        weights: (heads, L, L), from `output_attentions=True`. Row i holds what token i takes from
+            every token j.
         path: file to write; its suffix is the format.
         title: above the picture.
         head_names: above the panels.
@@ -195,7 +204,7 @@ def plot_half_lives(
     column_names: Sequence[str],
     column_label: str,
 ) -> None:
-    """A table of half-lives of gates in colour on a logarithmic scale, with the numbers in it.
+    """Draws a table of half-lives, coloured on a logarithmic scale.
 
     Args:
         values: (rows, columns), in tokens, as `half_lives` returns them.
@@ -245,7 +254,7 @@ def _short(half_life: float) -> str:
 
 
 def _figure(width: float, height: float):
-    """An empty figure of that many inches, with a layout that avoids overlaps."""
+    """An empty figure, in inches, with a layout that avoids overlaps."""
     from matplotlib.figure import Figure  # here, not above: matplotlib is an optional dependency
 
     return Figure(figsize=(width, height), layout="constrained")

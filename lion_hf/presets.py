@@ -1,13 +1,16 @@
-"""Presets and recipes by name: the folder configs/ of a clone, which an installed package holds as data."""
+"""Presets and recipes by name: the folder configs/ of a clone, which an installed package ships."""
 
+import difflib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 RECIPE_SUFFIX = ".yaml"
+CONFIGS = "configs/"  # how a name may start, so that the paths of a clone work from any folder
+OURS = ("lion-", "modern-lion-")  # how the names of presets start
 
 
 def shipped(name: str) -> Path:
-    """A folder that ships with the package, in an installed package or in a clone: "configs" or "model_cards"."""
+    """A folder that ships with the package, "configs" or "model_cards", installed or in a clone."""
     return next(folder for folder in (PACKAGE / name, PACKAGE.parent / name) if folder.is_dir())
 
 
@@ -27,24 +30,43 @@ def recipe_names() -> list[str]:
 
 
 def find_preset(name: str) -> str:
-    """The folder of a preset; any other name (a folder, a name on the Hub) as it is.
+    """The folder of a preset; the name itself for any other folder or model of the Hub.
 
     Args:
-        name: "lion-s-base" or, from any folder, "configs/lion-s-base". A folder of that name comes first.
+        name: "lion-s-base" or, from any folder, "configs/lion-s-base". A folder of that name
+            comes first.
+
+    Raises:
+        ValueError: if the name is neither, but spelt like a preset.
     """
-    preset = name.removeprefix("configs/").rstrip("/")
-    if not Path(name).exists() and preset in preset_names():
+    if Path(name).exists():
+        return name
+    names, preset = preset_names(), name.removeprefix(CONFIGS).rstrip("/")
+    if preset in names:
         return str(shipped("configs") / preset)
+    if name.startswith(CONFIGS) or (preset.startswith(OURS) and "/" not in preset):
+        raise ValueError(f"{name!r} is neither a folder nor a preset: {_nearest(preset, names)}")
     return name
 
 
 def find_recipe(name: str) -> str:
-    """The file of a recipe; any other name as it is.
+    """The file of a recipe, or the name itself if it is that of a file.
 
     Args:
-        name: "glue", "mlm/lion-s-base" or, from any folder, "configs/glue.yaml". A file of that name comes first.
+        name: "glue", "mlm/lion-s-base" or, from any folder, "configs/glue.yaml". A file of that
+            name comes first.
+
+    Raises:
+        ValueError: if the name is neither.
     """
-    recipe = name.removeprefix("configs/").removesuffix(RECIPE_SUFFIX)
-    if not Path(name).is_file() and recipe in recipe_names():
+    if Path(name).is_file():
+        return name
+    names, recipe = recipe_names(), name.removeprefix(CONFIGS).removesuffix(RECIPE_SUFFIX)
+    if recipe in names:
         return str(shipped("configs") / f"{recipe}{RECIPE_SUFFIX}")
-    return name
+    raise ValueError(f"{name!r} is neither a file nor a recipe: {_nearest(recipe, names)}")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """What to expect in place of a name: those nearest to it, or all if none is near."""
+    return f"expected {', '.join(difflib.get_close_matches(name, names, n=3) or names)}"

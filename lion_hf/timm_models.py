@@ -1,6 +1,9 @@
-"""LION image models in timm's registry: `timm.create_model("lion_base_patch16_224", mask_type="decay", patch_order="snake")`.
+"""LION image models in timm's registry.
 
-They are `LionForImageClassification` with timm's interface, and have the same parameter names and numbers.
+    timm.create_model("lion_base_patch16_224", mask_type="decay", patch_order="snake")
+
+They are `LionForImageClassification` with timm's interface; parameters have the same names and
+values.
 """
 
 from dataclasses import fields
@@ -14,13 +17,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .modeling.configuration_lion import LionConfig
+from .modeling.lion_convolution import Grid
+from .modeling.lion_embeddings import resize_images
 from .modeling.lion_packing import pool
 from .modeling.modeling_lion import LionForImageClassification
 
-# timm's word -> `classifier_pooling`. LION's mean includes the class token; "" leaves the tokens as they are.
+# timm's word -> `classifier_pooling`. LION's mean includes the class token; "" keeps all tokens.
 GLOBAL_POOLS = {"avg": "mean", "token": "cls", "": None}
 OUTPUT_FORMATS = ("NCHW", "NLC")
-# Fields of the configuration for which timm has words of its own.
+# Fields of the configuration that have other names in timm.
 RENAMED = {
     "num_channels": "in_chans",
     "classifier_pooling": "global_pool",
@@ -33,34 +38,6 @@ LION_FIELDS = sorted(
 )
 
 
-def resize_images(model: LionForImageClassification, image_size: int | list[int]) -> None:
-    """Makes a model one of another image size: its position embeddings are interpolated to the new grid.
-
-    Args:
-        model: the model, changed in place.
-        image_size: height and width in pixels, one integer or a pair.
-
-    Raises:
-        ValueError: if the patch does not divide the size.
-    """
-    config, embeddings = model.config, model.lion.embeddings
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    size = config.patch_size
-    if min(height, width) < 1 or height % size or width % size:
-        raise ValueError(f"image size {image_size}: expected multiples of patch_size={size}")
-    config.image_size, grid = (
-        height if height == width else [height, width],
-        (height // size, width // size),
-    )
-    if embeddings.position_embeddings is not None and grid != embeddings.grid:
-        positions, trained = (
-            embeddings.positions(*grid).detach(),
-            embeddings.position_embeddings.requires_grad,
-        )
-        embeddings.position_embeddings = nn.Parameter(positions.contiguous(), requires_grad=trained)
-    embeddings.grid = grid
-
-
 class LionTimmModel(LionForImageClassification):
     """A LION image classifier as timm's training script and feature extraction expect it.
 
@@ -71,7 +48,7 @@ class LionTimmModel(LionForImageClassification):
         global_pool: "avg" (class token included), "token" (class token), or "" for no pooling.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last layer.
-        **lion_fields: other fields of `LionConfig`, such as mask_type, patch_order, attention_form, hidden_size.
+        **lion_fields: other fields of `LionConfig`, such as mask_type, patch_order and hidden_size.
 
     Raises:
         ValueError: for a name that is no field of `LionConfig`, or an illegal value.
@@ -89,9 +66,8 @@ class LionTimmModel(LionForImageClassification):
     ):
         for name in lion_fields:
             if name not in LION_FIELDS:
-                raise ValueError(
-                    f"unknown argument {name}: expected {RENAMED.get(name, f'one of {LION_FIELDS}')}"
-                )
+                legal = RENAMED.get(name, f"one of {LION_FIELDS}")
+                raise ValueError(f"unknown argument {name}: expected {legal}")
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate={drop_rate}: expected a probability in [0, 1)")
         super().__init__(
@@ -123,10 +99,17 @@ class LionTimmModel(LionForImageClassification):
             self.classifier = nn.Identity()
 
     def to_transformers(self) -> LionForImageClassification:
-        """A transformers model of the same parameters: not a copy. It can be saved as a folder that Auto classes load."""
+        """Returns a transformers model that shares the parameters.
+
+        Saved, it is a folder that the Auto classes load.
+
+        Raises:
+            ValueError: if the model has no classifier, or does not pool.
+        """
         if self.num_classes == 0 or self.global_pool == "":
             raise ValueError(
-                f"num_classes={self.num_classes}, global_pool={self.global_pool!r}: expected a classifier of pooled images"
+                f"num_classes={self.num_classes}, global_pool={self.global_pool!r}: expected a"
+                " classifier of pooled images"
             )
         with torch.device("meta"):
             model = LionForImageClassification(self.config)
@@ -134,11 +117,20 @@ class LionTimmModel(LionForImageClassification):
         return model.train(self.training)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Class token and patches after the last norm, (B, 1 + patches, C), of images (B, channels, height, width)."""
+        """Returns class token and patches after the last norm, (B, 1 + patches, C).
+
+        Args:
+            x: images, (B, channels, height, width).
+        """
         return self.lion(pixel_values=x).last_hidden_state
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Logits of what `forward_features` returned, or with `pre_logits` what the classifier reads."""
+        """Returns logits, or with `pre_logits` what the classifier reads.
+
+        Args:
+            x: what `forward_features` returned.
+            pre_logits: whether to leave out the classifier.
+        """
         if self.global_pool:
             x = pool(x, None, GLOBAL_POOLS[self.global_pool])
         x = self.head_drop(x)
@@ -158,27 +150,29 @@ class LionTimmModel(LionForImageClassification):
         intermediates_only: bool = False,
         output_dict: bool = False,
     ) -> list | tuple[torch.Tensor, list] | dict:
-        """Outputs of layers, with or without the final features; as in timm's vision transformers.
+        """Returns the outputs of layers and the final features, as timm's vision transformers do.
 
         Args:
             x: images, (B, channels, height, width).
-            indices: the last so many layers for an integer, those of a list, or all for None.
-            return_prefix_tokens: give pairs of patches and class token (B, 1, C).
+            indices: an integer for that many of the last layers, a list of layers, or None for
+                all.
+            return_prefix_tokens: return pairs of patches and class token (B, 1, C).
             norm: apply the last norm to every layer's output.
             stop_early: leave out the layers after the last of `indices`.
             output_fmt: "NCHW" (B, C, rows, columns) or "NLC" (B, patches, C).
             intermediates_only: leave out the final features.
-            output_dict: answer with a dict: `image_intermediates`, `image_intermediates_prefix`, `image_features`.
+            output_dict: return a dict with `image_intermediates`, `image_features` and, with
+                `return_prefix_tokens`, `image_intermediates_prefix`.
         """
         if output_fmt not in OUTPUT_FORMATS:
             raise ValueError(f"output_fmt={output_fmt!r}: expected one of {OUTPUT_FORMATS}")
-        lion, config = self.lion, self.config
+        lion = self.lion
         wanted, last = feature_take_indices(len(lion.layers), indices)
         rows, columns = lion.embeddings.patch_grid(x)
         order = lion.embeddings.reading_orders(x)
         hidden_states, outputs = lion.embeddings(x, None), {}
         for number, layer in enumerate(lion.layers[: last + 1] if stop_early else lion.layers):
-            hidden_states = layer(hidden_states, order=order)
+            hidden_states = layer(hidden_states, order=order, conv_layout=Grid(rows, columns))
             if number in wanted:
                 outputs[number] = lion.norm(hidden_states) if norm else hidden_states
         prefixes = [outputs[number][:, :1] for number in wanted]
@@ -203,7 +197,7 @@ class LionTimmModel(LionForImageClassification):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what the wanted layers do not need: the layers after them, and last norm and classifier if asked to."""
+        """Removes the layers after the wanted ones, and last norm and classifier if asked to."""
         wanted, last = feature_take_indices(len(self.lion.layers), indices)
         self.lion.layers = self.lion.layers[: last + 1]
         if prune_norm:
@@ -216,7 +210,7 @@ class LionTimmModel(LionForImageClassification):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new, random classifier in place of the old one; none for `num_classes` 0."""
+        """Replaces the classifier by a random one, or by none for `num_classes` 0."""
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
             self.config.classifier_pooling = self.lion.pooler.pooling = (
@@ -243,7 +237,7 @@ class LionTimmModel(LionForImageClassification):
             self.gradient_checkpointing_disable()
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """Regular expressions over parameter names, by which timm decays learning rates from layer to layer."""
+        """Regular expressions over parameter names, for timm's layer-wise learning rates."""
         return {
             "stem": r"^lion\.embeddings",
             "blocks": [(r"^lion\.layers\.(\d+)", None), (r"^lion\.norm", (99999,))],

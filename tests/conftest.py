@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+pytest_plugins = ["support.hub_fixtures"]
+
 if (
     not torch.cuda.is_available()
 ):  # the kernels run in triton's interpreter, which is chosen when triton is imported

@@ -1,4 +1,4 @@
-"""Folders for the Hub: they work without lion_hf and triton, their cards are right, and publishing asks first."""
+"""Folders for the Hub: they open without lion_hf and triton, and their model cards are right."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from transformers import BertTokenizer
 import lion_hf
 from lion_hf import hub
 from lion_hf.auto import AUTO_MODELS, image_processor
-from lion_hf.cli import main
 
 SIZES = {
     "hidden_size": 32,
@@ -46,7 +44,8 @@ CASES = [
     (auto_name, modality) for auto_name, tags in hub.PIPELINE_TAGS.items() for modality in tags
 ]
 
-# Runs where lion_hf and triton cannot be imported: loads every folder, runs it, and runs the example of its card.
+# Runs where lion_hf and triton cannot be imported: loads every folder, runs the model, and runs the
+# example of its card.
 CHILD = """
 import contextlib, importlib.abc, io, json, os, re, sys
 
@@ -62,7 +61,8 @@ from safetensors.torch import load_file, save_file
 report = {}
 for folder in sys.argv[1:]:
     auto_class = getattr(transformers, folder.split("-")[0])
-    model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    options = {"trust_remote_code": True, "output_loading_info": True}
+    model, info = auto_class.from_pretrained(folder, **options)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
         outputs = model(**load_file(f"{folder}-inputs.safetensors"))
@@ -78,11 +78,13 @@ for folder in sys.argv[1:]:
         "printed": printed.getvalue(),
     }
 encoder = "AutoModelForMaskedLM-text"
-others = ("AutoModel", "AutoModelForSequenceClassification", "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+tasks = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
+others = [transformers.AutoModel, *(getattr(transformers, f"AutoModelFor{task}") for task in tasks)]
 report["from masked LM"] = [
-    type(getattr(transformers, name).from_pretrained(encoder, trust_remote_code=True)).__name__ for name in others
+    type(other.from_pretrained(encoder, trust_remote_code=True)).__name__ for other in others
 ]
-report["imported"] = [name for name in sys.modules if name.partition(".")[0] in ("lion_hf", "triton")]
+blocked = ("lion_hf", "triton")
+report["imported"] = [name for name in sys.modules if name.partition(".")[0] in blocked]
 with open("report.json", "w") as file:
     json.dump(report, file)
 """
@@ -298,113 +300,52 @@ def test_other_models_are_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.fixture
-def api(monkeypatch) -> MagicMock:
-    """A Hub that notes what it is asked."""
-    api = MagicMock()
-    api.upload_folder.return_value.commit_url = "https://hub.example/commit/1"
-    monkeypatch.setattr(hub, "HfApi", lambda: api)
-    return api
+class TestLengthLimit:
+    """A tokenizer is saved with the limit of its model."""
 
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    folder = hub.save_for_hub(
-        build("AutoModel", "text"), tmp_path / "folder", repo_id="someone/lion"
-    )
-    (folder / ".cache").mkdir()
-    (folder / ".cache" / "secret").write_text("x")
-    return folder
-
-
-def answer(monkeypatch, text: str | None) -> None:
-    """A terminal at which the user answers; None is no terminal."""
-    monkeypatch.setattr(sys, "stdin", MagicMock(isatty=lambda: text is not None))
-    monkeypatch.setattr("builtins.input", lambda question: text)
-
-
-class TestPublish:
-    def test_shows_files_and_sizes(self, folder, api, monkeypatch, capsys):
-        answer(monkeypatch, "no")
-        main(["publish", str(folder), "someone/lion", "--private"])
-        printed = capsys.readouterr().out
-        shown = dict(
-            reversed(line.split()) for line in printed.splitlines() if len(line.split()) == 2
+    @pytest.mark.parametrize(("mask_type", "limit"), [("lit", 16), ("selective", 1_000_000)])
+    def test_save_for_hub(self, tmp_path, mask_type, limit):
+        model = build(
+            "AutoModelForMaskedLM", "text", mask_type=mask_type, max_position_embeddings=16
         )
-        sizes = {
-            file.name: f"{file.stat().st_size:,}" for file in folder.iterdir() if file.is_file()
-        }
-        assert shown == sizes and "model.safetensors" in shown
-        assert (
-            "secret" not in printed
-            and "someone/lion, branch main, private" in printed
-            and "note:" not in printed
-        )
+        words = tokenizer()
+        hub.save_for_hub(model, tmp_path, processing_class=words)
+        saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert saved.model_max_length == limit
+        assert words.model_max_length > 1e29  # the object itself is as it was
+        inputs = saved("the lion " * 20, truncation=True, return_tensors="pt")
+        assert inputs["input_ids"].shape[1] == min(limit, 42)
+        assert model(**inputs).logits.isfinite().all()
 
-    @pytest.mark.parametrize("text", ["", "n", "no", "x"])
-    def test_uploads_nothing_unless_told(self, folder, api, monkeypatch, text):
-        answer(monkeypatch, text)
-        assert main(["publish", str(folder), "someone/lion"]) == 1
-        assert not api.method_calls
+    def test_a_lower_limit_stays(self, tmp_path):
+        words = tokenizer()
+        words.model_max_length = 8
+        hub.save_for_hub(build("AutoModel", "text"), tmp_path, processing_class=words)
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path).model_max_length == 8
 
-    @pytest.mark.parametrize("text", ["y", "Yes"])
-    def test_uploads_what_it_showed(self, folder, api, monkeypatch, capsys, text):
-        answer(monkeypatch, text)
-        assert main(["publish", str(folder), "someone/lion"]) == 0
-        api.create_branch.assert_not_called()
-        sent = api.upload_folder.call_args.kwargs
-        assert (sent["repo_id"], sent["folder_path"], sent["revision"]) == (
-            "someone/lion",
-            str(folder),
-            None,
-        )
-        assert sent["ignore_patterns"] == hub.HIDDEN_FILES
-        assert capsys.readouterr().out.endswith("https://hub.example/commit/1\n")
 
-    def test_yes_asks_nothing(self, folder, api, monkeypatch):
-        answer(monkeypatch, None)
-        assert (
-            main(["publish", str(folder), "someone/lion", "--yes", "--private", "--revision", "v1"])
-            == 0
-        )
-        assert api.create_repo.call_args.kwargs == {"private": True, "exist_ok": True}
-        api.create_branch.assert_called_once_with("someone/lion", branch="v1", exist_ok=True)
-        assert api.upload_folder.call_args.kwargs["revision"] == "v1"
-
-    def test_no_terminal_is_an_error(self, folder, api, monkeypatch, capsys):
-        answer(monkeypatch, None)
-        assert main(["publish", str(folder), "someone/lion"]) == 2
-        assert re.fullmatch("error: .*--yes.*\n", capsys.readouterr().err)
-        assert not api.method_calls
-
-    def test_private_is_never_public(self, folder, api, capsys):
-        api.repo_info.return_value.private = False
-        assert main(["publish", str(folder), "someone/lion", "--private", "--yes"]) == 2
-        assert "is public, so nothing was uploaded" in capsys.readouterr().err
-        api.upload_folder.assert_not_called()
-
-    def test_another_repository_than_in_the_card_is_told(self, folder, api, capsys):
-        assert main(["publish", str(folder), "someone/other", "--yes"]) == 0
-        assert (
-            "note: the example in README.md does not load someone/other" in capsys.readouterr().out
-        )
+class TestCardsOfLocalData:
+    """Cards show no local paths; their metadata names only what can be on the Hub."""
 
     @pytest.mark.parametrize(
-        "name", ["config.json", "README.md", "modeling_lion.py", "model.safetensors"]
+        ("dataset", "shown", "on_hub"),
+        [
+            ("nyu-mll/glue", "nyu-mll/glue", "nyu-mll/glue"),
+            ("train.txt, more.txt", "train.txt, more.txt", None),
+            ("/home/me/data/speeches", "speeches", "speeches"),
+        ],
     )
-    def test_incomplete_folder(self, folder, api, capsys, name):
-        (folder / name).unlink()
-        assert main(["publish", str(folder), "someone/lion", "--yes"]) == 2
-        assert "lacks" in capsys.readouterr().err
-        assert not api.method_calls
+    def test_dataset(self, tmp_path, dataset, shown, on_hub):
+        model = build("AutoModel", "text")
+        hub.save_for_hub(model, tmp_path, dataset=dataset, metrics={"accuracy": 1.0})
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.datasets == on_hub and f"On {shown}:" in card.text
+        assert "/home/me" not in card.content
 
-    @pytest.mark.parametrize("repo_id", ["a/b/c", "white space", ""])
-    def test_bad_name(self, folder, api, capsys, repo_id):
-        assert main(["publish", str(folder), repo_id, "--yes"]) == 2
-        assert capsys.readouterr().err.startswith("error: ")
-        assert not api.method_calls
-
-    def test_failing_hub(self, folder, api, capsys):
-        api.upload_folder.side_effect = RuntimeError("no route")
-        assert main(["publish", str(folder), "someone/lion", "--yes"]) == 2
-        assert "upload to someone/lion failed: no route" in capsys.readouterr().err
+    def test_folder_as_dataset_and_base_model(self, tmp_path):
+        (tmp_path / "bert").mkdir()
+        folder = str(tmp_path / "bert")
+        options = {"dataset": folder, "base_model": folder, "metrics": {"accuracy": 1.0}}
+        hub.save_for_hub(build("AutoModel", "text"), tmp_path / "model", **options)
+        card = ModelCard.load(tmp_path / "model" / "README.md")
+        assert card.data.base_model is None and str(tmp_path) not in card.content

@@ -2,20 +2,16 @@
 
 import argparse
 import json
-import os
 import pickle
-import re
 import shutil
 import struct
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from support.checkpoints import IMAGE, Bomb, content_of, file_of, refused, saved
+from support.hostile_files import archive
 from support.models import image_config, model, text_config
 from support.trainers import trainer
 from transformers import AutoConfig, AutoModelForMaskedLM
@@ -30,169 +26,8 @@ from lion_hf.training import checkpoints
 from lion_hf.training.settings import parse_mapping
 
 ROOT = Path(__file__).parents[1]
-REFUSALS = "damaged|no PyTorch checkpoint|not as torch.save|no such file|holds a list|a folder"
-MOST_SECONDS, MOST_MEBIBYTES = 8, 500
 
-# Files for `lion-hf convert`
-
-
-def archive(
-    path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **records: bytes
-) -> Path:
-    """An archive as torch.save writes it, with a pickle of our own."""
-    with zipfile.ZipFile(path, "w", compression) as file:
-        for name, data in {
-            "data.pkl": pickled,
-            "version": b"3\n",
-            "byteorder": b"little",
-            **records,
-        }.items():
-            file.writestr(f"checkpoint/{name}", data)
-    return path
-
-
-def changed(path: Path, change=lambda data: data, extra: tuple[str, ...] = ()) -> Path:
-    """A reference checkpoint with another pickle, or more entries."""
-    with zipfile.ZipFile(file_of(IMAGE)) as original, zipfile.ZipFile(path, "w") as file:
-        for name in original.namelist():
-            data = original.read(name)
-            file.writestr(name, change(data) if name.endswith("data.pkl") else data)
-        for name in extra:
-            file.writestr(name, b"x")
-    return path
-
-
-def overlapping(path: Path, entries: int = 5000, size: int = 20_000_000) -> Path:
-    """One entry of zeros that the directory names again and again: 20 MB that read as 100 GB."""
-    archive(path, pickle.dumps({}, protocol=2), zeros=bytes(size))
-    data = path.read_bytes()
-    end = data.rfind(b"PK\5\6")
-    start = struct.unpack_from("<I", data, end + 16)[0]
-    directory, tail = data[start:end], bytearray(data[end:])
-    last = directory[directory.rfind(b"PK\1\2") :]
-    count = directory.count(b"PK\1\2") + entries
-    directory += last * entries
-    struct.pack_into("<HHI", tail, 8, count, count, len(directory))
-    path.write_bytes(data[:start] + directory + tail)
-    with zipfile.ZipFile(path) as file:
-        assert sum(entry.file_size for entry in file.infolist()) > entries * size  # the premise
-    return path
-
-
-def nested_tuples(depth: int) -> bytes:
-    """A dict whose key is a tuple of 2^depth items: the pickle has seven bytes a level."""
-    levels = (
-        b"h" + bytes([n]) + b"h" + bytes([n]) + b"\x86q" + bytes([n + 1])
-        for n in range(1, depth + 1)
-    )
-    return b"\x80\x02)q\x01" + b"".join(levels) + b"}h" + bytes([depth + 1]) + b"K\x01s."
-
-
-def storages_of(elements: int):
-    """The 48 numbers of every storage of that size become more than the file has."""
-
-    def change(data: bytes) -> bytes:
-        assert data.count(b"K\x30t") > 5  # the premise: sizes stand there like this
-        return data.replace(b"K\x30t", b"J" + struct.pack("<i", elements) + b"t")
-
-    return change
-
-
-def hostile_files(folder: Path) -> dict[str, Path]:
-    old_kind = folder / "old.pth"
-    torch.save({"model": {}}, old_kind, _use_new_zipfile_serialization=False)
-    two_kinds = folder / "two-kinds.pth"
-    two_kinds.write_bytes(old_kind.read_bytes() + file_of(IMAGE).read_bytes())
-    assert torch.load(two_kinds, weights_only=True) == {"model": {}} and zipfile.is_zipfile(
-        two_kinds
-    )  # the premise
-    lying = folder / "lying.safetensors"
-    lying.write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    source = folder / "source"
-    source.mkdir()
-    (source / "modeling_lion.py").write_text("raise SystemExit('executed')")
-    link = folder / "link.pth"
-    link.symlink_to("link.pth")
-    return {
-        "overlapping entries": overlapping(folder / "overlapping.pth"),
-        "200 MB in 200 kB": archive(
-            folder / "packed.pth", b"", zipfile.ZIP_DEFLATED, zeros=bytes(200_000_000)
-        ),
-        "tuples of 2^60 items": archive(folder / "tuples.pth", nested_tuples(60)),
-        "300,000 lists in lists": archive(
-            folder / "lists.pth", b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."
-        ),
-        "text of 4 GB": archive(
-            folder / "text.pth", b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"abc."
-        ),
-        "storages of 8 GB": changed(folder / "storages.pth", storages_of(2**31 - 1)),
-        "storages of 4 kB": changed(folder / "small-storages.pth", storages_of(1024)),
-        "paths": changed(
-            folder / "paths.pth", extra=("../../escaped", f"{folder}/escaped", "C:\\escaped")
-        ),
-        "two kinds": two_kinds,
-        "old kind": old_kind,
-        "safetensors": lying,
-        "a folder with code": source,
-        "a link to itself": link,
-    }
-
-
-MEASURE = """
-import json, re, resource, sys, time
-from pathlib import Path
-import lion_hf
-from lion_hf.convert.errors import ConversionError
-lion_hf.convert_checkpoint  # imported before the measurement
-
-def peak(reset):
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is used now
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 2**10
-
-for name, path in json.loads(sys.argv[1]).items():
-    before, start = peak(True), time.process_time()
-    try:
-        lion_hf.convert_checkpoint(path, sys.argv[2])
-        answer = "converted"
-    except ConversionError as error:
-        answer = str(error)
-    print(json.dumps([name, answer, time.process_time() - start, peak(False) - before]))
-"""
-
-
-def test_hostile_files_are_refused_cheaply(tmp_path):
-    (tmp_path / "files").mkdir()
-    (tmp_path / "place").mkdir()
-    files = hostile_files(tmp_path / "files")
-    here = sorted(tmp_path.rglob("*"))
-    command = [
-        sys.executable,
-        "-c",
-        MEASURE,
-        json.dumps({name: str(path) for name, path in files.items()}),
-        "output",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        command,
-        cwd=tmp_path / "place",
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    results = {name: rest for name, *rest in map(json.loads, run.stdout.splitlines())}
-    assert results.keys() == files.keys()
-    for name, (answer, seconds, mebibytes) in results.items():
-        assert re.search(REFUSALS, answer), (name, answer)
-        assert "executed" not in answer and len(answer) < 1000
-        assert seconds < MOST_SECONDS and mebibytes < MOST_MEBIBYTES, (name, seconds, mebibytes)
-    assert "folder, expected a file" in results["a folder with code"][0]
-    assert sorted(tmp_path.rglob("*")) == here  # no output, nothing unpacked
+# Files for `lion-hf convert`; those that cost too much are in tests/convert/test_hostile_files.py
 
 
 def test_tuples_that_are_shared_honestly_pass(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..auto import image_processor
+from ..auto import image_processor, limit_length
 from ..folders import check_new_folder, new_folder
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import CLASSIFIER_POOLINGS, LionConfig
@@ -36,6 +36,9 @@ from .names import (
     Source,
 )
 from .reading import Original, read_checkpoint
+from .renaming import find_row
+
+MOST_LABELS = 100_000  # each of which gets a name; ImageNet-21K has 21,841
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def convert_checkpoint(
     with new_folder(output) as folder:
         model.save_pretrained(folder)
         if processor is not None:
-            processor.save_pretrained(folder)
+            with limit_length(processor, model.config):
+                processor.save_pretrained(folder)
     return Conversion(output, architecture, model.config, tuple(original.notes))
 
 
@@ -224,11 +228,15 @@ def _image_fields(original: Original, mask_type: str, pooling: str | None) -> di
 
 
 def _label_fields(original: Original, num_labels: int) -> dict[str, Any]:
+    if num_labels > MOST_LABELS:
+        raise ConversionError(
+            f"the classifier has {num_labels} labels: expected at most {MOST_LABELS}"
+        )
     stored = original.setting("id2label", dict) or {}
     names = {
         int(label): name
         for label, name in stored.items()
-        if str(label).isdecimal() and isinstance(name, str)
+        if re.fullmatch("[0-9]{1,9}", str(label)) and isinstance(name, str)
     }
     if sorted(names) != list(range(num_labels)) or len(set(names.values())) != num_labels:
         return {"num_labels": num_labels}
@@ -272,14 +280,10 @@ def _build(original: Original, architecture: str, config: LionConfig) -> LionPre
 
 def _source(name: str, rows: Mapping[str, str | Source]) -> Source:
     """The original tensors that make up one of ours."""
-    number = re.search(r"layers\.(\d+)\.", name)
-    layer = number[1] if number else ""
-    row, leaf = name.replace(f"layers.{layer}.", "layers.{n}."), ""
-    if row not in rows:  # then its module is
-        row, _, leaf = row.rpartition(".")
-        leaf = f".{leaf}"
-    source = rows[row] if isinstance(rows[row], Source) else Source((rows[row],))
-    return Source(tuple(original.format(n=layer) + leaf for original in source.names), source.third)
+    row, place = find_row(name, rows)
+    source = row if isinstance(row, Source) else Source((row,))
+    names = tuple(original.format(n=place.layer) + place.leaf for original in source.names)
+    return Source(names, source.third)
 
 
 def _take(source: Source, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -1,18 +1,17 @@
 """Reads the files of the original LION code as data: nothing in them is executed, and what they claim is checked."""
 
-import argparse
 import os
-import pickletools
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import torch
 
 from .errors import ConversionError
+from .pickles import Namespace, StoredTensor
+from .torch_files import open_torch_file
 
 LAYERS = {
     "text": "bert.encoder.layer.{n}",
@@ -23,39 +22,11 @@ WRAPPERS = (
     "model.",
     "_orig_mod.",
 )  # put before every name by DistributedDataParallel, Composer, torch.compile
-ZIP_MAGIC = b"PK\x03\x04"
-MOST_TUPLE_ITEMS = 10_000_000
+MOST_WRAPPERS = 8
+MOST_TENSORS = 20_000  # LION-large has 400
+MOST_LAYERS = 512
+MOST_NAME = 500
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class Inert:
-    """What takes the place of harmless objects beside the weights (paths, random states): accepts everything, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-INERT_NAMES = (
-    *(
-        f"{module}.{name}"
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "WindowsPath")
-    ),
-    *(
-        f"{module}.multiarray.{name}"
-        for module in ("numpy.core", "numpy._core")
-        for name in ("_reconstruct", "scalar")
-    ),
-    "numpy.ndarray",
-    "numpy.dtype",
-    "datetime.timedelta",
-)
 
 
 @dataclass
@@ -80,6 +51,10 @@ class Original:
         )
         numbered = [match for name in self.tensors if (match := pattern.fullmatch(name))]
         self.num_layers = len({match[1] for match in numbered})
+        if self.num_layers > MOST_LAYERS:
+            raise ConversionError(
+                f"the checkpoint has {self.num_layers} layers: expected at most {MOST_LAYERS}"
+            )
         self.in_layers = {
             match[2]: self.tensors[match[0]] for match in numbered
         }  # name inside a layer -> one layer's tensor
@@ -114,117 +89,30 @@ def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> Original:
     Raises:
         ConversionError: for a file that is damaged, unsafe, or of another format.
     """
-    checkpoint = _load(Path(path))
+    with open_torch_file(path) as file:
+        state, settings, modality, notes = _parts(path, file.content, use_ema)
+        stored = _unwrap(state)
+        _check_tensors(stored)
+        tensors = file.tensors(stored)
+    return Original(modality, tensors, settings if isinstance(settings, dict) else {}, notes)
+
+
+def _parts(
+    path: str | os.PathLike, checkpoint: Any, use_ema: bool
+) -> tuple[dict, Any, str, list[str]]:
+    """Weights, settings, modality and notes."""
     state = _dig(checkpoint, "state", "model")
     if isinstance(state, dict):
         if use_ema:
             raise ConversionError(
                 "--use-ema (use_ema) is for image checkpoints: a text checkpoint holds one set of weights"
             )
-        modality, notes = "text", []
-        settings = _dig(
-            checkpoint, "state", "integrations", "huggingface", "model", "config", "content"
-        )
-    else:
-        source, notes = _choose_weights(path, checkpoint, use_ema)
-        modality, state, settings = "image", checkpoint[source], checkpoint.get("args")
-        settings = vars(settings) if isinstance(settings, argparse.Namespace) else settings
-    tensors = _unwrap(state)
-    for name, tensor in tensors.items():
-        _check_tensor(name, tensor)
-    return Original(modality, tensors, settings if isinstance(settings, dict) else {}, notes)
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise ConversionError(
-            f"{path}: {'this is a folder, expected a file' if path.is_dir() else 'no such file'}"
-        )
-    with path.open(
-        "rb"
-    ) as file:  # here, so that a file without read permission is not called damaged
-        try:
-            if (
-                file.read(4) != ZIP_MAGIC
-            ):  # torch.load would take such a file, with an archive behind, for one of its old kind
-                raise zipfile.BadZipFile("the file does not begin with an archive")
-            archive = zipfile.ZipFile(file)
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-            size = sum(entry.file_size for entry in archive.infolist())
-            larger = packed or size > path.stat().st_size  # such an archive is not even read
-            broken = None if larger else archive.testzip()
-        except Exception as error:
-            raise ConversionError(
-                f"{path} is truncated or no PyTorch checkpoint (a zip archive, as torch.save writes): copy or download it again"
-            ) from error
-        if larger:
-            raise ConversionError(
-                f"{path} is not as torch.save writes it: it would unpack to more than its own size"
-            )
-        if broken is not None:
-            raise ConversionError(
-                f"{path} is damaged ({broken} fails its checksum): copy or download it again"
-            )
-        for entry in archive.infolist():
-            if (
-                entry.filename.endswith("data.pkl")
-                and _tuple_items(archive.read(entry)) > MOST_TUPLE_ITEMS
-            ):
-                raise ConversionError(
-                    f"{path} is not as torch.save writes it: its tuples unfold without measure"
-                )
-    try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace, *((Inert, name) for name in INERT_NAMES)]
-        ):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        if blocked:
-            raise ConversionError(
-                f"{path} holds {blocked[1]}, which is neither a tensor nor a plain setting, so it was not loaded. If you"
-                " trust the file, load it yourself and save it again with its weights and arguments only."
-            ) from error
-        raise ConversionError(
-            f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}): copy or download it again"
-        ) from error
-
-
-def _tuple_items(data: bytes) -> int:
-    """Items of all tuples of a pickle, those that it names again counted again; 2^40 fit into 200 bytes.
-
-    Tuples may be keys, and to hash one is to visit all of its items: the time that loading takes grows with this number.
-    """
-    stack, memo, total = (
-        [],
-        {},
-        0,
-    )  # items behind every object on the pickle's stack; None is a mark
-    try:
-        for code, argument, _ in pickletools.genops(data):
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-                memo[len(memo) if argument is None else argument] = stack[-1]
-                continue
-            if code.name in ("GET", "BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-            elif code.name == "MARK":
-                stack.append(None)
-                continue
-            else:
-                taken, wanted = [], len(code.stack_before)
-                if pickletools.markobject in code.stack_before:
-                    while (item := stack.pop()) is not None:
-                        taken.append(item)
-                    wanted = code.stack_before.index(pickletools.markobject)
-                taken += [stack.pop() for _ in range(wanted)]
-                items = len(taken) + sum(taken) if code.stack_after == [pickletools.pytuple] else 0
-                stack += [items] * len(code.stack_after)
-            total += stack[-1] if stack else 0
-            if total > MOST_TUPLE_ITEMS:
-                break
-    except (ValueError, LookupError, TypeError):  # torch's reader says what is wrong with it
-        pass
-    return total
+        keys = ("state", "integrations", "huggingface", "model", "config", "content")
+        return state, _dig(checkpoint, *keys), "text", []
+    source, notes = _choose_weights(path, checkpoint, use_ema)
+    settings = checkpoint.get("args")
+    settings = settings.settings if isinstance(settings, Namespace) else settings
+    return checkpoint[source], settings, "image", notes
 
 
 def _dig(tree: Any, *keys: str) -> Any:
@@ -242,7 +130,7 @@ def _choose_weights(
     if not found:
         content = f"a {type(checkpoint).__name__}"
         if isinstance(checkpoint, dict):
-            content = f"keys {sorted(str(key)[:80] for key in checkpoint)[:20]}"
+            content = f"keys {sorted(str(key)[:80] for key in islice(checkpoint, 20))}"
         raise ConversionError(
             f"{path} holds {content}: an original LION checkpoint holds 'model' or 'model_ema' with an image model's weights,"
             " or 'state' with a text model's"
@@ -263,25 +151,22 @@ def _choose_weights(
 def _unwrap(state: dict) -> dict[str, Any]:
     """Drops the prefixes of wrappers, which stand before every name."""
     state = {str(name): tensor for name, tensor in state.items()}
-    while state and (
-        prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in state)), None)
-    ):
+    for _ in range(MOST_WRAPPERS):
+        prefix = next((p for p in WRAPPERS if all(name.startswith(p) for name in state)), None)
+        if prefix is None or not state:
+            break
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
 
-def _check_tensor(name: str, tensor: Any) -> None:
-    if (
-        not isinstance(tensor, torch.Tensor)
-        or tensor.layout != torch.strided
-        or tensor.device.type != "cpu"
-    ):
-        raise ConversionError(f"{name} is no dense tensor")
-    if tensor.dtype not in DTYPES and not name.endswith("position_ids"):
-        raise ConversionError(f"{name} has type {tensor.dtype}: expected one of {DTYPES}")
-    stored = tensor.untyped_storage().nbytes()
-    # Zero strides make a few bytes look like terabytes.
-    if not 0 < tensor.numel() * tensor.element_size() <= stored:
-        raise ConversionError(
-            f"{name} claims shape {tuple(tensor.shape)}, but the file holds {stored} bytes for it"
-        )
+def _check_tensors(tensors: Mapping[str, Any]) -> None:
+    """Raises ConversionError unless these are tensors that a model of a size that people train may have."""
+    if len(tensors) > MOST_TENSORS:
+        raise ConversionError(f"the checkpoint has {len(tensors)} tensors: expected at most {MOST_TENSORS}")
+    for name, tensor in tensors.items():
+        if len(name) > MOST_NAME or not name.isprintable():
+            raise ConversionError(f"the checkpoint has a tensor of an impossible name: {name[:80]!r}")
+        if not isinstance(tensor, StoredTensor):
+            raise ConversionError(f"{name} is not a dense tensor")
+        if tensor.dtype not in DTYPES and not name.endswith("position_ids"):
+            raise ConversionError(f"{name} has type {tensor.dtype}: expected one of {DTYPES}")

@@ -1,4 +1,4 @@
-"""Data for training: samples with random choices of their own, masking, packing, tables, images, streams of text."""
+"""Data for training: seeded samples, masking, packing, labels, tables, images, streams of text."""
 
 from .masking import MaskTokens, pad_rows
 from .packing import DataCollatorForPackedLanguageModeling, pack

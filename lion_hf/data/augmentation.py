@@ -1,31 +1,40 @@
-"""From images to batches: augmentation, evaluation, mixing, repeated sampling."""
+"""From pictures to batches: timm's augmentation, evaluation, mixing, repeated sampling."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import AugmentOp
 from torch.utils.data import Sampler
 from torchvision import transforms
 from transformers import BaseImageProcessor
 
-from .images import open_image
-from .samples import SeededDataset, sample_seed, seeded
+from ..modeling.image_processing_lion import LONGEST_RATIO, MAX_BYTES
+from .images import UNKNOWN, open_image
+from .samples import SeededDataset, SkippedSample, sample_seed, seeded
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Augmentation:
-    """How training images are changed; the defaults are the DeiT recipe's (arXiv 2012.12877), in its command line's words."""
+    """How training images are changed.
+
+    Names and defaults are those of the DeiT recipe's command line (arXiv 2012.12877).
+    """
 
     aa: str = field(
         default="rand-m9-mstd0.5-inc1",
-        metadata={"help": "timm's name of a RandAugment or AutoAugment, or none."},
+        metadata={"help": "RandAugment, AutoAugment or AugMix by timm's name, or none."},
     )
     three_augment: bool = field(
         default=False,
         metadata={
-            "help": "3-Augment of DeiT III in place of --aa: grey, solarised or blurred.",
+            "help": "3-Augment of DeiT III instead of --aa: grey, solarised or blurred.",
             "aliases": ["--ThreeAugment"],
         },
     )
@@ -37,7 +46,7 @@ class Augmentation:
     hflip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
     color_jitter: float = field(
         default=0.3,
-        metadata={"help": "Strength of colour jitter, where --aa is none or 3-Augment is on."},
+        metadata={"help": "Strength of colour jitter if --aa is none or 3-Augment is on."},
     )
     train_interpolation: str = field(
         default="bicubic", metadata={"help": "random, bilinear or bicubic."}
@@ -46,10 +55,10 @@ class Augmentation:
     remode: str = field(
         default="pixel", metadata={"help": "What erased pixels become: const, rand or pixel."}
     )
-    recount: int = field(default=1, metadata={"help": "Rectangles erased in an image."})
+    recount: int = field(default=1, metadata={"help": "Rectangles erased per image."})
     repeated_aug: int = field(
         default=3,
-        metadata={"help": "Times that an image of an epoch occurs; an epoch stays as long."},
+        metadata={"help": "How often an image occurs in an epoch; the epoch's length stays."},
     )
     mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup; 0 for none."})
     cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix; 0 for none."})
@@ -57,13 +66,13 @@ class Augmentation:
         default=1.0, metadata={"help": "Probability that a pair of images is mixed."}
     )
     mixup_switch_prob: float = field(
-        default=0.5, metadata={"help": "Probability of cutmix where both are on."}
+        default=0.5, metadata={"help": "Probability of cutmix if both are on."}
     )
     smoothing: float = field(default=0.1, metadata={"help": "Label smoothing."})
     eval_crop_ratio: float = field(
         default=0.875,
         metadata={
-            "help": "Side of the evaluation crop over that of the image.",
+            "help": "Side of the evaluation crop as a share of the image's.",
             "aliases": ["--crop_pct"],
         },
     )
@@ -90,17 +99,27 @@ class Augmentation:
             raise ValueError(f"eval_crop_ratio={self.eval_crop_ratio}: expected a number in (0, 1]")
 
 
-# From images to batches
-
-
 class TrainingTransform:
-    """Augments an image; see `Augmentation`. All randomness is Python's, numpy's and torch's global one."""
+    """Augments a picture; see `Augmentation`. All randomness is Python's, numpy's and torch's own.
+
+    Args:
+        augmentation: says how.
+        image_size: height and width in pixels, one integer or a pair.
+        processor: its mean, standard deviation and limit of memory count.
+
+    Raises:
+        ValueError: if timm does not know the augmentation.
+    """
 
     def __init__(
-        self, augmentation: Augmentation, image_size: int | list[int], processor: BaseImageProcessor
+        self,
+        augmentation: Augmentation,
+        image_size: int | Sequence[int],
+        processor: BaseImageProcessor,
     ):
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         name = "3a" if augmentation.three_augment else augmentation.aa
+        self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
         try:
             self.augment = create_transform(
                 size,
@@ -117,46 +136,98 @@ class TrainingTransform:
             )
         except (AssertionError, ValueError, KeyError) as error:
             raise ValueError(f"aa={name!r}: timm knows no such augmentation ({error})") from error
+        for operation in operations(self.augment):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = posterize
         if augmentation.src:
-            resize = transforms.Resize(
-                min(size) if size[0] == size[1] else size, transforms.InterpolationMode.BICUBIC
-            )
             crop = transforms.RandomCrop(
                 size, padding=augmentation.src_padding or None, padding_mode="reflect"
             )
-            self.augment.transforms[0] = transforms.Compose([resize, crop])
+            self.augment.transforms[0] = transforms.Compose([ShortestSide(size), crop])
 
     def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:
-        return {
-            "pixel_values": self.augment(open_image(sample[0])),
-            "labels": sample[1],
-            "training": True,
-        }
+        pixels = self.augment(open_image(sample[0], self.max_bytes))
+        return {"pixel_values": pixels, "labels": sample[1], "training": True}
+
+
+def operations(augment: transforms.Compose) -> Iterator[AugmentOp]:
+    """Yields the operations of timm's RandAugment, AutoAugment or AugMix in a transform."""
+    for transform in augment.transforms:
+        groups = [getattr(transform, "ops", []), *getattr(transform, "policy", [])]
+        yield from (operation for group in groups for operation in group)
+
+
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keeps the upper bits of each channel, at least one.
+
+    At its highest magnitude timm's PosterizeIncreasing asks for no bit at all. Older versions of
+    Pillow then returned a black picture, newer ones refuse.
+    """
+    return ImageOps.posterize(image, min(8, max(1, bits)))
+
+
+class ShortestSide:
+    """Resizes the shortest side of a picture to a square's, or the whole picture to another size.
+
+    Of a long strip only the middle is resized, as in evaluation.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        side = min(size) if size[0] == size[1] else size
+        self.square = size[0] == size[1]
+        self.resize = transforms.Resize(side, transforms.InterpolationMode.BICUBIC)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        longest = LONGEST_RATIO * min(image.size)
+        if self.square and max(image.size) > longest:
+            left, top = (max(0, side - longest) // 2 for side in image.size)
+            right, bottom = min(image.width, left + longest), min(image.height, top + longest)
+            image = image.crop((left, top, right, bottom))
+        return self.resize(image)
 
 
 class EvaluationTransform:
-    """What the saved image processor does, so that a pipeline on the saved model sees the same pixels."""
+    """What the saved image processor does, so that a pipeline on the saved model sees the same.
 
-    def __init__(self, processor: BaseImageProcessor):
-        self.processor = processor
+    Args:
+        processor: the image processor.
+        mark_unreadable: turn a picture that cannot be read into a row of NaN with the label
+            `UNKNOWN`, which losses and figures leave out, and name it in a warning; else raise
+            `SkippedSample`.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, mark_unreadable: bool = False):
+        self.processor, self.mark_unreadable = processor, mark_unreadable
+        self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
 
     def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:
-        pixels = self.processor(open_image(sample[0]), return_tensors="pt")["pixel_values"][0]
+        try:
+            image = open_image(sample[0], self.max_bytes)
+        except SkippedSample as reason:
+            if not self.mark_unreadable:
+                raise
+            logger.warning("left out: %s", reason)
+            crop = self.processor.crop_size
+            pixels = torch.full((3, crop["height"], crop["width"]), torch.nan)
+            return {"pixel_values": pixels, "labels": UNKNOWN}
+        pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixels, "labels": sample[1]}
 
 
 class ImageCollator:
-    """A batch of images; training images get class probabilities as labels, smoothed, and are mixed in pairs.
+    """Makes a batch; training images get smoothed class probabilities as labels and are mixed.
 
-    Neighbours in the batch make a pair, whose random choices come from their own seeds: with an even batch size it does not
-    matter over how many processes or accumulation steps a batch is spread.
+    Two neighbours in the batch are mixed with each other. The random choices come from their own
+    seeds: with an even batch size it does not matter over how many processes or accumulation steps
+    a batch is spread.
 
     Args:
         num_classes: number of classes.
         augmentation: says how to mix and smooth.
 
     Returns (when called with samples):
-        `pixel_values` (B, channels, height, width) and `labels`, (B, num_classes) for training, else (B,).
+        `pixel_values` (B, channels, height, width) and `labels`, (B, num_classes) for training,
+        else (B,).
     """
 
     def __init__(self, num_classes: int, augmentation: Augmentation):
@@ -190,10 +261,11 @@ class ImageCollator:
 
 
 class RepeatedSampler(Sampler[int]):
-    """A random order of a `SeededDataset` by its seed and epoch, with repeated augmentation (arXiv 1901.09335).
+    """A random order of a `SeededDataset`, from its seed and epoch, with repeated augmentation.
 
-    With r repeats an epoch is as long as without: a random r-th of the images, each r times. Repeats of an image stand near
-    each other, so that they are in one batch, but not as neighbours, which `ImageCollator` mixes.
+    With r repeats (arXiv 1901.09335) an epoch is as long as without: a random r-th of the images,
+    each r times. Repeats of an image stand near each other, so that they are in one batch, but not
+    side by side, because `ImageCollator` mixes neighbours.
     """
 
     GROUP = 8  # images whose repeats stand together

@@ -1,9 +1,12 @@
-"""Data for image classification: where images come from, the DeiT recipe's augmentation with timm's parts, mixing, order."""
+"""Data for image classification: where pictures come from, and which of them count."""
 
+import hashlib
 import io
+import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +14,74 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..modeling.image_processing_lion import MAX_BYTES, upright_rgb
+from .fingerprints import fingerprint
+from .labels import LabelColumn
 from .samples import SkippedSample
 
-HELD_OUT = (
-    "val",
-    "validation",
-    "test",
-)  # names of folders, files and splits to evaluate on, the first found is taken
+logger = logging.getLogger(__name__)
+
+# Folders, files and splits to evaluate on; the first that is found is taken.
+HELD_OUT = ("val", "validation", "test")
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
+# Folders that systems and programs leave behind, beside those whose names begin with a dot.
+LEFT_BEHIND = {
+    "__MACOSX",
+    "__pycache__",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+}
+UNKNOWN = -100  # class number of a picture without label; the loss and the figures leave it out
+PROBED = 200  # pictures of each part that are read before the training starts
 
 
-# Where images come from. A source is a sequence of (what `open_image` takes, class number).
+def open_image(source: Any, max_bytes: int = MAX_BYTES) -> Image.Image:
+    """Reads a picture, upright and in RGB; see `upright_rgb`.
+
+    Args:
+        source: a path, encoded bytes, a PIL image, or a row {"bytes": ..., "path": ...}.
+        max_bytes: memory that decoding may take.
+
+    Raises:
+        SkippedSample: if it cannot be read; the text names the file.
+    """
+    where = source if isinstance(source, str | os.PathLike) else "an image of the table"
+    try:
+        if isinstance(source, dict):
+            where = source.get("path") or where
+            source = source["path"] if source.get("bytes") is None else source["bytes"]
+        if source is None:
+            raise ValueError("it is empty")
+        if not isinstance(source, Image.Image):
+            source = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return upright_rgb(source, max_bytes)
+    except Exception as error:  # Pillow's decoders raise many kinds for broken files
+        raise SkippedSample(
+            f"{where} cannot be read as an image ({type(error).__name__}: {error})"
+        ) from error
 
 
 class Images(Sequence):
-    """Images and class numbers.
+    """Pictures with class numbers; item n is (what `open_image` takes, class number).
 
     Args:
         images: paths, or rows of a column with encoded images.
-        labels: a class number for each.
+        labels: the class number of each, or `UNKNOWN`.
         names: of the classes.
+        files: what the pictures are read from: folders or files, for fingerprints.
     """
 
-    def __init__(self, images: Sequence, labels: Sequence[int], names: list[str]):
-        self.images, self.labels, self.names = images, labels, names
+    def __init__(
+        self,
+        images: Sequence,
+        labels: Sequence[int],
+        names: Sequence[str],
+        files: Sequence[str] = (),
+    ):
+        self.images, self.labels = images, np.asarray(labels, dtype=np.int64)
+        self.names, self.files = list(names), list(files)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,96 +89,163 @@ class Images(Sequence):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.images[index], int(self.labels[index])
 
+    def in_order_of(self, names: Sequence[str]) -> "Images":
+        """The same pictures with the class numbers that these names have.
 
-def open_image(source: Any) -> Image.Image:
-    """An RGB image from a path, encoded bytes, or a row `{"bytes", "path"}`; `SkippedSample` if it cannot be read."""
-    where = source if isinstance(source, str | os.PathLike) else "an image of the table"
-    try:
-        if isinstance(source, Image.Image):
-            image = source
-        else:
-            if isinstance(source, dict):
-                where = source.get("path") or where
-                source = source["path"] if source.get("bytes") is None else source["bytes"]
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
-            image = Image.fromarray(
-                (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        Args:
+            names: contains every name of the classes that occur.
+        """
+        numbers = {name: number for number, name in enumerate(names)}
+        own = np.array([numbers.get(name, UNKNOWN) for name in self.names])
+        labels = np.where(self.labels < 0, UNKNOWN, own[np.maximum(self.labels, 0)])
+        return Images(self.images, labels, names, self.files)
+
+    def where(self, index: int) -> str:
+        """The path of a picture, or its row in the table."""
+        image = self.images[index]
+        path = image.get("path") if isinstance(image, dict) else image
+        return str(path or f"row {index}")
+
+    def record(self) -> dict[str, Any]:
+        """Plain values that change when the pictures or their classes do."""
+        labels = hashlib.sha256(self.labels.tobytes()).hexdigest()[:16]
+        return {"images": len(self), "labels": labels, "files": fingerprint(self.files)}
+
+    def describe(self) -> str:
+        """The numbers of pictures, in words."""
+        counts = Counter(self.labels.tolist())
+        least, most = min(counts.values()), max(counts.values())
+        return f"{len(self):,} images, {least:,} to {most:,} per class"
+
+
+@dataclass
+class ImageSource:
+    """Where training and validation pictures come from: one of the first three."""
+
+    data_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with train/ and val/, validation/ or test/, each with one folder per"
+            " class, or with parquet files of these names."
+        },
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "Name of a data set on the Hub, or its folder."}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "Parquet file, with --validation_file."}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Parquet file, with --train_file."}
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of --dataset."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of images; by default image or img."}
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of classes; by default label, labels or fine_label."},
+    )
+
+    def read(self) -> tuple[Images, Images]:
+        """Reads paths and labels, not yet the pictures.
+
+        Raises:
+            ValueError: if there are no such data, the classes of the two parts differ, or a label
+                is missing or names no class.
+        """
+        sources = ("data_path", "dataset", "train_file")
+        given = [name for name in sources if getattr(self, name)]
+        if len(given) != 1 or bool(self.train_file) != bool(self.validation_file):
+            raise ValueError(
+                f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or"
+                " --train_file with --validation_file"
             )
-        return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise many kinds for broken files
-        raise SkippedSample(
-            f"{where} cannot be read as an image ({type(error).__name__}: {error})"
-        ) from error
+        if self.data_path:
+            return self._read_path(Path(self.data_path))
+        if self.dataset:
+            return self._read_tables(self.dataset, {"name": self.dataset_config}, [[], []])
+        for name in ("train_file", "validation_file"):
+            if not Path(getattr(self, name)).is_file():
+                raise ValueError(f"{name}={getattr(self, name)!r}: there is no such file")
+        return self._read_parquet([self.train_file], [self.validation_file])
 
-
-def read_images(
-    data_path: str | None = None,
-    dataset: str | None = None,
-    dataset_config: str | None = None,
-    train_file: str | None = None,
-    validation_file: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> tuple[Images, Images]:
-    """Training and validation images from a folder of class folders, parquet files or a data set on the Hub.
-
-    Args:
-        data_path: folder with train/ and val/, validation/ or test/, each with one folder a class, or with parquet files whose
-            names begin so.
-        dataset: of a data set on the Hub, or its folder.
-        dataset_config: its configuration.
-        train_file: parquet file, with `validation_file`.
-        validation_file: likewise.
-        image_column: of a table; None for "image" or "img".
-        label_column: of a table; None for "label" or "labels".
-
-    Raises:
-        ValueError: if there are no such data, or classes of the two parts differ, or a label is outside of the classes.
-    """
-    sources = {"data_path": data_path, "dataset": dataset, "train_file": train_file}
-    given = [name for name, source in sources.items() if source]
-    if len(given) != 1 or bool(train_file) != bool(validation_file):
-        raise ValueError(
-            f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or --train_file with --validation_file"
-        )
-    if data_path:
-        root = Path(data_path)
+    def _read_path(self, root: Path) -> tuple[Images, Images]:
         if not root.is_dir():
-            raise ValueError(f"data_path={data_path!r}: there is no such folder")
+            raise ValueError(f"data_path={self.data_path!r}: there is no such folder")
         if (root / "train").is_dir():
             held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
             if held_out is None:
                 raise ValueError(
-                    f"data_path={data_path!r}: beside train/ one of {', '.join(HELD_OUT)} is expected"
+                    f"data_path={self.data_path!r}: expected one of {', '.join(HELD_OUT)} beside"
+                    " train"
                 )
-            return _read_folders(root / "train", held_out)
+            return read_folders(root / "train", held_out)
+        found = list(visible_files(root, (".parquet",)))
         files = {
-            name: sorted(map(str, root.rglob(f"{name}*.parquet"))) for name in ("train", *HELD_OUT)
+            part: sorted(file for file in found if Path(file).name.startswith(part))
+            for part in ("train", *HELD_OUT)
         }
         held_out = next((files[name] for name in HELD_OUT if files[name]), None)
         if not files["train"] or held_out is None:
             raise ValueError(
-                f"data_path={data_path!r}: expected folders train/ and {'/, '.join(HELD_OUT)}/, or parquet files of these names"
+                f"data_path={self.data_path!r}: expected folders train/ and"
+                f" {'/, '.join(HELD_OUT)}/, or parquet files of these names"
             )
-        return _read_tables(
-            "parquet",
-            {"data_files": {"train": files["train"], "test": held_out}},
-            image_column,
-            label_column,
-        )
-    if train_file:
-        for name, file in (("train_file", train_file), ("validation_file", validation_file)):
-            if not Path(file).is_file():
-                raise ValueError(f"{name}={file!r}: there is no such file")
-        files = {"data_files": {"train": train_file, "test": validation_file}}
-        return _read_tables("parquet", files, image_column, label_column)
-    return _read_tables(dataset, {"name": dataset_config}, image_column, label_column)
+        return self._read_parquet(files["train"], held_out)
+
+    def _read_parquet(self, train: list[str], held_out: list[str]) -> tuple[Images, Images]:
+        kwargs = {"data_files": {"train": train, "test": held_out}}
+        return self._read_tables("parquet", kwargs, [train, held_out])
+
+    def _read_tables(
+        self, path: str, kwargs: dict[str, Any], files: list[list[str]]
+    ) -> tuple[Images, Images]:
+        import datasets
+
+        tables = datasets.load_dataset(path, **kwargs)
+        held_out = next((name for name in HELD_OUT if name in tables), None)
+        if "train" not in tables or held_out is None:
+            raise ValueError(
+                f"{path} has splits {sorted(tables)}: expected train and one of"
+                f" {', '.join(HELD_OUT)}"
+            )
+        columns = tables["train"].column_names
+        image_column = _column("image_column", self.image_column, IMAGE_COLUMNS, columns)
+        label_column = _column("label_column", self.label_column, LABEL_COLUMNS, columns)
+        parts = [tables["train"], tables[held_out]]
+        sources = [", ".join(map(str, names)) or path for names in files]
+        labels = [
+            LabelColumn.of(table, label_column, source) for table, source in zip(parts, sources)
+        ]
+        if labels[0].is_real_valued:
+            raise ValueError(f"label_column={label_column!r} holds floats: expected classes")
+        names = labels[0].classes()
+        found = []
+        for table, column, own in zip(parts, labels, files):
+            if isinstance(table.features[image_column], datasets.Image):
+                table = table.cast_column(image_column, datasets.Image(decode=False))
+            found.append(Images(table[image_column], column.numbers(names), names, own))
+        return found[0], found[1]
 
 
-def _read_folders(train: Path, held_out: Path) -> tuple[Images, Images]:
-    names = sorted(folder.name for folder in train.iterdir() if folder.is_dir())
-    others = sorted(folder.name for folder in held_out.iterdir() if folder.is_dir())
+def read_images(data_path: str | None = None, **source: str | None) -> tuple[Images, Images]:
+    """Reads training and validation pictures; the arguments and errors are `ImageSource`'s."""
+    return ImageSource(data_path, **source).read()
+
+
+def read_folders(train: Path, held_out: Path) -> tuple[Images, Images]:
+    """Reads two folders with one folder per class.
+
+    Hidden folders and files, and what systems leave behind, do not count. Links are followed.
+
+    Raises:
+        ValueError: for fewer than two classes, classes of which one part has no folder, a class
+            without training pictures, or no pictures at all.
+    """
+    names, others = class_folders(train), class_folders(held_out)
     if len(names) < 2:
         raise ValueError(f"{train} has {len(names)} class folders: expected at least two")
     if others != names:
@@ -139,70 +253,106 @@ def _read_folders(train: Path, held_out: Path) -> tuple[Images, Images]:
         raise ValueError(
             f"class folders differ: {missing} are only in {train}, {surplus} only in {held_out}"
         )
-    parts = []
-    for root in (train, held_out):
-        files, labels = [], []
-        for number, name in enumerate(names):
-            found = sorted(
-                str(file)
-                for file in (root / name).rglob("*")
-                if file.name.lower().endswith(IMG_EXTENSIONS)
-            )
-            if not found and root is train:
-                raise ValueError(
-                    f"{root / name} has no images: expected files ending in {', '.join(IMG_EXTENSIONS)}"
-                )
-            files, labels = files + found, labels + [number] * len(found)
-        if not files:
+    parts = [_read_classes(root, names) for root in (train, held_out)]
+    for root, part in zip((train, held_out), parts):
+        present = set(part.labels.tolist())
+        empty = [name for number, name in enumerate(names) if number not in present]
+        if empty and (root is train or not present):
             raise ValueError(
-                f"{root} has no images: expected files ending in {', '.join(IMG_EXTENSIONS)}"
+                f"{root / empty[0]} has no images: expected files ending in"
+                f" {', '.join(IMG_EXTENSIONS)}"
             )
-        parts.append(Images(files, labels, names))
+        if empty:
+            logger.warning("%s has no images of %s", root, ", ".join(empty))
     return parts[0], parts[1]
 
 
-def _read_tables(
-    path: str, kwargs: dict, image_column: str | None, label_column: str | None
-) -> tuple[Images, Images]:
-    import datasets
+def read_unlabelled(root: str | os.PathLike, names: Sequence[str]) -> Images:
+    """Reads the pictures of a folder to predict; a folder with a class's name labels its own.
 
-    tables = datasets.load_dataset(path, **kwargs)
-    held_out = next((name for name in HELD_OUT if name in tables), None)
-    if "train" not in tables or held_out is None:
+    Raises:
+        ValueError: if there is no such folder, or no picture in it.
+    """
+    if not Path(root).is_dir():
+        raise ValueError(f"predict_path={str(root)!r}: there is no such folder")
+    files = sorted(visible_files(root, IMG_EXTENSIONS))
+    if not files:
+        raise ValueError(f"predict_path={str(root)!r} has no images")
+    numbers = {name: number for number, name in enumerate(names)}
+    classes = [Path(os.path.relpath(file, root)).parts[0] for file in files]
+    return Images(files, [numbers.get(name, UNKNOWN) for name in classes], names, [str(root)])
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the folders of classes, in the order of their numbers."""
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and _counts(entry.name))
+
+
+def visible_files(
+    root: str | os.PathLike, endings: tuple[str, ...], inside: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    """Yields the files below a folder with one of these endings (in small letters), unsorted.
+
+    Hidden files and folders are left out. Links to folders are followed, but not in circles.
+
+    Args:
+        root: the folder.
+        endings: such as ".png".
+        inside: the real paths of the folders around `root`.
+    """
+    real = os.path.realpath(root)
+    if real in inside:
+        return
+    for entry in os.scandir(root):
+        if not _counts(entry.name):
+            continue
+        if entry.is_dir():
+            yield from visible_files(entry.path, endings, inside | {real})
+        elif entry.name.lower().endswith(endings):
+            yield entry.path
+
+
+def check_readable(part: Images, title: str, most: float, max_bytes: int) -> None:
+    """Reads some pictures from all over a part, so that unusable data are found before training.
+
+    Args:
+        part: the pictures.
+        title: what they are, for the message.
+        most: share that may be unreadable.
+        max_bytes: memory that decoding may take.
+
+    Raises:
+        ValueError: if more of them are unreadable.
+    """
+    places = np.unique(np.linspace(0, len(part) - 1, PROBED).astype(int)).tolist()
+    reasons = []
+    for place in places:
+        try:
+            open_image(part.images[place], max_bytes)
+        except SkippedSample as reason:
+            reasons.append(f"{part.where(place)}: {reason}")
+    check_share(reasons, len(places), title, most)
+
+
+def check_share(reasons: Sequence[str], count: int, title: str, most: float) -> None:
+    """Raises a ValueError if more than the share `most` of `count` pictures are unreadable."""
+    if len(reasons) > most * count:
         raise ValueError(
-            f"{path} has splits {sorted(tables)}: expected train and one of {', '.join(HELD_OUT)}"
+            f"{len(reasons)} of {count} {title} images cannot be read, which is more than"
+            f" max_unreadable={most} allows; the first: {reasons[0]}"
         )
-    columns = tables["train"].column_names
-    image_column = _column("image_column", image_column, IMAGE_COLUMNS, columns)
-    label_column = _column("label_column", label_column, LABEL_COLUMNS, columns)
-    feature = tables["train"].features[label_column]
-    labels = [np.asarray(tables[name][label_column][:]) for name in ("train", held_out)]
-    if isinstance(feature, datasets.ClassLabel):
-        names = feature.names
-    elif labels[0].dtype.kind in "iu":
-        names = [str(number) for number in range(int(labels[0].max()) + 1)]
-    elif labels[0].dtype.kind in "US":
-        names = sorted(set(labels[0].tolist()))
-        numbers = {name: number for number, name in enumerate(names)}
-        labels = [np.array([numbers.get(name, -1) for name in part.tolist()]) for part in labels]
-    else:
-        raise ValueError(
-            f"label_column={label_column!r} holds {labels[0].dtype}: expected class numbers or names"
-        )
-    parts = []
-    for part, name in zip(labels, ("train", held_out)):
-        wrong = np.flatnonzero((part < 0) | (part >= len(names)))
-        if len(wrong):
-            label = tables[name][int(wrong[0])][label_column]
-            raise ValueError(
-                f"row {wrong[0]} of {name} has label {label!r}: expected one of the {len(names)} classes of the training data;"
-                f" {len(wrong)} rows are so"
-            )
-        table = tables[name]
-        if isinstance(table.features[image_column], datasets.Image):
-            table = table.cast_column(image_column, datasets.Image(decode=False))
-        parts.append(Images(table[image_column], part, names))
-    return parts[0], parts[1]
+
+
+def _read_classes(root: Path, names: Sequence[str]) -> Images:
+    files, labels = [], []
+    for number, name in enumerate(names):
+        found = sorted(visible_files(root / name, IMG_EXTENSIONS))
+        files, labels = files + found, labels + [number] * len(found)
+    return Images(files, labels, names, [str(root)])
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name not in LEFT_BEHIND
 
 
 def _column(option: str, name: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
@@ -210,9 +360,3 @@ def _column(option: str, name: str | None, usual: tuple[str, ...], columns: list
     if found is None:
         raise ValueError(f"{option}={name!r}: expected one of the columns {columns}")
     return found
-
-
-def describe(part: Images) -> str:
-    """Numbers of images of the data, in words."""
-    counts = Counter(map(int, part.labels))
-    return f"{len(part):,} images, {min(counts.values()):,} to {max(counts.values()):,} a class"

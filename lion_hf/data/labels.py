@@ -16,6 +16,7 @@ from datasets.features.features import FeatureType
 
 _PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DEFAULT_NAME = re.compile(r"LABEL_\d+")
 SHOWN = 20  # classes that an error message lists
 
 
@@ -96,15 +97,19 @@ class LabelColumn:
 
         Args:
             classes: names of the classes in the order of their numbers.
-            by_number: whether a label may also be a class's number. A name comes first.
+            by_number: whether a label may also be a class's number. This holds only for classes
+                none of whose names is a number; and the numbers of a `ClassLabel` count only for
+                classes with the default names of transformers, LABEL_0, LABEL_1, ...
 
         Raises:
             ValueError: for the first label that is missing or is no class, with its row.
         """
         known = {name: number for number, name in enumerate(classes)}
-        if by_number:
-            known = {str(number): number for number in range(len(classes))} | known
         texts = self._complete(self.texts())
+        if by_number and not any(_number(name) is not None for name in classes):
+            known |= {str(number): number for number in range(len(classes))}
+            if isinstance(self.feature, ClassLabel) and all(map(_DEFAULT_NAME.fullmatch, classes)):
+                texts = [str(value) for value in self.values]
         numbers = [known.get(text) for text in texts]
         if None in numbers:
             self._refuse(texts, numbers, f"one of {_listed(list(known))}")

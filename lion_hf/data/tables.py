@@ -1,75 +1,140 @@
-"""Tables from CSV, JSON and parquet files."""
+"""Tables from CSV, JSON and parquet files, with the types of their columns."""
 
+import contextlib
 import csv
 import io
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 from datasets import Dataset
+from datasets.table import InMemoryTable
+
+from .text_files import read_text
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; the module's own limit is 131,072
 
 
 def read_table(path: str | Path) -> Dataset:
-    """Reads a CSV file with a header, JSON lines or a JSON list of objects, or a parquet file. CSV gives strings.
+    """Reads a CSV file with a header, JSON lines, a JSON list of objects, or a parquet file.
+
+    Columns of CSV are text; those of JSON and parquet have the file's types, and parquet files that
+    `datasets` wrote keep their features, such as the names of a `ClassLabel`.
 
     Raises:
-        ValueError: for a missing or empty file, another suffix, or a line that does not fit, by its number.
+        ValueError: for a missing, unreadable or empty file, another suffix, or a line that does not
+            fit, by its number.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file that ends in one of {SUFFIXES}")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        cure = "; unpack it first" if suffix in (".gz", ".zip", ".zst", ".bz2", ".xz") else ""
+        raise ValueError(f"{path}: expected a file that ends in one of {SUFFIXES}{cure}")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    try:
-        if path.suffix.lower() == ".parquet":
-            data = Dataset.from_dict(pyarrow.parquet.read_table(path).to_pydict())
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-            data = Dataset.from_list(
-                _csv_rows(text, path) if path.suffix.lower() == ".csv" else _json_rows(text, path)
-            )
-    except (UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+    data = {".csv": _read_csv, ".parquet": _read_parquet}.get(suffix, _read_json)(path)
     if len(data) == 0:
         raise ValueError(f"{path}: holds no rows")
     return data
 
 
-def _csv_rows(text: str, path: Path) -> list[dict[str, str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header, rows = next(reader, []), []
-        if len(set(header)) < len(header):
-            raise ValueError(f"{path}: two columns have the same name: {header}")
-        for row in reader:
-            if row and len(row) != len(header):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)}: {header}"
-                )
-            if row:
-                rows.append(dict(zip(header, row)))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-    return rows
-
-
-def _json_rows(text: str, path: Path) -> list[dict]:
-    whole = text.lstrip().startswith("[")
-    rows = []
-    for number, piece in enumerate([text] if whole else text.split("\n"), start=1):
+def _read_csv(path: Path) -> Dataset:
+    lines = io.StringIO(read_text(path), newline="")
+    with _long_fields():
+        reader = csv.reader(lines, strict=True)
         try:
-            rows += (json.loads(piece) if whole else [json.loads(piece)]) if piece.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, line {error.lineno if whole else number}: {error.msg}"
-            ) from error
+            header, rows = next(reader, []), []
+            if len(set(header)) < len(header):
+                raise ValueError(f"{path}: two columns have the same name: {header}")
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has"
+                        f" {len(header)}: {header}"
+                    )
+                if row:
+                    rows.append(row)
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    return Dataset.from_dict({name: list(values) for name, values in zip(header, zip(*rows))})
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_json(path: Path) -> Dataset:
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        rows = _parse(text, f"{path}, line {{}}")
+    else:
+        pieces = enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+        rows = [
+            _parse(piece, f"{path}, line {number}") for number, piece in pieces if piece.strip()
+        ]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise ValueError(
-                f"{path}, row {number}: expected an object with a key a column, not {row!r:.60}"
+                f"{path}, row {number}: expected an object with one key per column, not {row!r:.60}"
             )
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in names} for row in rows]
+    columns: dict[str, list] = {name: [] for row in rows for name in row}
+    for row in rows:
+        for name, values in columns.items():
+            values.append(row.get(name))
+    return Dataset.from_dict({name: _typed(v, name, path) for name, v in columns.items()})
+
+
+def _parse(text: str, place: str) -> Any:
+    """A value in JSON; `place` may have a gap for the line in the text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place.format(error.lineno)}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise ValueError(f"{place.format(1)}: {error}") from error
+
+
+def _typed(values: list, name: str, path: Path) -> pyarrow.Array:
+    """A column whose values have one type."""
+    try:
+        return pyarrow.array(values)
+    except OverflowError as error:
+        raise ValueError(
+            f"{path}: column {name!r} has an integer of more than 64 bits; write it as text"
+        ) from error
+    except (pyarrow.ArrowException, UnicodeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: column {name!r} cannot be read as values of one type: {error}"
+        ) from error
+
+
+def _read_parquet(path: Path) -> Dataset:
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+        index = [name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)]
+        table = table.drop_columns(index)  # the row names that pandas adds
+        for place, field in enumerate(table.schema):
+            if pyarrow.types.is_dictionary(field.type):  # what pandas calls a categorical column
+                values = table.column(place).cast(field.type.value_type)
+                table = table.set_column(place, field.name, values)
+        return Dataset(InMemoryTable(table))
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        pyarrow.ArrowException,
+    ) as error:  # of the file, or of the features that its metadata name
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ..convert.conversion import Conversion, check_words
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
     from .settings import Distillation
 
 from .copying import _copying, linearize_model
+from .sentence_modules import find_sentence_modules
 from .softmax_models import load_softmax_model
+from .sources import check_processor_files, license_of, source_folder
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def linearize_checkpoint(
     distillation: "Distillation | None" = None,
     **options: Any,
 ) -> Linearization:
-    """Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for `from_pretrained`, with all that fits copied.
+    """Turns a pretrained softmax encoder into a LION folder for `from_pretrained`, with all that fits copied.
+
+    The modules of a sentence-transformers folder come along, so that it loads with sentence-transformers again.
 
     Args:
         source: folder or Hub name of a checkpoint of transformers. No code that comes with it is run.
@@ -51,37 +54,41 @@ def linearize_checkpoint(
     """
     copying = _copying(options)
     output = check_new_folder(output)
-    teacher, notes = load_softmax_model(source)
+    modules = find_sentence_modules(source_folder(source))
+    folder = modules.transformer_folder
+    teacher, notes = load_softmax_model(source, modules.transformer)
     student, more = linearize_model(teacher, **options)
-    processor, missing = _processor(source, student.config)
+    processor, missing = _processor(folder, student.config)
     notes += more + missing
-    license, unknown = (copying.license, []) if copying.license else _license(source)
+    license, unknown = (copying.license, []) if copying.license else _license(modules.folder)
     notes += unknown
 
-    with new_folder(output) as folder:
+    with new_folder(output) as new:
         metrics = {}
         if distillation is not None:
             from .distillation import distil
 
-            run = folder.with_name(f"{folder.name}.run")
+            run = new.with_name(f"{new.name}.run")
             metrics, more = distil(student, teacher, processor, distillation, run, copying.seed)
             notes += more
         base_model = None if Path(source).is_dir() else str(source)
         save_for_hub(
-            student, folder, processing_class=processor, license=license, base_model=base_model
+            student, new, processing_class=processor, license=license, base_model=base_model
         )
+        modules.copy_to(new)
     return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
 
 
-def _processor(source: str | os.PathLike, config: LionConfig) -> tuple[Any, list[str]]:
+def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
     """The source's tokenizer or image processor, or None with a note."""
     kind, auto = (
         ("tokenizer", AutoTokenizer)
         if config.modality == "text"
         else ("image processor", AutoImageProcessor)
     )
+    check_processor_files(folder, config)
     try:
-        processor = auto.from_pretrained(source, trust_remote_code=False)
+        processor = auto.from_pretrained(folder, trust_remote_code=False)
         found = kind != "tokenizer" or set(processor.get_vocab()) - set(
             processor.all_special_tokens
         )  # else it is made up
@@ -100,17 +107,9 @@ def _processor(source: str | os.PathLike, config: LionConfig) -> tuple[Any, list
     return processor, []
 
 
-def _license(source: str | os.PathLike) -> tuple[str, list[str]]:
+def _license(folder: Path) -> tuple[str, list[str]]:
     """The licence on the source's model card, else "unknown" with a note."""
-    folder = Path(source)
-    try:
-        license = ModelCard.load(
-            folder / "README.md" if folder.is_dir() else str(source)
-        ).data.license
-    except (
-        Exception
-    ):  # a missing card, or an unreachable Hub, whose client passes on errors of its HTTP library
-        license = None
+    license = license_of(folder)
     if license:
         return license, []
     return "unknown", [

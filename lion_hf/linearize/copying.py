@@ -5,7 +5,7 @@ BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everythi
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -15,10 +15,6 @@ from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
-
-if TYPE_CHECKING:
-    pass
-
 from .settings import Copying
 from .softmax_models import (
     CHANGED,
@@ -38,6 +34,8 @@ SAME_TEXT_FIELDS = (
     "vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id", "classifier_dropout", "tie_word_embeddings",
 )  # fmt: skip
 SAME_IMAGE_FIELDS = ("image_size", "patch_size", "num_channels", "qkv_bias")
+# Fields that some configurations have and others not: of sentence-transformers, and for pooling over layers.
+OPTIONAL_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function", "output_hidden_states")
 NEW = (
     ".attention.gate.",
     ".attention.norm.",
@@ -132,6 +130,7 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
     modality = MODEL_TYPES[theirs.model_type]
     names = SAME_FIELDS + (SAME_TEXT_FIELDS if modality == "text" else SAME_IMAGE_FIELDS)
     same = {name: getattr(theirs, name) for name in names}
+    same |= {name: getattr(theirs, name) for name in OPTIONAL_FIELDS if getattr(theirs, name, None)}
     if theirs.model_type == "roberta":
         same["max_position_embeddings"] -= theirs.pad_token_id + 1
     if modality == "image" and not isinstance(theirs.patch_size, int):

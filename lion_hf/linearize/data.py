@@ -10,12 +10,18 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase
 
 from ..convert.errors import ConversionError
+from ..data.labelled_text import (
+    LABEL_COLUMNS,
+    SENTENCE_COLUMNS,
+    TextColumns,
+    check_columns,
+    examples,
+)
 from ..data.masking import MaskTokens, pad_rows
 from ..data.samples import SeededDataset
 from ..data.tables import read_table
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
-from ..tasks.labelled_text import LABEL_COLUMNS, OWN, SENTENCE_COLUMNS, check_columns, examples
 from .distillation import problem_type
 from .settings import Distillation
 
@@ -156,7 +162,7 @@ def _read_text(
         raise ConversionError(
             f"text_columns: which of the columns {data.column_names} of {file} hold text is not plain"
         )
-    task = replace(OWN, sentences=tuple(columns), own=False)
+    task = TextColumns(sentences=tuple(columns), classes=())
     if labelled and label is not None:  # by the names of the model's classes, or their numbers
         classes = (
             ()

@@ -3,18 +3,16 @@
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from ..convert.errors import ConversionError
-
-if TYPE_CHECKING:
-    pass
-
+from ..convert.renaming import find_row
+from .sources import check_parameters, read_config, read_weights, source_folder, weight_files
 
 BERT_LAYER = "{base}.encoder.layer.{n}"
 VIT_LAYER = "{base}.layers.{n}"
@@ -134,31 +132,40 @@ OTHER_HEADS = re.compile(
 )
 
 
-def load_softmax_model(source: str | os.PathLike) -> tuple[PreTrainedModel, list[str]]:
+def load_softmax_model(
+    source: str | os.PathLike, subfolder: str = ""
+) -> tuple[PreTrainedModel, list[str]]:
     """A checkpoint that can be linearised, in float32, and notes about parts of it that are left out.
+
+    Args:
+        source: folder or Hub name.
+        subfolder: the folder inside it that holds the model.
 
     Raises:
         ConversionError: if there is none, or it has settings or a head that LION lacks, or lacks weights.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # also the strict configurations' own classes
-        raise ConversionError(
-            f"source={str(source)!r} has no configuration that transformers can read: {error}"
-        ) from error
+    folder = source_folder(source) / subfolder
+    config = read_config(folder, MODEL_TYPES)
     architecture = (config.architectures or [None])[0]
     check_softmax_config(config, architecture)
     cls = getattr(transformers, architecture)
+    files = weight_files(source, folder, subfolder)
+    check_parameters(config, cls, files)
     try:
         model, info = cls.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            None,
+            config=config,
+            state_dict=read_weights(files),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
-    except (
-        Exception
-    ) as error:  # files may hold anything, and torch and safetensors raise accordingly
+    except Exception as error:  # torch and transformers raise whatever the weights lead to
         raise ConversionError(
             f"the weights of {source} cannot be loaded as {architecture}: {error}"
         ) from error
+    shapes = [f"{name} {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
+    _refuse_names(f"{source} has weights of other shapes than config.json says", shapes)
     spare = (
         r"(\w+\.)?pooler\." if CLASSIFIER.keys().isdisjoint(HEADS[architecture].rows) else "(?!)"
     )  # classifiers read it
@@ -235,14 +242,9 @@ def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> 
 def source_name(name: str, teacher: PreTrainedModel) -> str:
     """The teacher's name for one of our tensors or modules, as it is called behind a head ("lion.layers.0...")."""
     rows = ENCODERS[MODEL_TYPES[teacher.config.model_type]] | HEADS[type(teacher).__name__].rows
-    number = re.search(r"layers\.(\d+)\.", name)
-    layer = number[1] if number else ""
-    row, leaf = name.replace(f"layers.{layer}.", "layers.{n}."), ""
-    if row not in rows:  # then its module is
-        row, _, leaf = row.rpartition(".")
-        leaf = f".{leaf}"
+    row, place = find_row(name, rows)
     prefix = teacher.base_model_prefix
-    theirs = rows[row].format(base=prefix, n=layer) + leaf
+    theirs = row.format(base=prefix, n=place.layer) + place.leaf
     return theirs.removeprefix(f"{prefix}.") if teacher.base_model is teacher else theirs
 
 

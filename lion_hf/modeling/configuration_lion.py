@@ -4,9 +4,14 @@ This file is the ground floor: it imports nothing else of LION. Every list of na
 here.
 """
 
+import copy
 import math
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -25,6 +30,8 @@ CLASSIFIER_POOLINGS = ("cls", "mean")
 CURVES = {"raster": 1, "snake": 2}
 PATCH_ORDERS = tuple(CURVES)
 
+CODE = Path(__file__).resolve().parent  # the files that travel with saved models
+
 # Legal values of the fields that name a choice. They are checked on assignment too, so that
 # `config.attention_form = "chnk"` raises.
 CHOICES = {
@@ -42,8 +49,9 @@ TEXT_DEFAULTS = {
     "normalize_attention": False,
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.0,
+    "pre_norm": False,
     "classifier_pooling": "cls",
 }
 IMAGE_DEFAULTS = {
@@ -52,6 +60,7 @@ IMAGE_DEFAULTS = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "drop_path_rate": 0.1,
+    "pre_norm": True,
     "classifier_pooling": "mean",
 }
 
@@ -65,6 +74,9 @@ SIZES = (
     "type_vocab_size",
     "max_position_embeddings",
 )
+# What `max_position_embeddings` says where nothing limits the length, because other libraries cut
+# texts at that number. It is the longest text that LION is tested with.
+LONGEST_TEXT = 1_000_000
 MOST_LABELS = 10_000_000  # transformers keeps a name for each of them in memory
 PROBABILITIES = (
     "hidden_dropout_prob",
@@ -101,6 +113,27 @@ def score_dropout_error(**values: float | str) -> str:
     )
 
 
+def save_code(folder: Path) -> None:
+    """Copies LION's code files into a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(CODE.glob("*.py")):
+        if file.name != "__init__.py" and folder.resolve() != CODE:
+            shutil.copyfile(file, folder / file.name)
+
+
+def auto_map_of(folder: Path, auto_map: Mapping[str, str]) -> dict[str, str]:
+    """The entries of an `auto_map` whose code is in the folder.
+
+    An entry `owner/name--file.Class`, as a model from the Hub has, then means the folder's file.
+    """
+    entries = {name: str(code).rpartition("--")[2] for name, code in auto_map.items()}
+    return {
+        name: code
+        for name, code in entries.items()
+        if (folder / f"{code.split('.')[0]}.py").is_file()
+    }
+
+
 def family_defaults(modality: str, mask_type: str) -> dict:
     """What the fields left at None become in a family of models."""
     text, lit = modality == "text", mask_type == "lit"
@@ -116,7 +149,9 @@ def family_defaults(modality: str, mask_type: str) -> dict:
 class LionConfig(PreTrainedConfig):
     """Configuration of a LION encoder (arXiv 2502.16249) for text (like BERT) or images (like ViT).
 
-    Text models normalise after each block, image models before it. A field left at None takes the
+    By itself it describes the models of the paper: text models normalise after each block, image
+    models before it. `pre_norm`, `conv_kernel_size`, `gated_mlp` and `scale_output_init` make the
+    modern block of the presets `modern-lion-*`. A field left at None takes the
     choice of the model family that `modality` and `mask_type` name, and is saved resolved.
 
     Args:
@@ -136,8 +171,8 @@ class LionConfig(PreTrainedConfig):
         hidden_dropout_prob: dropout after embeddings, attention and MLP. None: 0.1 for text, 0 for
             images.
         attention_probs_dropout_prob: dropout of the masked scores. Training with it needs the
-            attention form, which "auto" then picks; set it to 0 to train in the chunk or the
-            recurrent form. None: 0.1 for text, 0 for images.
+            attention form, which "auto" then picks and whose cost is quadratic in the length. None:
+            0. The paper trains text models with 0.1.
         drop_path_rate: stochastic depth of the last layer, rising linearly from 0. None: 0 for
             text, 0.1 for images.
         layer_norm_eps: epsilon of the norms. None: 1e-12 for text, 1e-6 for images.
@@ -150,6 +185,15 @@ class LionConfig(PreTrainedConfig):
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the
             output projection. None: True for lit text, else False.
+        pre_norm: whether the norms come before attention and MLP, with a last norm after the layers,
+            and not after each of them. None: False for text, True for images.
+        conv_kernel_size: width of a depthwise convolution on queries, keys and values, an odd
+            number of tokens, or of patches in both directions of an image. It sees neither padding
+            nor other documents. None: no convolution.
+        gated_mlp: whether the MLPs multiply their activation by a second projection, as in GeGLU
+            (arXiv 2002.05202).
+        scale_output_init: whether the output projections of attention and MLP start smaller by a
+            factor of sqrt(2 * num_hidden_layers).
         use_position_embeddings: whether the model learns absolute positions. None: False for text
             with decay, else True.
         classifier_pooling: "cls" (the class token or the first token) or "mean" (class token
@@ -157,8 +201,8 @@ class LionConfig(PreTrainedConfig):
             dense layer with tanh.
         classifier_dropout: dropout before text classifiers. None: `hidden_dropout_prob`.
         vocab_size: number of words of a text model.
-        max_position_embeddings: longest text of a model with position embeddings. Without them
-            there is no limit.
+        max_position_embeddings: longest text of a model with position embeddings. Text models
+            without them have no limit; whatever is given, the field is then 1,000,000.
         type_vocab_size: number of token types of a text model.
         pad_token_id: id of the padding token.
         sparse_prediction: whether the masked-LM head computes only the labelled tokens when it gets
@@ -203,6 +247,10 @@ class LionConfig(PreTrainedConfig):
     feature_map: str | None = None
     normalize_attention: bool | None = None
     attention_norm: bool | None = None
+    pre_norm: bool | None = None
+    conv_kernel_size: int | None = None
+    gated_mlp: bool = False
+    scale_output_init: bool = False
     use_position_embeddings: bool | None = None
     classifier_pooling: str | None = None
     classifier_dropout: float | int | None = None
@@ -226,12 +274,16 @@ class LionConfig(PreTrainedConfig):
         integer = isinstance(value, Integral) and not isinstance(value, bool)
         if name == "num_labels" and not (integer and 0 <= value <= MOST_LABELS):
             raise ValueError(f"num_labels={value!r}: expected an integer from 0 to {MOST_LABELS:,}")
+        if name == "use_position_embeddings" and value and self.use_position_embeddings is False:
+            super().__setattr__("max_position_embeddings", type(self).max_position_embeddings)
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs):
         for name, value in family_defaults(self.modality, self.mask_type).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.modality == "text" and not self.use_position_embeddings:
+            self.max_position_embeddings = LONGEST_TEXT
         names = self.id2label
         numbered = isinstance(names, dict) and all(str(n).isdecimal() for n in names)
         if names is not None and not numbered:
@@ -249,6 +301,8 @@ class LionConfig(PreTrainedConfig):
         So `from_pretrained(folder, mask_type="lit")` also gets the rest of LION-lit's choices where
         the folder has those of its own family.
         """
+        if config_dict.get("use_position_embeddings") is False:  # then that is resolved, too
+            config_dict = {k: v for k, v in config_dict.items() if k != "max_position_embeddings"}
         names = {field.name for field in fields(cls)}
         given = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
         families = ("modality", "mask_type")
@@ -262,6 +316,24 @@ class LionConfig(PreTrainedConfig):
                 if name not in resolved or value != resolved[name]
             }
         return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in `PreTrainedConfig`, but an `auto_map` takes the code along that it names.
+
+        Models save their configuration with this method, so this holds for whatever saves a model.
+        """
+        folder, saved = Path(save_directory), copy.copy(self)
+        auto_map = saved.__dict__.pop("auto_map", None)
+        if auto_map:
+            if not folder.is_file():  # which the method below refuses
+                save_code(folder)
+            saved.auto_map = auto_map_of(folder, auto_map)
+        super(LionConfig, saved).save_pretrained(save_directory, *args, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """As in `PushToHubMixin`, without the code files, which then count as new."""
+        found = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in found.items() if not name.endswith(".py")}
 
     def check(self) -> None:
         """Checks the fields together. Models call it again, because fields may be assigned.
@@ -278,6 +350,9 @@ class LionConfig(PreTrainedConfig):
                 f" num_attention_heads={self.num_attention_heads}: every head needs the same whole"
                 " number of dimensions"
             )
+        width = self.conv_kernel_size
+        if width is not None and (width < 1 or width % 2 == 0):
+            raise ValueError(f"conv_kernel_size={width}: expected None or an odd integer from 1 on")
         image_mean = (self.modality, self.classifier_pooling) == ("image", "mean")
         if self.distillation_head and not image_mean:
             raise ValueError(

@@ -18,7 +18,7 @@ LARGEST = torch.finfo(torch.float32).max
 LogDecay = torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None
 
 
-def check_tensors(device: torch.device | None = None, **tensors: object) -> None:
+def check_tensors(device: torch.device | None = None, /, **tensors: object) -> None:
     """Raises ValueError for anything but None and tensors on one device."""
     for name, x in tensors.items():
         if x is None:

@@ -1,6 +1,6 @@
 """What "auto" stands for: the form of a call and the size of its chunks, and `explain`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -93,7 +93,7 @@ def choose_form(
     for row in AUTO_FORMS:
         fits = row.decays == decays and row.gradients in (None, gradients)
         fits = fits and row.device in ("", device_type)
-        longest = head_dim - 1 if row.longest == BELOW_HEAD_DIM else row.longest
+        longest = head_dim - 1 if isinstance(row.longest, str) else row.longest
         # A traced length may stand for any length.
         if fits and (longest is None or (not torch.compiler.is_compiling() and length <= longest)):
             return Choice(row.form, row.reason)
@@ -132,9 +132,9 @@ def explain(
         >>> print(lion_hf.explain(model, 4096))
         4096 tokens on cpu: chunk form, because it is the fastest of all but short rows; 32 ...
     """
-    config = getattr(config, "config", config)
-    if getattr(config, "model_type", None) != "lion":
-        got = type(config).__name__
+    fields: Any = getattr(config, "config", config)
+    if getattr(fields, "model_type", None) != "lion":
+        got = type(fields).__name__
         raise ValueError(f"config is a {got}: expected a LionConfig or one of its models")
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"length={length!r}: expected an integer of at least 1")
@@ -144,14 +144,14 @@ def explain(
         raise ValueError(
             f"device={device!r}: expected a device of torch, such as 'cpu' or 'cuda'"
         ) from error
-    scores = output_attentions or (training and config.attention_probs_dropout_prob > 0)
-    decays = config.mask_type != "lit"
-    form, reason = choose_form(length, config.head_dim, decays, scores, device_type, training)
-    if config.attention_form != "auto" and not output_attentions:
-        form, reason = config.attention_form, f"attention_form={config.attention_form!r} is set"
+    scores = output_attentions or (training and fields.attention_probs_dropout_prob > 0)
+    decays = fields.mask_type != "lit"
+    form, reason = choose_form(length, fields.head_dim, decays, scores, device_type, training)
+    if fields.attention_form != "auto" and not output_attentions:
+        form, reason = fields.attention_form, f"attention_form={fields.attention_form!r} is set"
     answer = f"{length} tokens on {device_type}: {form} form, because {reason}"
     if form == "chunk" and decays:
-        answer += f"; {_explain_chunks(length, device_type, config.chunk_size)}"
+        answer += f"; {_explain_chunks(length, device_type, fields.chunk_size)}"
     return answer
 
 

@@ -55,7 +55,8 @@ class Decays:
         sums = _chunk_sums(edges, count, chunk_size)  # (2, K, B, H, N, C + 1)
         # On a GPU looking at the sums would wait for them.
         self.small = edges.device.type == "cpu" and sums.min().item() > self.negligible
-        self.factors = self._factors(*sums[:, 0], dtype) if length > chunk_size else {}
+        left, right = sums[:, 0].unbind()
+        self.factors = self._factors(left, right, dtype) if length > chunk_size else {}
 
         # Their differences, token i minus token j, are the exponents of a j before i and of a j
         # after i.
@@ -134,7 +135,7 @@ class Decays:
             torch.sub(high.unsqueeze(-1), high.unsqueeze(-2), out=out)
             for low in rest:
                 out.add_(low.unsqueeze(-1)).sub_(low.unsqueeze(-2))
-        exponents = F.threshold_(torch.minimum(*both, out=mask), self.negligible, -math.inf)
+        exponents = torch.threshold_(torch.minimum(*both, out=mask), self.negligible, -math.inf)
         return exponents.exp2_().mul_(self.scale)
 
 

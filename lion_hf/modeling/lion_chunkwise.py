@@ -24,8 +24,15 @@ would otherwise be unrolled.
 import torch
 
 from .lion_chunk_parts import Block, ChunkInputs, Decays, Scratch, add_product, row_blocks
-from .lion_numerics import compute_type, full_precision, needs_grad
+from .lion_numerics import (
+    compute_type,
+    full_precision,
+    gradients_again,
+    needs_grad,
+    sum_type,
+)
 from .lion_portable import chunks_at_once, needs_plain_operations
+from .lion_request import Directions, along_orders
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
@@ -214,9 +221,13 @@ def chunkwise_backward(
             _backward_block(
                 block, block.chunks(grad), states[:, :, rows], results, sums[:, :, rows]
             )
-        edges = sums.double().flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
-    decay = left_to_right
-    return *grads, *(x.sum_to_size(decay.shape).to(decay.dtype, copy=True) for x in edges)
+        edges = (
+            sums.to(sum_type(sums)).flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
+        )
+    left, right = (
+        x.sum_to_size(left_to_right.shape).to(left_to_right.dtype, copy=True) for x in edges
+    )
+    return grads[0], grads[1], grads[2], left, right
 
 
 def _backward_block(
@@ -352,8 +363,24 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: torch.Tensor, _):
+    if torch.is_grad_enabled():  # it is itself to be differentiated
+        *tensors, order, _ = ctx.saved_tensors
+
+        def function(*tensors: torch.Tensor) -> torch.Tensor:
+            return chunks_again(ChunkInputs(*tensors, order, ctx.scale, ctx.chunk_size))
+
+        return *gradients_again(function, tensors, grad), None, None, None, None
     grads = chunkwise_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.chunk_size)
     return *grads, None, None, None, None
+
+
+def chunks_again(inputs: ChunkInputs) -> torch.Tensor:
+    """What `chunkwise_forward` computes, by operations that autograd knows."""
+    orders = [None] if inputs.order is None else inputs.order
+    directions = [Directions(*x) for x in zip(orders, inputs.left_to_right, inputs.right_to_left)]
+    operands = inputs.query, inputs.key, inputs.value
+    with full_precision(inputs.value):
+        return along_orders(chunks_at_once, operands, directions, inputs.scale, inputs.chunk_size)
 
 
 chunkwise_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -161,3 +161,27 @@ class LionImageEmbeddings(nn.Module):
         if self.position_embeddings is not None:
             embeddings = embeddings + self.positions(rows, columns)
         return self.dropout(embeddings)
+
+
+def resize_images(model: nn.Module, image_size: int | list[int]) -> None:
+    """Changes the image size of a model; its position embeddings are interpolated to the new grid.
+
+    Args:
+        model: an image model with a LION encoder, changed in place.
+        image_size: height and width in pixels, one integer or a pair.
+
+    Raises:
+        ValueError: if the patch does not divide the size.
+    """
+    config, embeddings = model.config, model.lion.embeddings
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = config.patch_size
+    if min(height, width) < 1 or height % size or width % size:
+        raise ValueError(f"image size {image_size}: expected multiples of patch_size={size}")
+    grid = (height // size, width // size)
+    config.image_size = height if height == width else [height, width]
+    old = embeddings.position_embeddings
+    if old is not None and grid != embeddings.grid:
+        positions = embeddings.positions(*grid).detach().contiguous()
+        embeddings.position_embeddings = nn.Parameter(positions, requires_grad=old.requires_grad)
+    embeddings.grid = grid

@@ -7,6 +7,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lion import LionConfig
+from .lion_convolution import Layout, LionConvolution
 from .lion_numerics import autocasts, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import pool
@@ -44,10 +45,14 @@ class LionGate(nn.Linear):
     curve."""
 
 
+class LionOutputProjection(nn.Linear):
+    """The last linear map of a residual branch, which may start smaller (`scale_output_init`)."""
+
+
 class LionAttention(nn.Module):
     """Multi-head bidirectional linear attention.
 
-    Projections, gates, `lion_attention` and the output projection.
+    Projections, convolutions, gates, `lion_attention` and the output projection.
     """
 
     def __init__(self, config: LionConfig):
@@ -57,13 +62,17 @@ class LionAttention(nn.Module):
         self.q_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(size, size, bias=config.qkv_bias)
+        convolved = config.conv_kernel_size is not None
+        self.q_conv = LionConvolution(config) if convolved else None
+        self.k_conv = LionConvolution(config) if convolved else None
+        self.v_conv = LionConvolution(config) if convolved else None
         self.gate, exact = None, torch.promote_types(torch.get_default_dtype(), torch.float32)
         if config.mask_type == "decay":
             self.gate = LionDecay(num_gates, dtype=exact)
         elif config.mask_type == "selective":
             self.gate = LionGate(size, num_gates, dtype=exact)
         self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
-        self.o_proj = nn.Linear(size, size)
+        self.o_proj = LionOutputProjection(size, size)
 
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logarithms of the gates for the layer's input.
@@ -94,6 +103,7 @@ class LionAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         seq_idx: torch.Tensor | None = None,
         order: torch.Tensor | None = None,
+        conv_layout: Layout = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         config = self.config
@@ -102,9 +112,13 @@ class LionAttention(nn.Module):
         if eager and inputs.dtype == torch.float32 and autocasts(inputs):
             # once, not for each projection and its gradient
             inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
+        projected = [projection(inputs) for projection in (self.q_proj, self.k_proj, self.v_proj)]
+        if self.q_conv is not None:
+            convolutions = (self.q_conv, self.k_conv, self.v_conv)
+            projected = [conv(x, conv_layout) for conv, x in zip(convolutions, projected)]
         query, key, value = (
-            proj(inputs).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            x.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
+            for x in projected
         )
         output = lion_attention(
             query,
@@ -129,33 +143,45 @@ class LionAttention(nn.Module):
 
 
 class LionMLP(nn.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them.
+
+    Gated, the first has two halves, and the activation of one is multiplied by the other.
+    """
 
     def __init__(self, config: LionConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.gated = config.gated_mlp
+        width = config.intermediate_size * (2 if self.gated else 1)
+        self.fc1 = nn.Linear(config.hidden_size, width)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = LionOutputProjection(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
         whole = recorded or hidden_states.device.type != "cpu"
         if whole or hidden_states.shape[:-1].numel() <= MLP_TOKENS:
-            return self.fc2(self.act(self.fc1(hidden_states)))
+            return self._transform(hidden_states)
         pieces = hidden_states.flatten(0, 1).split(MLP_TOKENS)
-        outputs = [self.fc2(self.act(self.fc1(piece))) for piece in pieces]
+        outputs = [self._transform(piece) for piece in pieces]
         return torch.cat(outputs).view(hidden_states.shape)
+
+    def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.fc1(hidden_states)
+        if not self.gated:
+            return self.fc2(self.act(hidden_states))
+        active, factor = hidden_states.chunk(2, dim=-1)
+        return self.fc2(self.act(active) * factor)
 
 
 class LionLayer(GradientCheckpointingLayer):
     """Attention and MLP, each with dropout, stochastic depth and a residual.
 
-    The norms come before them (images) or after them (text).
+    The norms come before them or after them (`pre_norm`).
     """
 
     def __init__(self, config: LionConfig, drop_path_rate: float):
         super().__init__()
-        self.pre_norm, self.drop_path_rate = config.modality == "image", drop_path_rate
+        self.pre_norm, self.drop_path_rate = config.pre_norm, drop_path_rate
         self.attention = LionAttention(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LionMLP(config)

@@ -1,11 +1,15 @@
 """Types, precision, and what may be done with a tensor: looking at its values, writing over it."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+# Devices, by `torch.device.type`, that have no float64.
+WITHOUT_FLOAT64 = ("mps",)
 # exp() of these is exactly 0. A cut edge (log-decay -inf) becomes one of them, so that differences
 # of prefix sums stay finite.
 LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
@@ -14,6 +18,11 @@ LOG_ZERO = {torch.float64: -800.0, torch.float32: -110.0}
 def compute_type(tensor: torch.Tensor) -> torch.dtype:
     """The type that the operation computes in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def sum_type(tensor: torch.Tensor) -> torch.dtype:
+    """The type that long sums are taken in: float64 where the tensor's device has it."""
+    return torch.float32 if tensor.device.type in WITHOUT_FLOAT64 else torch.float64
 
 
 def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
@@ -28,8 +37,7 @@ def prefix_sums(log_decay: torch.Tensor) -> torch.Tensor:
     Returns:
         (..., L + 1).
     """
-    dtype = torch.float32 if log_decay.device.type == "mps" else torch.float64
-    return F.pad(log_decay.to(dtype).cumsum(-1), (1, 0))
+    return F.pad(log_decay.to(sum_type(log_decay)).cumsum(-1), (1, 0))
 
 
 def saturated(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -59,15 +67,44 @@ def autocasts(tensor: torch.Tensor) -> bool:
 
 
 def needs_grad(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd may record what is done with the tensors, so that nothing may be
-    overwritten.
+    """Whether derivatives may be recorded of what is done with the tensors.
 
-    Inside a transform of torch.func a tensor does not say what is recorded outside of it.
+    If so, nothing may be overwritten. Inside a transform of torch.func a tensor does not say what
+    is recorded outside of it.
     """
-    eager = not torch.compiler.is_compiling()
-    return torch.is_grad_enabled() and any(
-        x is not None and (x.requires_grad or (eager and in_transform(x))) for x in tensors
+    given = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return True
+    return not torch.compiler.is_compiling() and any(
+        in_transform(x) or has_tangent(x) for x in given
     )
+
+
+def gradients_again(
+    function: Callable[..., torch.Tensor],
+    tensors: Sequence[torch.Tensor | None],
+    grad: torch.Tensor,
+) -> list[torch.Tensor | None]:
+    """Gradients of a function that can be differentiated themselves.
+
+    Operators have a backward pass of their own, which autograd cannot look into. Where derivatives
+    of derivatives are wanted, this runs the function again in its place.
+
+    Args:
+        function: of the tensors, made of operations that autograd knows.
+        tensors: its arguments, with None for what it is not given.
+        grad: the gradient of its result.
+
+    Returns:
+        One gradient for each tensor, None for those that need none.
+    """
+    # aliases, because one tensor may be several arguments
+    aliases = [None if x is None else x.view_as(x) for x in tensors]
+    wanted = [x for x in aliases if x is not None and x.requires_grad]
+    output = function(*aliases)
+    found = torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True)
+    grads = iter(found)
+    return [None if x is None or not x.requires_grad else next(grads) for x in aliases]
 
 
 def has_values(x: torch.Tensor) -> bool:
@@ -86,6 +123,11 @@ def has_values(x: torch.Tensor) -> bool:
 def values_known(x: torch.Tensor) -> bool:
     """Whether looking at a tensor's values costs nothing: it has some, and they are on the CPU."""
     return x.device.type == "cpu" and has_values(x)
+
+
+def has_tangent(x: torch.Tensor) -> bool:
+    """Whether a tensor is one of torch.autograd.forward_ad, which carries a derivative along."""
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def in_transform(x: torch.Tensor) -> bool:

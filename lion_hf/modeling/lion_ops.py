@@ -28,7 +28,7 @@ class Backend(NamedTuple):
     refusal: Callable[[AttentionRequest], str | None]  # why it cannot serve a request, or None
 
 
-def _serves_all(request: AttentionRequest) -> None:
+def _serves_all(request: AttentionRequest) -> str | None:
     return None
 
 
@@ -146,7 +146,8 @@ def lion_attention(
         gradients = needs_grad(query, key, value, *gates_of(log_decay))
         scores = need_weights or dropout_p > 0
         form = choose_form(length, head_dim, decays, scores, query.device.type, gradients).form
-    scale = head_dim**-0.5 if scale is None else scale
+    if scale is None:
+        scale = head_dim**-0.5
     mask = None if attention_mask is None else attention_mask != 0
     with full_precision(value):
         log_decay = _finite(log_decay, compute_type(value))
@@ -166,7 +167,7 @@ def lion_attention(
             need_weights=need_weights,
         )
         output, weights = _choose_backend(request, backend)(request)
-    return (output, weights) if need_weights else output
+    return output if weights is None else (output, weights)
 
 
 def _choose_backend(
@@ -177,15 +178,14 @@ def _choose_backend(
     torch_form = TABLE["torch", request.form].run
     if backend == "torch" or (backend == "auto" and not (fused and request.query.is_cuda)):
         return torch_form
-    if fused is None:
-        refusal = (
-            "triton was not found, or no CUDA device; expected both, or TRITON_INTERPRET=1 in the"
-            " environment"
-        )
-    else:
+    refusal = (
+        "triton was not found, or no CUDA device; expected both, or TRITON_INTERPRET=1 in the"
+        " environment"
+    )
+    if fused is not None:
         refusal = fused.refusal(request)
-    if refusal is None:
-        return fused.run
+        if refusal is None:
+            return fused.run
     if backend == "triton":
         raise ValueError(f"backend='triton': {refusal}")
     return torch_form

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from .lion_naive import decay_mask
-from .lion_numerics import compute_type, in_transform, prefix_sums
+from .lion_numerics import compute_type, has_tangent, in_transform, prefix_sums
 
 # Tokens per chunk, unless the call says how many. The last chunk is filled up, so that large chunks
 # would burden short rows.
@@ -47,12 +47,13 @@ def portable_export() -> Iterator[None]:
 def needs_plain_operations(*tensors: torch.Tensor) -> bool:
     """Whether an operator of ours will not do.
 
-    So it is in portable programs, and for tensors inside a transform of torch.func.
+    So it is in portable programs, for tensors inside a transform of torch.func, and for those that
+    carry a derivative along (torch.autograd.forward_ad).
     """
     if torch.compiler.is_compiling():
         portable = _portable or torch.onnx.is_in_onnx_export()
         return torch.compiler.is_exporting() and portable
-    return any(in_transform(x) for x in tensors)
+    return any(in_transform(x) or has_tangent(x) for x in tensors)
 
 
 def chunks_at_once(
@@ -82,7 +83,7 @@ def chunks_at_once(
     left, left_end, right, right_end = *_split_end(left), *_split_end(right)
 
     # 1. inside the chunks
-    output = (q @ k.mT * decay_mask(*edges, dtype)) @ v
+    output = (q @ k.mT * decay_mask(edges[0], edges[1], dtype)) @ v
     # 2. what each chunk writes into the states, (B, H, N, D, Dv)
     written_left = (k * _factor(left_end - left, dtype)).mT @ v
     written_right = (k * _factor(right, dtype)).mT @ v

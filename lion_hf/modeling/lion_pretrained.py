@@ -1,18 +1,52 @@
 """The base class of the encoder and its heads: how weights start, and what transformers must
 know."""
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_lion import LionConfig
+from .lion_convolution import LionConvolution
 from .lion_embeddings import LionImageEmbeddings
-from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer
+from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer, LionOutputProjection
+
+# Auto class -> class in modeling_lion.py; for registration, and for the `auto_map` of saved models.
+AUTO_MODELS = {
+    "AutoModel": "LionModel",
+    "AutoModelForMaskedLM": "LionForMaskedLM",
+    "AutoModelForSequenceClassification": "LionForSequenceClassification",
+    "AutoModelForTokenClassification": "LionForTokenClassification",
+    "AutoModelForQuestionAnswering": "LionForQuestionAnswering",
+    "AutoModelForMultipleChoice": "LionForMultipleChoice",
+    "AutoModelForImageClassification": "LionForImageClassification",
+    "AutoModelForMaskedImageModeling": "LionForMaskedImageModeling",
+}
+AUTO_MAP = {
+    "AutoConfig": "configuration_lion.LionConfig",
+    **{auto_name: f"modeling_lion.{name}" for auto_name, name in AUTO_MODELS.items()},
+}
 
 # Half-lives of the gates of an untrained model in tokens: geometrically spaced over the heads of a
 # layer.
 SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE = 2.0, 128.0
+
+
+@contextlib.contextmanager
+def code_goes_along(config: LionConfig) -> Iterator[None]:
+    """Within it, saving the configuration also saves LION's code and an `auto_map` of all heads."""
+    own = config.__dict__.get("auto_map")
+    config.auto_map = {**(own or {}), **AUTO_MAP}
+    try:
+        yield
+    finally:
+        config.auto_map = own
+        if own is None:
+            del config.auto_map
 
 
 class LionPreTrainedModel(PreTrainedModel):
@@ -50,9 +84,24 @@ class LionPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.mask_token)
             if module.position_embeddings is not None:
                 init.trunc_normal_(module.position_embeddings, std=std)
+        elif isinstance(module, LionConvolution):
+            init.copy_(module.weight, module.identity())
+        elif isinstance(module, LionOutputProjection) and self.config.scale_output_init:
+            init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
         elif isinstance(module, LionDecay | LionGate):
             gates = _first_gates(self.config)
             init.copy_(module.bias, gates if isinstance(module, LionDecay) else -gates)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in `PushToHubMixin`; LION's code goes along."""
+        with code_goes_along(self.config):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in `PreTrainedModel`; with `push_to_hub=True`, LION's code goes along."""
+        pushes = kwargs.get("push_to_hub", False)
+        with code_goes_along(self.config) if pushes else contextlib.nullcontext():
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay would pull to a wrong place.
@@ -65,6 +114,7 @@ class LionPreTrainedModel(PreTrainedModel):
             "position_embeddings",
             "position_embeddings.weight",
             "gate.bias",
+            *(("gate.weight", "_conv.weight") if self.config.conv_kernel_size is not None else ()),
         )
         return {name for name, _ in self.named_parameters() if name.endswith(exempt)}
 

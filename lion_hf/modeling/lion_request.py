@@ -77,27 +77,37 @@ def divide(
     return total[..., :-1] / (total[..., -1:] + request.eps)
 
 
-def along_orders(form: Callable[..., torch.Tensor], request: AttentionRequest) -> torch.Tensor:
+def along_orders(
+    form: Callable[..., torch.Tensor],
+    operands: Sequence[torch.Tensor],
+    directions: Sequence[Directions],
+    scale: float,
+    chunk_size: int | None,
+) -> torch.Tensor:
     """The mean of a form with states over the orders of reading: permuted, run and added up.
 
     Args:
         form: a function with the arguments of `lion_naive.recurrent`.
-        request: the inputs.
+        operands: query, key and value.
+        directions: the orders, at least one, and their log-decays.
+        scale: factor of the scores.
+        chunk_size: tokens per chunk, or None.
 
     Returns:
         (B, H, L, Dv), in the type that `form` returns.
     """
-    tensors = request.query, request.key, request.value
-    scale = request.scale / len(request.directions)
-    total = None
-    for order, left_to_right, right_to_left in request.directions:
-        inputs = tensors if order is None else [x.index_select(2, order) for x in tensors]
-        output = form(*inputs, left_to_right, right_to_left, scale, request.chunk_size)
-        if order is not None:
-            output = output.index_select(2, order.argsort())
-        total = output if total is None else total + output
-    assert total is not None  # there is at least one order
-    return total
+    outputs = []
+    for order, *edges in directions:
+        inputs = operands if order is None else [x.index_select(2, order) for x in operands]
+        output = form(*inputs, *edges, scale / len(directions), chunk_size)
+        outputs.append(output if order is None else output.index_select(2, order.argsort()))
+    return sum(outputs[1:], outputs[0])
+
+
+def each_order(form: Callable[..., torch.Tensor], request: AttentionRequest) -> torch.Tensor:
+    """`along_orders` for a request."""
+    operands = request.query, request.key, request.value
+    return along_orders(form, operands, request.directions, request.scale, request.chunk_size)
 
 
 def directions_of(
@@ -123,7 +133,8 @@ def directions_of(
         return (Directions(None, None, None),)  # without decay every order gives the same
     boundary = _boundaries(mask, seq_idx)
     if isinstance(log_decay, tuple):
-        return (_cut(None, *torch.broadcast_tensors(*log_decay), boundary),)
+        left_to_right, right_to_left = torch.broadcast_tensors(*log_decay)
+        return (_cut(None, left_to_right, right_to_left, boundary),)
     if log_decay is None:
         log_decay, order = torch.zeros(1, 1, length, device=seq_idx.device), None
     if log_decay.shape[-1] == 1 and mask is None and seq_idx is None:
@@ -142,19 +153,26 @@ def directions_of(
     )
 
 
-def _along_order(permutation, gates, mask, seq_idx, boundary) -> Directions:
+def _along_order(
+    permutation: torch.Tensor,
+    gates: torch.Tensor,
+    mask: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+    boundary: torch.Tensor | None,
+) -> Directions:
     """The edges of one order, for `gates` (B or 1, H or 1, L) in the order of the tokens."""
-    gates, step_mask, step_idx = (
-        None if x is None else x.index_select(-1, permutation) for x in (gates, mask, seq_idx)
+    gates = gates.index_select(-1, permutation)
+    step_mask, step_idx = (
+        None if x is None else x.index_select(-1, permutation) for x in (mask, seq_idx)
     )
-    step_boundary = _boundaries(step_mask, step_idx)
-    known = boundary is not None and has_values(boundary) and has_values(step_boundary)
-    if known and (step_boundary.sum(-1) != boundary.sum(-1)).any():
+    steps = _boundaries(step_mask, step_idx)
+    known = all(x is not None and has_values(x) for x in (boundary, steps))
+    if known and (steps.sum(-1) != boundary.sum(-1)).any():
         raise ValueError(
             "order interleaves the documents of seq_idx: expected each document's tokens in one"
             " piece"
         )
-    return _cut(permutation, gates, _right_to_left(gates), step_boundary)
+    return _cut(permutation, gates, _right_to_left(gates), steps)
 
 
 def _right_to_left(gates: torch.Tensor) -> torch.Tensor:
@@ -163,17 +181,22 @@ def _right_to_left(gates: torch.Tensor) -> torch.Tensor:
     return F.pad(gates, (-1, 1)) if gates.shape[-1] else gates
 
 
-def _cut(order, left_to_right, right_to_left, boundary: torch.Tensor | None) -> Directions:
+def _cut(
+    order: torch.Tensor | None,
+    left_to_right: torch.Tensor,
+    right_to_left: torch.Tensor,
+    boundary: torch.Tensor | None,
+) -> Directions:
     """Cuts the edges between documents in both directions."""
     if boundary is None:
         return Directions(order, left_to_right, right_to_left)
     boundary = boundary[:, None, :]  # (B or 1, 1, L)
     cut = LOG_ZERO[left_to_right.dtype]
-    edges = (x.masked_fill(boundary, cut) for x in (left_to_right, right_to_left))
-    return Directions(order, *edges)
+    left_to_right = left_to_right.masked_fill(boundary, cut)
+    return Directions(order, left_to_right, right_to_left.masked_fill(boundary, cut))
 
 
-def _boundaries(mask, seq_idx) -> torch.Tensor | None:
+def _boundaries(mask: torch.Tensor | None, seq_idx: torch.Tensor | None) -> torch.Tensor | None:
     """Whether the edge t -> t+1 joins two documents, (B or 1, L).
 
     Padding belongs to the token before it, or to the row's first token.

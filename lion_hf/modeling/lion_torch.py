@@ -18,8 +18,8 @@ from .lion_portable import needs_plain_operations
 from .lion_request import (
     AttentionRequest,
     Result,
-    along_orders,
     divide,
+    each_order,
     edges_of,
     hide_padding,
 )
@@ -35,7 +35,7 @@ def torch_attention(request: AttentionRequest) -> Result:
 
 def torch_recurrent(request: AttentionRequest) -> Result:
     """The recurrent form, for each order on its own."""
-    return _by_states(partial(along_orders, recurrent), request)
+    return _by_states(partial(each_order, recurrent), request)
 
 
 def torch_chunk(request: AttentionRequest) -> Result:
@@ -60,9 +60,10 @@ def _chunks(request: AttentionRequest) -> torch.Tensor:
         or needs_plain_operations(query, key, value, *edges_of(request.directions))
         or length > (chunk_size or default_chunk_size(length, query.device.type)[0])
     ):
-        return along_orders(chunkwise, request)
-    edges = map(torch.stack, edges)
-    return chunkwise(query, key, value, *edges, request.scale, chunk_size, torch.stack(orders))
+        return each_order(chunkwise, request)
+    left_to_right, right_to_left, orders = map(torch.stack, (*edges, orders))
+    inputs = query, key, value, left_to_right, right_to_left
+    return chunkwise(*inputs, request.scale, chunk_size, orders)
 
 
 def _with_features(request: AttentionRequest) -> AttentionRequest:
@@ -80,11 +81,12 @@ def _weights(request: AttentionRequest) -> torch.Tensor:
     dtype = compute_type(request.value)
     query, key = request.query.to(dtype), request.key.to(dtype)
     masks, length = [], query.shape[2]
-    for order, *edges in request.directions:
-        if edges[0] is None:
+    for order, left_to_right, right_to_left in request.directions:
+        if left_to_right is None or right_to_left is None:
             masks.append(None)
             continue
-        mask = decay_mask(*(x.expand(*x.shape[:-1], length) for x in edges), dtype)
+        edges = [x.expand(*x.shape[:-1], length) for x in (left_to_right, right_to_left)]
+        mask = decay_mask(edges[0], edges[1], dtype)
         if order is not None:
             inverse = order.argsort()
             mask = mask[..., inverse[:, None], inverse[None, :]]

@@ -22,8 +22,8 @@ from .lion_portable import needs_plain_operations
 from .lion_request import (
     AttentionRequest,
     Result,
-    along_orders,
     divide,
+    each_order,
     edges_of,
     hide_padding,
 )
@@ -192,7 +192,7 @@ def _fuse(request: AttentionRequest, chunk_size: int | None) -> torch.Tensor:
 def _by_states(form, request: AttentionRequest) -> Result:
     inputs = hide_padding(request.mask, request.query, request.key, request.value)
     request = request._replace(query=inputs[0], key=inputs[1], value=inputs[2])
-    output = divide(partial(along_orders, form), request)
+    output = divide(partial(each_order, form), request)
     return saturated(output, request.value.dtype), None
 
 

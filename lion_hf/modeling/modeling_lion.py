@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lion import LionConfig
+from .lion_convolution import Grid, convolution_layout
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_layers import LionLayer, LionPooler
 from .lion_loss import (
@@ -32,7 +33,7 @@ from .lion_pretrained import LionPreTrainedModel
 
 
 class LionModel(LionPreTrainedModel):
-    """The encoder: text or patch embeddings, layers, for images a last norm, and a pooler.
+    """The encoder: text or patch embeddings, layers, with `pre_norm` a last norm, and a pooler.
 
     Args:
         add_pooling_layer: whether to compute `pooler_output`.
@@ -52,7 +53,11 @@ class LionModel(LionPreTrainedModel):
             self.embeddings = LionImageEmbeddings(config, use_mask_token)
         rates = [config.drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
         self.layers = nn.ModuleList([LionLayer(config, rate) for rate in rates])
-        self.norm = None if text else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm = None
+        if config.pre_norm:
+            norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # Under one name, transformers would take it for the masked-LM head's norm when it loads.
+        self.norm, self.last_norm = (None, norm) if text else (norm, None)
         self.pooler = LionPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -122,7 +127,7 @@ class LionModel(LionPreTrainedModel):
                 `inputs_embeds`, an image size that the patch does not divide, or a mask of another
                 length.
         """
-        order = packed = None
+        order = packed = conv_layout = None
         if self.config.modality == "text":
             if pixel_values is not None:
                 raise ValueError(
@@ -149,12 +154,18 @@ class LionModel(LionPreTrainedModel):
                 packed = unpad(hidden_states, attention_mask, seq_idx)
             if packed is not None:
                 hidden_states, seq_idx, places = packed
+            if self.config.conv_kernel_size is not None:
+                mask = attention_mask if packed is None else None
+                rows = hidden_states.shape[0], hidden_states.shape[1]
+                width = self.config.conv_kernel_size
+                conv_layout = convolution_layout(width, rows, mask, seq_idx)
         else:
             if pixel_values is None or input_ids is not None or inputs_embeds is not None:
                 raise ValueError(
                     "an image model takes pixel_values (and no input_ids or inputs_embeds)"
                 )
             order = self.embeddings.reading_orders(pixel_values)
+            conv_layout = Grid(*self.embeddings.patch_grid(pixel_values))
             hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         recorded = kwargs.get("output_attentions", self.config.output_attentions) or False
         for layer in self.layers:
@@ -163,12 +174,14 @@ class LionModel(LionPreTrainedModel):
                 attention_mask=attention_mask if packed is None else None,
                 seq_idx=seq_idx,
                 order=order,
+                conv_layout=conv_layout,
                 output_attentions=recorded,
             )
         if packed is not None:
             hidden_states = repad(hidden_states, places, shape)
-        if self.norm is not None:
-            hidden_states = self.norm(hidden_states)
+        last_norm = self.last_norm or self.norm
+        if last_norm is not None:
+            hidden_states = last_norm(hidden_states)
         pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 

@@ -1,8 +1,10 @@
-"""GLUE: its tasks with the settings they are fine-tuned with, its metrics, and the table of results.
+"""GLUE's tasks, each with its metrics and the settings that it is fine-tuned with.
 
-The metrics are `evaluate.Metric`s that need no network, and give the numbers of scikit-learn and scipy:
+The metrics are `evaluate.Metric`s that need no network, and give the numbers of scikit-learn and
+scipy:
 
-    >>> from lion_hf.glue import TASKS, F1, Pearson
+    >>> from lion_hf.tasks.glue_tasks import TASKS
+    >>> from lion_hf.tasks.metrics import F1
     >>> F1().compute(predictions=[0, 1, 1], references=[0, 1, 0])
     {'f1': 0.6666666666666666}
     >>> TASKS["mrpc"].compute(predictions=[0, 1, 1], references=[0, 1, 0])
@@ -19,6 +21,7 @@ import torch
 import yaml
 from torch.nn import functional as F
 
+from ..data.labelled_text import TextColumns
 from .metrics import METRICS
 
 # What `read_recipes` may change.
@@ -33,7 +36,7 @@ SEEDS = (19, 8364, 717, 10536, 90166)  # a task takes the first ones
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(TextColumns):
     """A task of sentence or sentence-pair classification or regression, and how it is fine-tuned.
 
     Args:
@@ -41,20 +44,18 @@ class Task:
         classes: names of the classes in the order of their numbers; empty for a real-valued target.
         metrics: keys of `METRICS`.
         epochs: passes over the training set.
-        batch_size: rows a step, over all processes.
+        batch_size: rows per step, over all processes.
         weight_decay: of AdamW.
         seeds: number of runs.
-        splits: validation splits, each with the prefix of its metrics; test splits are named alike.
-        submission: names of the files that GLUE's server takes, one a split.
+        submission: names of the files that GLUE's server takes, one per split.
         integers: whether those hold the classes' numbers; else their names.
         from_mnli: whether it may start from the model fine-tuned on MNLI.
-        label: name of the column of labels.
+        splits: validation splits, each with the prefix of its metrics; test splits are named alike.
         learning_rate: its peak.
-        own: whether the data is a user's, whose labels are the classes' names; GLUE's may also be their numbers.
+        label: name of the column of labels.
+        own: whether the data is a user's, as in `TextColumns`.
     """
 
-    sentences: tuple[str, ...]
-    classes: tuple[str, ...]
     metrics: tuple[str, ...]
     epochs: float
     batch_size: int
@@ -64,9 +65,7 @@ class Task:
     integers: bool = False
     from_mnli: bool = False
     splits: tuple[tuple[str, str], ...] = (("validation", ""),)
-    label: str = "label"
     learning_rate: float = 1e-5
-    own: bool = False
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -82,7 +81,10 @@ class Task:
         return {key: value for result in results for key, value in result.items()}
 
     def predictions(self, logits: np.ndarray | tuple) -> np.ndarray:
-        """Classes or targets (N,) from a model's logits (N, classes or 1), or from outputs of which they are the first.
+        """Classes or targets (N,) from a model's logits.
+
+        Args:
+            logits: (N, classes or 1), or outputs of which they are the first.
 
         Raises:
             ValueError: if a logit is not finite, which no metric would show.
@@ -91,7 +93,8 @@ class Task:
         bad = (~np.isfinite(logits)).any(axis=-1).sum()
         if bad:
             raise ValueError(
-                f"the model's logits are not finite for {bad} of {len(logits)} rows: its weights are broken"
+                f"the model's logits are not finite for {bad} of {len(logits)} rows: its weights "
+                "are broken"
             )
         return (
             logits.argmax(axis=-1)
@@ -100,7 +103,7 @@ class Task:
         )
 
     def measure(self, logits: np.ndarray | tuple, references: np.ndarray) -> dict[str, float]:
-        """The metrics of a model's logits, as in `predictions`, and the loss over exactly these rows, `exact_loss`."""
+        """The metrics of a model's logits, and the loss over exactly these rows, `exact_loss`."""
         scores = torch.tensor(logits[0] if isinstance(logits, tuple) else logits).float()
         labels = torch.tensor(references)
         loss = (
@@ -118,26 +121,34 @@ NLI = ("entailment", "neutral", "contradiction")
 CORRELATIONS = ("pearson", "spearmanr")
 
 # fmt: off
-# text, classes, metrics, epochs, batch size, weight decay, seeds, files to submit; in GLUE's own numbering of classes
+# text, classes (in GLUE's own numbering), metrics, epochs, batch size, weight decay, seeds, files
+# for GLUE's server
 TASKS = {
-    "cola": Task(ONE, ("unacceptable", "acceptable"), ("matthews_correlation",), 10, 32, 1e-6, 4, ("CoLA.tsv",), True),
+    "cola": Task(ONE, ("unacceptable", "acceptable"), ("matthews_correlation",),
+                 10, 32, 1e-6, 4, ("CoLA.tsv",), True),
     "sst2": Task(ONE, ("negative", "positive"), ACCURACY, 3, 16, 3e-6, 3, ("SST-2.tsv",), True),
-    "mrpc": Task(PAIR, ("not_equivalent", "equivalent"), ACCURACY_F1, 10, 32, 8e-6, 5, ("MRPC.tsv",), True, from_mnli=True),
-    "qqp": Task(QUESTIONS, ("not_duplicate", "duplicate"), ACCURACY_F1, 5, 16, 3e-6, 1, ("QQP.tsv",), True),
+    "mrpc": Task(PAIR, ("not_equivalent", "equivalent"), ACCURACY_F1,
+                 10, 32, 8e-6, 5, ("MRPC.tsv",), True, from_mnli=True),
+    "qqp": Task(QUESTIONS, ("not_duplicate", "duplicate"), ACCURACY_F1,
+                5, 16, 3e-6, 1, ("QQP.tsv",), True),
     "stsb": Task(PAIR, (), CORRELATIONS, 8, 32, 3e-6, 5, ("STS-B.tsv",), from_mnli=True),
-    "mnli": Task(("premise", "hypothesis"), NLI, ACCURACY, 3, 48, 5e-6, 1, ("MNLI-m.tsv", "MNLI-mm.tsv"), splits=MNLI_SPLITS),
-    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), ACCURACY, 10, 16, 1e-6, 1, ("QNLI.tsv",)),
-    "rte": Task(PAIR, ("entailment", "not_entailment"), ACCURACY, 2, 16, 1e-6, 5, ("RTE.tsv",), from_mnli=True),
-    "wnli": Task(PAIR, ("not_entailment", "entailment"), ACCURACY, 2, 16, 1e-6, 5, ("WNLI.tsv",), True),
+    "mnli": Task(("premise", "hypothesis"), NLI, ACCURACY,
+                 3, 48, 5e-6, 1, ("MNLI-m.tsv", "MNLI-mm.tsv"), splits=MNLI_SPLITS),
+    "qnli": Task(("question", "sentence"), ("entailment", "not_entailment"), ACCURACY,
+                 10, 16, 1e-6, 1, ("QNLI.tsv",)),
+    "rte": Task(PAIR, ("entailment", "not_entailment"), ACCURACY,
+                2, 16, 1e-6, 5, ("RTE.tsv",), from_mnli=True),
+    "wnli": Task(PAIR, ("not_entailment", "entailment"), ACCURACY,
+                 2, 16, 1e-6, 5, ("WNLI.tsv",), True),
 }
 # fmt: on
-ALL = tuple(
-    name for name in TASKS if name != "wnli"
-)  # as in the paper, and as BERT's authors did: WNLI is left out
+# WNLI is left out, as in the paper and by BERT's authors.
+ALL = tuple(name for name in TASKS if name != "wnli")
 
 
 def task_names(text: str) -> list[str]:
-    """The tasks that a comma-separated list or "all" names, MNLI first, because others may start from its model.
+    """The tasks that a comma-separated list or "all" names, MNLI first, because others may start
+    from its model.
 
     Raises:
         ValueError: for an unknown name, with the nearest one.
@@ -161,7 +172,8 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
     """`TASKS` with the changes of a YAML file, such as `rte: {epochs: 5, learning_rate: 3e-5}`.
 
     Raises:
-        ValueError: if the file cannot be read, or names no task or none of its settings, or a value that is no number above 0.
+        ValueError: if the file cannot be read, or holds a name that is no task or no setting, or a
+            value that is not a number above 0.
     """
     try:
         changes = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -181,15 +193,17 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
                 )
             try:
                 number = RECIPE[name](value)  # YAML takes 3e-5 for a word
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = 0
             if name == "seeds" and number > len(SEEDS):
                 raise ValueError(
-                    f"recipes={str(path)!r}: seeds={value!r} of {task}: expected at most {len(SEEDS)}"
+                    f"recipes={str(path)!r}: seeds={value!r} of {task}: expected at most "
+                    f"{len(SEEDS)}"
                 )
-            if number <= 0 and not (name == "weight_decay" and value == 0):
+            if not 0 < number < float("inf") and not (name == "weight_decay" and value == 0):
                 raise ValueError(
-                    f"recipes={str(path)!r}: {name}={value!r} of {task}: expected {RECIPE[name].__name__} > 0"
+                    f"recipes={str(path)!r}: {name}={value!r} of {task}: expected "
+                    f"{RECIPE[name].__name__} > 0"
                 )
             tasks[task] = replace(tasks[task], **{name: number})
     return tasks

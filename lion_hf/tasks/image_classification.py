@@ -1,14 +1,17 @@
-"""Trains LION on images with the DeiT recipe, from scratch or from a checkpoint, with or without a teacher.
+"""Trains LION on images with the DeiT recipe, from scratch or from a checkpoint.
 
-    # LION-S base on ImageNet (train/ and val/ with one folder a class), 8 GPUs, in the original's words:
+    # LION-S base on ImageNet (train/ and val/ with one folder per class) on 8 GPUs, with the
+    # options of the original:
     torchrun --nproc_per_node=8 -m lion_hf images --model lion_base_patch16_224 --batch-size 128 \\
-        --data-path imagenet --output_dir outputs/lion-s --mask_type Selective --order S --format Attention --pos_emb
+        --data-path imagenet --output_dir outputs/lion-s --mask_type Selective --order S \\
+        --format Attention --pos_emb
 
-    # the same by a recipe's file, with RegNetY-16GF as teacher:
+    # the same with a recipe, and with RegNetY-16GF as teacher:
     accelerate launch -m lion_hf images --config images/imagenet-distilled \\
-        --model lion-s-snake-base-patch16-224 --data_path imagenet --output_dir outputs/lion-s-distilled
+        --model lion-s-snake-base-patch16-224 --data_path imagenet \\
+        --output_dir outputs/lion-s-distilled
 
-    # a small model on small images in minutes on a CPU; then a softmax ViT of the same size, for comparison:
+    # a small model on small images in minutes on a CPU, then a softmax ViT of the same size:
     lion-hf images --config images/fashion-mnist --data_path fashion_mnist \\
         --output_dir outputs/fashion-mnist
     lion-hf images --config images/fashion-mnist --data_path fashion_mnist \\
@@ -18,139 +21,74 @@
     lion-hf images --model outputs/fashion-mnist --input_size 36 --data_path fashion_mnist \\
         --epochs 1 --output_dir outputs/fashion-mnist-36
 
-Data come from an image folder, parquet files or the Hub. Started again, it continues from the newest whole checkpoint. In the
-end the folder holds the model with a model card, curves (PNG, CSV), the settings and the metrics, and in ema/ the model with
-averaged weights.
+    # evaluation and predictions (predictions.csv) of a trained model:
+    lion-hf images --model outputs/fashion-mnist --data_path fashion_mnist \\
+        --do_train false --do_eval --do_predict --output_dir outputs/fashion-mnist-evaluation
+
+The data come from an image folder, parquet files or the Hub. A command that is started again
+continues from the newest whole checkpoint, if the data are the same. At the end the output folder
+holds the model with a model card, curves (PNG, CSV), the settings and the metrics, and in ema/ the
+model with averaged weights. Images that cannot be read are named and left out.
 """
 
-import difflib
 import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import timm
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    PreTrainedModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-    set_seed,
-)
+from transformers import set_seed
 
 from ..auto import image_processor
 from ..data.augmentation import Augmentation, EvaluationTransform, ImageCollator, TrainingTransform
-from ..data.images import describe, read_images
+from ..data.images import Images, ImageSource, check_readable, read_unlabelled
 from ..data.samples import SeededDataset
-from ..folders import has_weights
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
-from ..presets import find_preset, preset_names
-from ..timm_models import resize_images
+from ..modeling.image_processing_lion import MAX_BYTES, LionImageProcessor
 from ..training.run import run
-from ..training.settings import parse_mapping, parse_overrides, parse_settings
+from ..training.settings import parse_settings
 from ..training.trainer import LionTrainingArguments
+from .image_model import ModelSettings, build_model, class_order
+from .image_results import accuracies, answers, write_predictions
 from .image_trainer import DISTILLATIONS, ImageTrainer
 from .teacher import load_teacher
 
 logger = logging.getLogger(__name__)
 
-# The original's words for LION's fields; LION's own are legal too.
-MASK_TYPES = {"Lit": "lit", "Decay": "decay", "Selective": "selective"}
-ORDERS = {"Normal": "raster", "S": "snake"}
-FORMATS = {"Attention": "attention", "RNN": "recurrent", "Chunk": "chunk", "auto": "auto"}
+PREDICTIONS_FILE = "predictions.csv"
 
 
 @dataclass
-class ModelSettings:
-    """What to train."""
+class DataSettings(ImageSource):
+    """What to train on, and what to predict."""
 
-    model: str = field(
-        default="lion-s-snake-tiny-patch16-224",
+    predict_path: str | None = field(
+        default=None,
         metadata={
-            "help": "Preset in configs/, model folder or Hub name, lion_{tiny,small,base}_patch16_224 (without --pos_emb no"
-            " position embeddings), or another model of timm. With weights, training starts from them.",
-            "aliases": ["--preset", "--model_name_or_path"],
+            "help": "Folder of images for --do_predict; the validation images if none. Those in"
+            " folders with names of classes have labels."
         },
     )
-    from_scratch: bool = field(
-        default=False, metadata={"help": "Random weights even if there are others."}
+    max_unreadable: float = field(
+        default=0.01,
+        metadata={"help": "Share of images that may be unreadable; above it the run stops."},
     )
-    model_overrides: str | None = field(
-        default=None, metadata={"help": "Fields of the configuration: name=value,name=value."}
-    )
-    softmax: bool = field(
-        default=False,
-        metadata={"help": "Train a softmax ViT of the same sizes instead, for comparison."},
-    )
-    mask_type: str | None = field(
-        default=None, metadata={"help": f"One of {', '.join(MASK_TYPES)}."}
-    )
-    order: str | None = field(
-        default=None,
-        metadata={"help": f"One of {', '.join(ORDERS)}.", "aliases": ["--patch_order"]},
-    )
-    format: str | None = field(
-        default=None,
-        metadata={"help": f"One of {', '.join(FORMATS)}.", "aliases": ["--attention_form"]},
-    )
-    chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens a chunk in the chunk form."}
-    )
-    pos_emb: bool = field(default=False, metadata={"help": "Position embeddings."})
-    cls_tok: bool = field(
-        default=False,
-        metadata={"help": "Classify by the class token, not by the mean over all tokens."},
-    )
-    drop_path: float | None = field(
-        default=None, metadata={"help": "Stochastic depth of the last layer; 0.1 in LION."}
-    )
-    input_size: int | None = field(
-        default=None,
+    max_image_megabytes: int = field(
+        default=MAX_BYTES // 1_000_000,
         metadata={
-            "help": "Height and width of images in pixels.",
-            "aliases": ["--image_size", "--img_size"],
+            "help": "Memory that decoding one image may take. Larger images count as unreadable."
         },
     )
 
-    def overrides(self, original_words: bool) -> dict:
-        """Fields of LionConfig that the options set."""
-        fields = {
-            "mask_type": _word("mask_type", self.mask_type, MASK_TYPES),
-            "patch_order": _word("order", self.order, ORDERS),
-            "attention_form": _word("format", self.format, FORMATS),
-            "chunk_size": self.chunk_size,
-            "drop_path_rate": self.drop_path,
-            "use_position_embeddings": True if self.pos_emb else False if original_words else None,
-            "classifier_pooling": "cls" if self.cls_tok else "mean" if original_words else None,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
-
-
-@dataclass
-class DataSettings:
-    """What to train on: one of data_path, dataset, and the two files."""
-
-    data_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with train/ and val/, validation/ or test/ (a folder a class), or parquet files named so."
-        },
-    )
-    dataset: str | None = field(default=None, metadata={"help": "Data set on the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(default=None, metadata={"help": "Parquet file."})
-    validation_file: str | None = field(default=None, metadata={"help": "Parquet file."})
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of images; by default image or img."}
-    )
-    label_column: str | None = field(
-        default=None, metadata={"help": "Column of classes; by default label or labels."}
-    )
+    def __post_init__(self):
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(
+                f"max_unreadable={self.max_unreadable}: expected a share between 0 and 1"
+            )
+        if self.max_image_megabytes < 1:
+            raise ValueError(
+                f"max_image_megabytes={self.max_image_megabytes}: expected an integer of at least 1"
+            )
 
 
 @dataclass
@@ -165,7 +103,8 @@ class TeachingSettings:
         metadata={"help": "Model of timm, or transformers folder or Hub name."},
     )
     teacher_path: str | None = field(
-        default=None, metadata={"help": "File with weights of a timm teacher; timm's own if none."}
+        default=None,
+        metadata={"help": "File with weights of a timm teacher; timm's own if none."},
     )
     distillation_alpha: float = field(
         default=0.5, metadata={"help": "Weight of the teacher in the loss."}
@@ -176,11 +115,12 @@ class TeachingSettings:
     distillation_token: bool = field(
         default=False,
         metadata={
-            "help": "The class token learns from the teacher, with a head of its own; the other reads the mean."
+            "help": "The class token learns from the teacher, with a head of its own; the other"
+            " head reads the mean."
         },
     )
     model_ema: bool = field(default=True, metadata={"help": "Keep an average of the weights."})
-    model_ema_decay: float = field(default=0.99996, metadata={"help": "Its decay a step."})
+    model_ema_decay: float = field(default=0.99996, metadata={"help": "Its decay per step."})
     model_ema_warmup: bool = field(
         default=False, metadata={"help": "Raise the decay from 0, for short trainings."}
     )
@@ -205,36 +145,37 @@ class TeachingSettings:
 
 @dataclass
 class ImageTrainingArguments(LionTrainingArguments):
-    """`LionTrainingArguments` with the defaults of the DeiT recipe (arXiv 2012.12877) and the words of its command line."""
+    """`LionTrainingArguments` with the names and defaults of the DeiT recipe (arXiv 2012.12877)."""
 
     per_device_train_batch_size: int = field(
         default=64,
         metadata={
-            "help": "Images at a time a device.",
+            "help": "Images per device at a time.",
             "aliases": ["--batch-size", "--batch_size"],
         },
     )
     per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Images at a time a device in evaluation."}
+        default=64, metadata={"help": "Images per device at a time in evaluation."}
     )
     num_train_epochs: float = field(
         default=300, metadata={"help": "Epochs.", "aliases": ["--epochs"]}
     )
     lr: float = field(
         default=5e-4,
-        metadata={"help": "Learning rate of a total batch of 512; scaled with the batch."},
+        metadata={"help": "Learning rate for a total batch of 512; it is scaled with the batch."},
     )
     learning_rate: float = field(
-        default=0.0, metadata={"help": "Learning rate as it is, in place of --lr."}
+        default=0.0, metadata={"help": "Learning rate that is not scaled, instead of --lr."}
     )
     min_lr: float = field(
         default=1e-5, metadata={"help": "Learning rate at the end of the cosine schedule."}
     )
     warmup_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs of warm-up, in place of --warmup_steps."}
+        default=None, metadata={"help": "Epochs of warm-up, instead of --warmup_steps."}
     )
     warmup_steps: float = field(
-        default=5 / 300, metadata={"help": "Steps of linear warm-up; below 1: share of all steps."}
+        default=5 / 300,
+        metadata={"help": "Steps of linear warm-up; below 1, the share of all steps."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay."})
     lr_scheduler_type: str = field(
@@ -258,7 +199,8 @@ class ImageTrainingArguments(LionTrainingArguments):
         if self.warmup_epochs is not None:
             if not 0 <= self.warmup_epochs < self.num_train_epochs:
                 raise ValueError(
-                    f"warmup_epochs={self.warmup_epochs}: expected less than the {self.num_train_epochs} epochs"
+                    f"warmup_epochs={self.warmup_epochs}: expected less than the"
+                    f" {self.num_train_epochs} epochs"
                 )
             self.warmup_steps = self.warmup_epochs / self.num_train_epochs
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
@@ -270,6 +212,7 @@ class ImageTrainingArguments(LionTrainingArguments):
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
+    """Runs the command; returns the metrics."""
     settings = parse_settings(
         __doc__,
         ModelSettings,
@@ -286,79 +229,120 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     )
     set_seed(args.seed)
     try:
-        trainer = build_trainer(*settings)
+        return train_and_evaluate(*settings)
     except ValueError as error:
-        raise SystemExit(f"run_image_classification.py: {error}") from error
-    model, data = trainer.model, settings[1]
+        raise SystemExit(f"{prog or 'lion-hf images'}: {error}") from error
+
+
+def train_and_evaluate(
+    model_settings: ModelSettings,
+    data: DataSettings,
+    augmentation: Augmentation,
+    teaching: TeachingSettings,
+    args: ImageTrainingArguments,
+) -> dict[str, float]:
+    """Trains, evaluates and predicts as the settings say; returns the metrics.
+
+    Raises:
+        ValueError: for settings or data that do not work, before the first step where possible.
+    """
+    train, validation = read_data(model_settings, data, args)
+    trainer = build_trainer(
+        model_settings, data, augmentation, teaching, args, parts=(train, validation)
+    )
+    to_predict, config = validation, trainer.model.config
+    if data.predict_path:
+        to_predict = read_unlabelled(data.predict_path, train.names)
+    record = None
+    if args.do_train and args.process_index == 0:
+        record = {"classes": train.names, "train": train.record(), "held_out": validation.record()}
     name = data.dataset or Path(data.data_path or data.train_file).name
-    kind = " ".join(filter(None, (model.config.model_type, getattr(model.config, "mask_type", ""))))
+    kind = " ".join(filter(None, (config.model_type, getattr(config, "mask_type", ""))))
     metrics = run(
         trainer,
-        title=f"{kind} on {name}, {model.num_parameters() / 1e6:.2f} M parameters",
+        title=f"{kind} on {name}, {trainer.model.num_parameters() / 1e6:.2f} M parameters",
         metric="accuracy",
         dataset=name,
-        settings=settings[:-1],
+        settings=(model_settings, data, augmentation, teaching),
+        data=record if args.process_index == 0 or not args.do_train else {},
+        predict_dataset=evaluation_dataset(to_predict, trainer.processing_class, args.seed),
+        write_predictions=partial(
+            write_predictions, images=to_predict, file=Path(args.output_dir, PREDICTIONS_FILE)
+        ),
+        finish=partial(save_average, trainer, name),
     )
-    if trainer.average is not None:
-        save_average(trainer, name, metrics)
-    shown = {
-        x: metrics[f"eval_{x}"]
-        for x in ("accuracy", "accuracy_top5", "ema_accuracy")
-        if f"eval_{x}" in metrics
-    }
+    shown = [x for x in ("accuracy", "accuracy_top5", "ema_accuracy") if f"eval_{x}" in metrics]
     logger.info(
-        "%s in %s", ", ".join(f"{x} {value:.2%}" for x, value in shown.items()), args.output_dir
+        "%s in %s",
+        ", ".join(f"{x} {metrics[f'eval_{x}']:.2%}" for x in shown) or "finished",
+        args.output_dir,
     )
-    skipped = trainer.train_dataset.skipped + trainer.eval_dataset.skipped
-    if skipped:
-        logger.warning(
-            "images that could not be read were replaced %d times; the warnings above name them",
-            skipped,
-        )
     return metrics
 
 
-def build_trainer(model_settings, data, augmentation, teaching, args) -> ImageTrainer:
-    """Everything that can go wrong before the first step goes wrong here, with a ValueError."""
+def read_data(
+    model_settings: ModelSettings, data: DataSettings, args: ImageTrainingArguments
+) -> tuple[Images, Images]:
+    """Reads the training and the validation pictures, with the class numbers of the model.
+
+    Raises:
+        ValueError: as `ImageSource`, `class_order` and `check_readable`.
+    """
     with args.main_process_first():  # tables are prepared once, the other processes read the cache
-        train, validation = read_images(
-            data.data_path,
-            data.dataset,
-            data.dataset_config,
-            data.train_file,
-            data.validation_file,
-            data.image_column,
-            data.label_column,
-        )
+        train, validation = data.read()
+    names = class_order(model_settings, train.names, args.do_train)
+    train, validation = train.in_order_of(names), validation.in_order_of(names)
     logger.info(
         "%d classes; training: %s; evaluation: %s",
-        len(train.names),
-        describe(train),
-        describe(validation),
+        len(names),
+        train.describe(),
+        validation.describe(),
     )
+    max_bytes = data.max_image_megabytes * 1_000_000
+    if args.do_train:
+        check_readable(train, "training", data.max_unreadable, max_bytes)
+    check_readable(validation, "validation", data.max_unreadable, max_bytes)
+    return train, validation
+
+
+def build_trainer(
+    model_settings: ModelSettings,
+    data: DataSettings,
+    augmentation: Augmentation,
+    teaching: TeachingSettings,
+    args: ImageTrainingArguments,
+    parts: tuple[Images, Images] | None = None,
+) -> ImageTrainer:
+    """Builds the trainer with its model, teacher and data.
+
+    Args:
+        model_settings, data, augmentation, teaching, args: the command's settings.
+        parts: training and validation pictures; None to read them.
+
+    Raises:
+        ValueError: if the settings and data do not work together.
+    """
+    train, validation = parts or read_data(model_settings, data, args)
     model = build_model(model_settings, train.names, teaching.distillation_token)
     size = model_settings.input_size or getattr(model.config, "image_size", 224)
     processor = image_processor(size, augmentation.eval_crop_ratio)
+    processor.max_bytes = data.max_image_megabytes * 1_000_000
     teacher = None
-    if teaching.distillation_type != "none":
+    if teaching.distillation_type != "none" and args.do_train:
         teacher = load_teacher(
             teaching.teacher_model, teaching.teacher_path, len(train.names), processor
         )
+    transform = TrainingTransform(augmentation, size, processor)
     return ImageTrainer(
         model,
         args,
-        train_dataset=SeededDataset(
-            train,
-            TrainingTransform(augmentation, size, processor),
-            args.seed,
-            repeats=augmentation.repeated_aug,
-        ),
-        eval_dataset=SeededDataset(
-            validation, EvaluationTransform(processor), args.seed, vary=False
-        ),
+        train_dataset=SeededDataset(train, transform, args.seed, repeats=augmentation.repeated_aug),
+        eval_dataset=evaluation_dataset(validation, processor, args.seed),
         data_collator=ImageCollator(len(train.names), augmentation),
         processing_class=processor,
-        compute_metrics=partial(accuracies, num_classes=len(train.names)),
+        compute_metrics=partial(
+            accuracies, num_classes=len(train.names), max_unreadable=data.max_unreadable
+        ),
         preprocess_logits_for_metrics=answers,
         teacher=teacher,
         distillation=teaching.distillation_type,
@@ -366,115 +350,19 @@ def build_trainer(model_settings, data, augmentation, teaching, args) -> ImageTr
         tau=teaching.distillation_tau,
         average_decay=teaching.model_ema_decay if teaching.model_ema else None,
         average_warmup=teaching.model_ema_warmup,
+        max_unreadable=data.max_unreadable,
     )
 
 
-def build_model(
-    settings: ModelSettings, names: list[str], distillation_head: bool
-) -> PreTrainedModel:
-    """The model of the settings, for the classes of these names, with weights if there are any and they are wanted."""
-    name = settings.model
-    labels = {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {label: n for n, label in enumerate(names)},
-    }
-    folder = Path(find_preset(name))
-    folder = folder if (folder / "config.json").is_file() else None
-    original_words = folder is None and name.startswith("lion_") and timm.is_model(name)
-    if original_words:
-        size = name.split("_")[1]
-        folder = Path(find_preset(f"lion-s-{size}-patch16-224"))
-    if folder is None and timm.is_model(name):
-        return build_timm_model(settings, labels)
-    if folder is None and "/" not in name:
-        presets = [preset for preset in preset_names() if "-patch" in preset]
-        nearest = difflib.get_close_matches(
-            name, [*presets, *timm.list_models("lion_*")], n=1, cutoff=0.0
-        )[0]
-        raise ValueError(
-            f"model={name!r} is no folder with config.json, no preset and no model of timm; did you mean {nearest}?"
-        )
-    source = str(folder or name)
-    weights = has_weights(source) and not settings.from_scratch
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if not isinstance(config, LionConfig) or config.modality != "image":
-        raise ValueError(
-            f"model={name!r} is a {config.model_type}: expected a LION model for images"
-        )
-    fields = (
-        settings.overrides(original_words)
-        | parse_overrides(settings.model_overrides, config)
-        | labels
-    )
-    if distillation_head:
-        fields["distillation_head"] = True
-    if settings.input_size and not weights:
-        fields["image_size"] = settings.input_size
-    found = config.num_labels
-    config = LionConfig.from_pretrained(source, **fields)
-    if settings.softmax:
-        return softmax_model(config, labels)
-    if not weights:
-        return AutoModelForImageClassification.from_config(config)
-    if found != len(names):
-        logger.warning(
-            "the classifier of %s for %d classes is replaced by a random one for %d",
-            name,
-            found,
-            len(names),
-        )
-    model = AutoModelForImageClassification.from_pretrained(
-        source, config=config, ignore_mismatched_sizes=found != len(names), dtype=torch.float32
-    )
-    if settings.input_size:
-        resize_images(model, settings.input_size)
-    return model
-
-
-def softmax_model(config: LionConfig, labels: dict) -> ViTForImageClassification:
-    """A ViT of the sizes of a LION model, without weights."""
-    same = (
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
-        "layer_norm_eps", "initializer_range", "qkv_bias", "image_size", "patch_size", "num_channels",
-    )  # fmt: skip
-    return ViTForImageClassification(
-        ViTConfig(**{name: getattr(config, name) for name in same}, **labels)
-    )
-
-
-def build_timm_model(settings: ModelSettings, labels: dict) -> TimmWrapperForImageClassification:
-    """Another model of timm, without weights: a convolutional teacher, for one. Its overrides are timm's arguments."""
-    arguments = parse_mapping(settings.model_overrides)
-    try:
-        config = TimmWrapperConfig(architecture=settings.model, model_args=arguments, **labels)
-        return TimmWrapperForImageClassification(config)
-    except TypeError as error:
-        raise ValueError(
-            f"model={settings.model!r} does not take model_overrides={settings.model_overrides!r}: {error}"
-        ) from error
-
-
-def answers(
-    logits: torch.Tensor | tuple, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The five best classes, or as many as there are, (B, <= 5), and the loss of each image, (B,)."""
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-    return logits.topk(min(5, logits.shape[-1])).indices, losses
-
-
-def accuracies(prediction, num_classes: int) -> dict[str, float]:
-    """Share of images whose class is the best one, and with more than five classes among the best five; the mean loss."""
-    best, losses = prediction.predictions
-    right = best == prediction.label_ids[:, None]
-    result = {"accuracy": float(right[:, 0].mean()), "exact_loss": float(losses.mean())}
-    return result | ({"accuracy_top5": float(right.any(1).mean())} if num_classes > 5 else {})
+def evaluation_dataset(images: Images, processor: LionImageProcessor, seed: int) -> SeededDataset:
+    """Pictures as evaluation and prediction see them; unreadable ones keep their places."""
+    transform = EvaluationTransform(processor, mark_unreadable=True)
+    return SeededDataset(images, transform, seed, vary=False)
 
 
 def save_average(trainer: ImageTrainer, dataset: str, metrics: dict[str, float]) -> None:
-    """Writes the model with averaged weights to ema/ in the run's folder."""
-    if not trainer.args.should_save:
+    """Writes the model with averaged weights, if there is one, to ema/ in the run's folder."""
+    if trainer.average is None or not trainer.args.should_save:
         return
     folder, model, prefix = (
         Path(trainer.args.output_dir, "ema"),
@@ -497,14 +385,3 @@ def save_average(trainer: ImageTrainer, dataset: str, metrics: dict[str, float])
     else:
         model.save_pretrained(folder)
         trainer.processing_class.save_pretrained(folder)
-
-
-def _word(option: str, value: str | None, words: dict[str, str]) -> str | None:
-    """LION's own word for one of the original's, or for its own."""
-    if value is None or value in words.values():
-        return value
-    if value not in words:
-        raise ValueError(
-            f"{option}={value!r}: expected one of {', '.join(words)} (or {', '.join(words.values())})"
-        )
-    return words[value]

@@ -1,4 +1,4 @@
-"""Training of image classifiers: soft targets, distillation from a teacher (arXiv 2012.12877), averaged weights."""
+"""Training of image classifiers: soft targets, distillation, averaged weights."""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from ..data.augmentation import RepeatedSampler
+from ..data.samples import SeededDataset
 from ..linearize.distillation import distillation_loss
 from ..training.trainer import LionTrainer
 
@@ -32,21 +33,47 @@ class UpdateAverage(TrainerCallback):
         self.average.update(model, step=state.global_step)
 
 
-class ImageTrainer(LionTrainer):
-    """`LionTrainer` for image classifiers of any kind, with a teacher and an average of the weights.
+class CheckUnreadable(TrainerCallback):
+    """Stops a training when more than a share of its pictures cannot be read.
 
-    The loss is cross-entropy with class probabilities or numbers, and with a teacher (1 - alpha) times this plus alpha times
-    `distillation_loss`, on the model's `distillation_logits` if it has a head for them, else on its logits. Evaluation never
-    asks the teacher.
+    Args:
+        dataset: the training data, which count what they skip.
+        most: the share.
+    """
+
+    LEAST = 200  # pictures drawn before the share means something
+
+    def __init__(self, dataset: SeededDataset, most: float):
+        self.dataset, self.most, self.drawn = dataset, most, 0
+        self.before = dataset.skipped
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.drawn += args.train_batch_size * args.gradient_accumulation_steps
+        skipped = self.dataset.skipped - self.before
+        if skipped > self.most * max(self.drawn, self.LEAST):
+            raise ValueError(
+                f"{skipped} of about {self.drawn} training images could not be read, which is more"
+                f" than max_unreadable={self.most} allows; the warnings name them"
+            )
+
+
+class ImageTrainer(LionTrainer):
+    """`LionTrainer` for image classifiers, with a teacher and an average of the weights.
+
+    The loss is cross-entropy with class probabilities or numbers. With a teacher it is (1 - alpha)
+    times this plus alpha times `distillation_loss` (arXiv 2012.12877), on the model's
+    `distillation_logits` if it has a head for them, else on its logits. The teacher plays no part
+    in evaluation.
 
     Args:
         teacher: answers the student's pixels with logits.
         distillation: "hard" or "soft".
         alpha: weight of the teacher.
         tau: temperature.
-        average_decay: decay of the weights' exponential moving average (EMA), which is evaluated too (`eval_ema_...`) and part
-            of the checkpoints; None for no average.
+        average_decay: decay of the weights' exponential moving average (EMA), which is evaluated
+            too (`eval_ema_...`) and part of the checkpoints; None for no average.
         average_warmup: whether the decay rises from 0, for short trainings.
+        max_unreadable: share of training pictures that may be unreadable.
     """
 
     def __init__(
@@ -58,6 +85,7 @@ class ImageTrainer(LionTrainer):
         tau: float = 1.0,
         average_decay: float | None = None,
         average_warmup: bool = False,
+        max_unreadable: float = 1.0,
         **kwargs,
     ):
         super().__init__(*args, compute_loss_func=self._loss, **kwargs)
@@ -68,11 +96,14 @@ class ImageTrainer(LionTrainer):
         if average_decay is not None:
             if self.is_fsdp_enabled:
                 raise ValueError(
-                    "average_decay with FSDP: expected None (--no_model_ema), because no device has all of the weights"
+                    "average_decay with FSDP: expected None (--no_model_ema), because no device has"
+                    " all of the weights"
                 )
             self.average = ModelEmaV3(self.model, decay=average_decay, use_warmup=average_warmup)
             self.average.requires_grad_(False)
             self.add_callback(UpdateAverage(self.average))
+        if isinstance(self.train_dataset, SeededDataset):
+            self.add_callback(CheckUnreadable(self.train_dataset, max_unreadable))
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return RepeatedSampler(train_dataset or self.train_dataset)

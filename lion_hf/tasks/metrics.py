@@ -8,7 +8,10 @@ import numpy as np
 
 
 class GlueMetric(evaluate.Metric):
-    """A metric of one number, kept in memory; `key` is its name in the result and `dtype` that of its inputs."""
+    """A metric of one number, kept in memory.
+
+    `key` is its name in the result, and `dtype` the type of its inputs.
+    """
 
     key: str
     dtype = "int64"
@@ -46,7 +49,7 @@ class Accuracy(GlueMetric):
 
 
 class F1(GlueMetric):
-    """Harmonic mean of precision and recall of class 1 among classes 0 and 1; 0 where class 1 occurs nowhere."""
+    """Harmonic mean of precision and recall of class 1 among two; 0 if class 1 occurs nowhere."""
 
     key = "f1"
 
@@ -60,7 +63,7 @@ class F1(GlueMetric):
 
 
 class MatthewsCorrelation(GlueMetric):
-    """Correlation of predicted and true classes, of any number (Gorodkin 2004); 0 where either is constant."""
+    """Correlation of predicted and true classes (Gorodkin 2004); 0 if either is constant."""
 
     key = "matthews_correlation"
 
@@ -77,7 +80,7 @@ class MatthewsCorrelation(GlueMetric):
 
 
 class Pearson(GlueMetric):
-    """Linear correlation; 0, where scipy's is not a number, if either side is constant: such predictions explain nothing."""
+    """Linear correlation; 0 if either side is constant, where scipy's is not a number."""
 
     key = "pearson"
     dtype = "float64"
@@ -98,7 +101,7 @@ class Pearson(GlueMetric):
 
 
 class Spearman(Pearson):
-    """Linear correlation of the ranks, equal values sharing the mean of theirs; 0 if either side is constant."""
+    """Linear correlation of the ranks; 0 if either side is constant."""
 
     key = "spearmanr"
 

@@ -33,6 +33,7 @@ from transformers import (
     set_seed,
 )
 
+from ..auto import length_limit
 from ..data.masking import MaskTokens, pad_rows
 from ..data.packing import pack
 from ..data.samples import SeededDataset
@@ -62,7 +63,7 @@ class ModelSettings:
     """What to train."""
 
     model: str = field(
-        default="lion-s-base",
+        default="modern-lion-s-base",
         metadata={
             "help": "Preset, model folder or Hub name. With weights, training starts from them, unless --from_scratch."
         },
@@ -226,11 +227,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         metric="masked_accuracy",
         dataset=data.dataset or ", ".join(Path(file).name for file in data.train_file),
         settings=(model_settings, data),
+        finish=functools.partial(predict_all_words, args),
     )
-    if args.should_save:
-        config = AutoConfig.from_pretrained(args.output_dir)
-        config.sparse_prediction = False
-        config.save_pretrained(args.output_dir)
     shown = {
         name: metrics[f"eval_{name}"]
         for name in ("masked_accuracy", "loss", "perplexity")
@@ -242,6 +240,14 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         args.output_dir,
     )
     return metrics
+
+
+def predict_all_words(args: LionTrainingArguments, _: dict[str, float]) -> None:
+    """Lets the saved model compute the scores of all words again."""
+    if args.should_save:
+        config = AutoConfig.from_pretrained(args.output_dir)
+        config.sparse_prediction = False
+        config.save_pretrained(args.output_dir)
 
 
 def load_text(data: DataSettings, part: str) -> datasets.Dataset | datasets.IterableDataset | None:
@@ -351,6 +357,8 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
     if weights:
         options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
         return AutoModelForMaskedLM.from_pretrained(settings.model, **options)
+    if limit := length_limit(config):  # a borrowed tokenizer has that of the model it came with
+        tokenizer.model_max_length = limit
     return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 

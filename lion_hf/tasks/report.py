@@ -1,11 +1,11 @@
 """Results over tasks and seeds: summary, table, files to submit."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ..folders import write_json
 from .glue_tasks import Task
 
 
@@ -21,14 +21,16 @@ def statistics(values: Iterable[float]) -> dict[str, float | None]:
 def summarize(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict:
     """Mean and deviation over seeds, and the overall score.
 
-    The score of one run is the mean of its metrics (accuracy and F1, Pearson and Spearman, or MNLI matched and mismatched,
-    as GLUE takes them), that of a task the mean over its seeds, and the overall score the mean over tasks.
+    The score of one run is the mean of its metrics (accuracy and F1, Pearson and Spearman, or MNLI
+    matched and mismatched, as GLUE takes them), that of a task the mean over its seeds, and the
+    overall score the mean over tasks.
 
     Args:
         results: task -> seed -> metric -> value between -1 and 1.
 
     Returns:
-        `{"overall": ..., "tasks": {task: {"score": {"mean", "deviation"}, "metrics": {...}, "seeds": {seed: metrics}}}}`
+        `{"overall": ..., "tasks": {task: {"score": {"mean", "deviation"}, "metrics": {...},
+        "seeds": {seed: metrics}}}}`
     """
     tasks = {}
     for task, seeds in results.items():
@@ -43,7 +45,7 @@ def summarize(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict:
 
 
 def table(summary: Mapping, markdown: bool = False) -> str:
-    """What `summarize` returns as text, in percent: a line a task, and the overall score if there are several."""
+    """What `summarize` returns as text, in percent: tasks, and the overall score of several."""
     rows = [("task", "seeds", "score", "±", "metrics")]
     for name, task in summary["tasks"].items():
         metrics = ", ".join(
@@ -81,7 +83,8 @@ def _percent(value: Mapping[str, float | None]) -> str:
 
 
 def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> None:
-    """Writes predictions of a test set as GLUE's server takes them: TSV with a row's index and its class or target.
+    """Writes predictions of a test set as GLUE's server takes them: TSV with a row's index and its
+    class or target.
 
     Args:
         path: file to write.
@@ -98,16 +101,22 @@ def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> No
             file.write(f"{index}\t{shown}\n")
 
 
-def save_summary(summary: Mapping, folder: str | Path, title: str) -> None:
-    """Writes `results.json`, `results.md` and, where matplotlib is installed, `results.png` into the folder."""
+def save_summary(summary: Mapping, folder: str | Path, title: str, stem: str = "results") -> None:
+    """Writes a summary as JSON, as a table and, if matplotlib is installed, as a picture.
+
+    Args:
+        summary: from `summarize`.
+        folder: the folder of the files `results.json`, `results.md` and `results.png`.
+        title: above table and picture.
+        stem: the files' name without suffix.
+    """
     folder = Path(folder)
-    (folder / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(
-        f"# {title}\n\n{table(summary, markdown=True)}\n", encoding="utf-8"
-    )
+    write_json(folder / f"{stem}.json", summary)
+    text = f"# {title}\n\n{table(summary, markdown=True)}\n"
+    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
     try:
         from ..plots import plot_scores
 
-        plot_scores(summary, folder / "results.png", title)
+        plot_scores(summary, folder / f"{stem}.png", title)
     except ImportError:  # a picture less, and all numbers are there
         pass

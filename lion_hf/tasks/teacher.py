@@ -2,17 +2,23 @@
 
 import difflib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+
+# Where training scripts keep a state dict, the average of the weights first.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")
 
 
 class Teacher(nn.Module):
-    """A classifier of timm or transformers that sees a student's images, normalised and sized as it is used to.
+    """A classifier that sees a student's images, normalised and sized as it is used to.
 
     Args:
         model: from pixels to logits, or to an output with `logits`.
@@ -23,7 +29,15 @@ class Teacher(nn.Module):
         student_std: likewise.
     """
 
-    def __init__(self, model: nn.Module, mean, std, image_size, student_mean, student_std):
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: Sequence[int] | None,
+        student_mean: Sequence[float],
+        student_std: Sequence[float],
+    ):
         super().__init__()
         self.model, self.image_size = model.eval().requires_grad_(False), image_size
         mean, std, student_mean, student_std = (
@@ -48,60 +62,99 @@ class Teacher(nn.Module):
         return outputs if torch.is_tensor(outputs) else outputs.logits
 
 
-def load_teacher(name: str, path: str | None, num_labels: int, processor) -> Teacher:
-    """A teacher by name. One of transformers gets images of its processor's size, one of timm the student's, if it can.
+def load_teacher(
+    name: str, path: str | None, num_labels: int, processor: BaseImageProcessor
+) -> Teacher:
+    """Loads a teacher by name.
+
+    One of transformers gets images of its own processor's size, one of timm the student's if it
+    can take them.
 
     Args:
         name: of a model of timm, or a transformers folder or Hub name.
-        path: file with weights for a timm model; None for timm's own.
+        path: file with weights for a timm model, as torch.save or safetensors write them; None for
+            timm's own. Nothing in it is executed.
         num_labels: classes that it must have.
         processor: the student's image processor.
 
     Raises:
-        ValueError: for an unknown name, a missing file, or another number of classes.
+        ValueError: for an unknown name, a file that is missing or holds no weights for the model,
+            or another number of classes.
     """
     student = processor.image_mean, processor.image_std
     if Path(name).is_dir() or "/" in name:
-        try:
-            safe = {"trust_remote_code": False}
-            model = AutoModelForImageClassification.from_pretrained(name, **safe)
-            own = AutoImageProcessor.from_pretrained(name, **safe)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"teacher_model={name!r} cannot be loaded as a transformers image classifier: {error}"
-            ) from error
-        _check_classes(name, model.config.num_labels, num_labels)
-        if hasattr(own, "data_config"):  # timm's wrapper
-            mean, std, size = (
-                own.data_config["mean"],
-                own.data_config["std"],
-                own.data_config["input_size"][1:],
-            )
-        else:
-            box = getattr(own, "crop_size", None) or own.size
-            mean, std, size = own.image_mean, own.image_std, (box.get("height"), box.get("width"))
-            size = size if all(size) else None
-        return Teacher(model, mean, std, size, *student)
+        return _transformers_teacher(name, num_labels, student)
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.0)
         raise ValueError(
             f"teacher_model={name!r}: timm has no such model; did you mean {', '.join(nearest)}?"
         )
-    if path is not None and not os.path.isfile(path):
-        raise ValueError(f"teacher_path={path!r}: there is no such file")
     if path is None:
         _check_classes(name, timm.get_pretrained_cfg(name).num_classes, num_labels)
-    try:
-        model = timm.create_model(
-            name, pretrained=path is None, num_classes=num_labels, checkpoint_path=path or ""
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"teacher_model={name!r} with {num_labels} classes does not fit teacher_path={path!r}: {error}"
-        ) from error
+        model = timm.create_model(name, pretrained=True, num_classes=num_labels)
+    else:
+        weights = read_weights(path)
+        model = timm.create_model(name, pretrained=False, num_classes=num_labels)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"teacher_model={name!r} with {num_labels} classes does not fit"
+                f" teacher_path={path!r}: {error}"
+            ) from error
     config = timm.data.resolve_model_data_config(model)
     fixed = config["input_size"][1:] if model.pretrained_cfg.get("fixed_input_size") else None
     return Teacher(model, config["mean"], config["std"], fixed, *student)
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Reads a state dict without executing anything in the file.
+
+    The average of the weights is taken where a training script of timm or DeiT kept one.
+
+    Raises:
+        ValueError: if the file is missing, cannot be read, or holds no weights.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"teacher_path={str(path)!r}: there is no such file")
+    try:
+        if Path(path).suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for damaged and foreign files
+        raise ValueError(
+            f"teacher_path={str(path)!r} cannot be read as weights:"
+            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
+        raise ValueError(
+            f"teacher_path={str(path)!r} holds no state dict: expected names with tensors, alone or"
+            f" under one of {', '.join(WRAPPERS)}"
+        )
+    return {_without_prefixes(name): tensor for name, tensor in content.items()}
+
+
+def _transformers_teacher(name: str, num_labels: int, student: tuple) -> Teacher:
+    safe = {"trust_remote_code": False}
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name, **safe)
+        own = AutoImageProcessor.from_pretrained(name, **safe)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"teacher_model={name!r} cannot be loaded as a transformers image classifier: {error}"
+        ) from error
+    _check_classes(name, model.config.num_labels, num_labels)
+    if hasattr(own, "data_config"):  # timm's wrapper
+        config = own.data_config
+        return Teacher(model, config["mean"], config["std"], config["input_size"][1:], *student)
+    box = getattr(own, "crop_size", None) or own.size
+    size = box.get("height"), box.get("width")
+    return Teacher(model, own.image_mean, own.image_std, size if all(size) else None, *student)
 
 
 def _check_classes(name: str, found: int, expected: int) -> None:
@@ -109,3 +162,10 @@ def _check_classes(name: str, found: int, expected: int) -> None:
         raise ValueError(
             f"teacher_model={name!r} has {found} classes: expected the data's {expected}"
         )
+
+
+def _without_prefixes(name: str) -> str:
+    """A weight's name without what DistributedDataParallel and torch.compile put before it."""
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
+    return name

@@ -1,4 +1,4 @@
-"""Loading a text model for fine-tuning as a classifier: everything that could fail later is checked here."""
+"""Loading a text model to fine-tune as a classifier, with all checks before the training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,8 +35,8 @@ def load_config(
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        ValueError: if there is no such model, it is for images, has no such setting or does not allow the value, cannot train
-            in the form chosen, or has too few positions.
+        ValueError: if there is no such model, it is for images, has no such setting or does not
+            allow the value, cannot train in the form chosen, or has too few positions.
     """
     path = find_preset(path)
     try:
@@ -50,15 +50,18 @@ def load_config(
     for name, value in (parse_overrides(overrides, config) | changes).items():
         if not hasattr(config, name):
             raise ValueError(
-                f"{name}={value!r}: {path} is a {config.model_type} model, which has no such setting"
+                f"{name}={value!r}: {path} is a {config.model_type} model, which has no such "
+                "setting"
             )
         setattr(config, name, value)
     if config.model_type == "lion":
         config.check()
         if config.attention_form in ("chunk", "recurrent") and config.attention_probs_dropout_prob:
             raise ValueError(
-                f"attention_form={config.attention_form!r} cannot drop out scores, which {path} does with probability"
-                f" {config.attention_probs_dropout_prob}: set attention_probs_dropout_prob to 0, or another form"
+                f"attention_form={config.attention_form!r} cannot drop out scores, which {path} "
+                "does with probability"
+                f" {config.attention_probs_dropout_prob}: set attention_probs_dropout_prob to 0, "
+                "or another form"
             )
     positions = getattr(config, "max_position_embeddings", None)
     if getattr(config, "use_position_embeddings", True) and positions and max_length > positions:
@@ -87,7 +90,8 @@ def load_tokenizer(
         raise ValueError(f"{name} has no tokenizer: tokenizer_name takes another")
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"tokenizer of {name}: {len(tokenizer)} words; expected at most the model's {config.vocab_size}"
+            f"tokenizer of {name}: {len(tokenizer)} words; expected at most the model's "
+            f"{config.vocab_size}"
         )
     if tokenizer.pad_token_id is None:
         raise ValueError(
@@ -108,24 +112,26 @@ def build_classifier(
     classes: Sequence[str],
     from_scratch: bool = False,
     trust_remote_code: bool = False,
+    trained: bool = False,
 ) -> PreTrainedModel:
-    """The model in float32 with a classifier for these classes, or, for none, a regressor of one number.
+    """The model in float32 with a classifier for these classes; without classes, a regressor.
 
     Args:
-        path: folder or name on the Hub; a classifier there for another number of classes is replaced.
+        path: folder or name on the Hub. A classifier there for another number of classes is
+            replaced.
         config: from `load_config`; its classes are set.
         classes: their names in the order of their numbers.
         from_scratch: whether all weights are random.
         trust_remote_code: whether code that comes with the model may run.
+        trained: whether the classifier must be there, because it will not be trained.
 
     Raises:
-        ValueError: if weights other than the classifier's have other shapes than the configuration asks for.
+        ValueError: if weights other than the classifier's have other shapes than the configuration
+            asks for, or a trained classifier is missing.
     """
     names = tuple(classes) or ("target",)
-    config.id2label, config.label2id = (
-        dict(enumerate(names)),
-        {name: number for number, name in enumerate(names)},
-    )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
     config.problem_type = "single_label_classification" if classes else "regression"
     options = {"config": config, "trust_remote_code": trust_remote_code}
     if from_scratch:
@@ -134,8 +140,15 @@ def build_classifier(
         path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **options
     )
     for name, found, asked in sorted(info["mismatched_keys"]):
-        if name.startswith(f"{model.base_model_prefix}."):  # only the classifier is meant to differ
+        # only the classifier is meant to differ, if it will be trained
+        if trained or name.startswith(f"{model.base_model_prefix}."):
             raise ValueError(
-                f"model {path}: {name} has shape {tuple(found)}, the configuration asks for {tuple(asked)}"
+                f"model {path}: {name} has shape {tuple(found)}, the configuration asks for"
+                f" {tuple(asked)}"
             )
+    if trained and info["missing_keys"]:
+        raise ValueError(
+            f"model {path} is not fine-tuned: it lacks {sorted(info['missing_keys'])[0]}. Train it"
+            " first, or name a fine-tuned model or the output_dir of finished runs"
+        )
     return model

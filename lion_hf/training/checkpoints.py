@@ -1,8 +1,13 @@
-"""Checkpoints that are whole or not there: a manifest of sizes and checksums, written last, seals each."""
+"""Checkpoints that are whole or not there: a manifest of sizes and checksums, written last.
+
+Only folders that a run has written are ever deleted: they hold a manifest, or the mark of one that
+is being written. What else bears the name of a checkpoint stays.
+"""
 
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -10,11 +15,35 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+UNSEALED = ".unsealed"  # marks a checkpoint that is being written, or deleted
 RESUME = ("auto", "never")  # or a checkpoint's folder
 
 
+def begin(folder: str | os.PathLike) -> None:
+    """Makes the folder of a new checkpoint, in place of an earlier try.
+
+    What another program left under this name is not deleted but renamed.
+
+    Raises:
+        OSError: if the folder cannot be made.
+    """
+    folder = Path(folder)
+    if is_own(folder):
+        remove(folder)
+    elif os.path.lexists(folder):
+        aside = (folder.with_name(f"{folder.name}.other{n or ''}") for n in range(1000))
+        place = next(path for path in aside if not os.path.lexists(path))
+        folder.rename(place)
+        logger.warning("%s is not a checkpoint of this run, and is now %s", folder, place.name)
+    folder.mkdir(parents=True)
+    (folder / UNSEALED).touch()
+
+
 def seal(folder: str | os.PathLike) -> None:
-    """Declares a checkpoint whole: writes size and CRC-32 of every file to its manifest, after they have reached the disk."""
+    """Declares a checkpoint whole: writes size and CRC-32 of every file to its manifest.
+
+    The manifest is written after all files have reached the disk.
+    """
     folder = Path(folder)
     files = {
         str(file.relative_to(folder)): _size_and_checksum(file, sync=True)
@@ -26,40 +55,55 @@ def seal(folder: str | os.PathLike) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(partial, folder / MANIFEST)
+    (folder / UNSEALED).unlink(missing_ok=True)
 
 
 def damage(folder: str | os.PathLike) -> str | None:
     """What is wrong with a checkpoint, or None if it is as it was sealed."""
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        manifest = [(name, int(size), int(checksum)) for name, (size, checksum) in manifest.items()]
+        manifest = _manifest(folder)
+        for name, size, checksum in manifest:
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes: expected {size}"
+            if _size_and_checksum(file)[1] != checksum:
+                return f"the content of {name} has changed since it was written"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so the run ended while it was written"
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    for name, size, checksum in manifest:
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes: expected {size}"
-        if _size_and_checksum(file)[1] != checksum:
-            return f"the content of {name} has changed since it was written"
+    except OSError as error:
+        return f"it cannot be read ({error})"
     return None
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a run wrote this checkpoint: it has a manifest, or the mark of an unsealed one.
+
+    A symbolic link was made by somebody else, whatever it points to.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    if (folder / UNSEALED).is_file():
+        return True
+    try:
+        _manifest(folder)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """The folders checkpoint-N of a run, by N, whole or not."""
-    numbers = {
-        path: path.name.removeprefix("checkpoint-")
+    found = [
+        (int(match[1]), path)
         for path in Path(output_dir).glob("checkpoint-*")
-        if path.is_dir()
-    }
-    return sorted(
-        (path for path, number in numbers.items() if number.isdigit()),
-        key=lambda path: int(numbers[path]),
-    )
+        if (match := re.fullmatch(r"checkpoint-([0-9]{1,18})", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found)]
 
 
 def find_checkpoint(
@@ -69,36 +113,24 @@ def find_checkpoint(
 
     Args:
         output_dir: the run's folder.
-        resume: "auto" for the newest whole checkpoint in it, with a warning that names each newer, broken one; "never" to start
-            anew; or a checkpoint's folder.
+        resume: "auto" for the newest whole checkpoint in it, with a warning that names each newer,
+            broken one; "never" to start anew; or a checkpoint's folder.
         alone: whether a named checkpoint must be the newest one of the run, to be continued.
 
     Raises:
-        ValueError: if the named folder is no whole checkpoint, or there are later ones in `output_dir`; or for "never" if there
-            are checkpoints, which would be overwritten.
+        ValueError: if the named folder is not a whole checkpoint, or there are later ones in
+            `output_dir`; or for "never" if there are checkpoints, which would be overwritten.
     """
     found = checkpoints(output_dir)
     if resume == "never":
         if found:
             raise ValueError(
-                f"resume='never', but {output_dir} holds {found[-1].name}: choose another output_dir, or remove it"
+                f"resume='never', but {output_dir} holds {found[-1].name}: choose another"
+                " output_dir, or remove it"
             )
         return None
     if resume != "auto":
-        problem = damage(resume) if Path(resume).is_dir() else "there is no such folder"
-        if problem:
-            raise ValueError(
-                f"resume={resume!r}: {problem}; expected 'auto', 'never' or a whole checkpoint's folder"
-            )
-        places = [folder.resolve() for folder in found]
-        own = Path(resume).resolve()
-        later = found[places.index(own) + 1 :] if own in places else found
-        whole = [folder.name for folder in later if damage(folder) is None]
-        if whole and alone:
-            raise ValueError(
-                f"resume={resume!r}, but {output_dir} holds {', '.join(whole)} of another continuation, which 'auto' would take"
-                " the next time: remove them, choose another output_dir, or take 'auto'"
-            )
+        _check_named(output_dir, resume, found, alone)
         return Path(resume)
     for folder in reversed(found):
         problem = damage(folder)
@@ -108,34 +140,85 @@ def find_checkpoint(
     return None
 
 
-def remove(folder: Path) -> None:
-    """Deletes a checkpoint so that, interrupted, it does not look whole."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+def _check_named(
+    output_dir: str | os.PathLike, resume: str, found: list[Path], alone: bool
+) -> None:
+    problem = damage(resume) if Path(resume).is_dir() else "there is no such folder"
+    if problem:
+        raise ValueError(
+            f"resume={resume!r}: {problem}; expected 'auto', 'never' or a whole checkpoint's folder"
+        )
+    places = [folder.resolve() for folder in found]
+    own = Path(resume).resolve()
+    later = found[places.index(own) + 1 :] if own in places else found
+    whole = [folder.name for folder in later if damage(folder) is None] if alone else []
+    if whole:
+        raise ValueError(
+            f"resume={resume!r}, but {output_dir} holds {', '.join(whole)} of another continuation,"
+            " which 'auto' would take the next time: remove them, choose another output_dir, or"
+            " take 'auto'"
+        )
+
+
+def remove(folder: Path) -> bool:
+    """Deletes a checkpoint so that, interrupted, it does not look whole; returns whether it did.
+
+    A folder that no run has written stays.
+    """
+    if not is_own(folder):
+        logger.warning("%s is not a checkpoint of a run, and stays", folder)
+        return False
+    if (folder / MANIFEST).is_file():
+        os.replace(folder / MANIFEST, folder / UNSEALED)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != UNSEALED:  # last, so that the rest can still be told to be a run's
+            entry.unlink()
+    (folder / UNSEALED).unlink()
+    folder.rmdir()
+    return True
 
 
 def rotate(output_dir: str | os.PathLike, limit: int | None, keep: str | None = None) -> None:
-    """Deletes the oldest checkpoints but `limit` whole ones (None: all stay), and never the one named by `keep`."""
-    found = checkpoints(output_dir)
+    """Deletes the oldest of a run's own checkpoints.
+
+    Args:
+        output_dir: the run's folder.
+        limit: the number of whole checkpoints that stay; None for all.
+        keep: a checkpoint that stays too.
+    """
+    found = [folder for folder in checkpoints(output_dir) if is_own(folder)]
     sealed = [folder for folder in found if (folder / MANIFEST).is_file()]
     for folder in found[: found.index(sealed[-limit])] if limit and len(sealed) > limit else []:
         if keep is None or folder.resolve() != Path(keep).resolve():
             remove(folder)
 
 
+def _manifest(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and CRC-32 of every file that was sealed.
+
+    Raises:
+        FileNotFoundError: if there is no manifest.
+        ValueError: if it cannot be understood.
+    """
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    try:
+        files = json.loads(text)
+        return [(name, int(size), int(checksum)) for name, (size, checksum) in files.items()]
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.is_file() and file.name not in (MANIFEST, f".{MANIFEST}")
-    )
+    others = (MANIFEST, f".{MANIFEST}", UNSEALED)
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in others)
 
 
 def _size_and_checksum(file: Path, sync: bool = False) -> list[int]:
     size = checksum = 0
-    with file.open(
-        "r+b" if sync else "rb"
-    ) as handle:  # only files open for writing can be synchronised everywhere
+    mode = "r+b" if sync else "rb"  # only files open for writing can be synchronised everywhere
+    with file.open(mode) as handle:
         if sync:
             os.fsync(handle.fileno())
         while piece := handle.read(1 << 22):

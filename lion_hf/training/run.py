@@ -48,6 +48,7 @@ def run(
     data: Mapping[str, Any] | None = None,
     predict_dataset: Any = None,
     write_predictions: Callable[[PredictionOutput], None] | None = None,
+    finish: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """Trains, evaluates and predicts, as `do_train`, `do_eval` and `do_predict` ask for.
 
@@ -73,6 +74,8 @@ def run(
             size. A run continues only with equal ones.
         predict_dataset: what `do_predict` predicts.
         write_predictions: writes the predictions; it is called on the first process.
+        finish: called with the metrics after a training, on all processes, when the model is
+            written. With `push_to_hub`, the folder is uploaded after that.
 
     Returns:
         The metrics of the last evaluation and prediction, and loss and speed of the training.
@@ -81,7 +84,7 @@ def run(
         ValueError: for `resume` as in `find_checkpoint`, for other data than the run began with,
             and if there is nothing to do, or nothing to do it with.
         FloatingPointError: if the loss is not finite.
-        OSError: if a checkpoint cannot be written.
+        OSError: if a checkpoint cannot be written, or the folder not be uploaded.
     """
     args = trainer.args
     _check_actions(trainer, predict_dataset, write_predictions)
@@ -97,6 +100,8 @@ def run(
         if trainer.is_world_process_zero():
             curves.write(args, trainer.state)
             write_json(Path(args.output_dir, METRICS_FILE), metrics)
+        if finish is not None:
+            finish(metrics)
     else:
         _load_trained(trainer, settings)
         metrics = trainer.evaluate() if args.do_eval else {}
@@ -105,6 +110,8 @@ def run(
             write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
     if args.do_predict:
         metrics |= _predict(trainer, predict_dataset, write_predictions)
+    if args.do_train and args.push_to_hub:
+        trainer.upload_output()
     return metrics
 
 
@@ -217,7 +224,9 @@ def save(
         trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
     )
     if not isinstance(model, LionPreTrainedModel):
-        trainer.save_model(folder)
+        trainer.save_model(folder, _internal_call=True)  # otherwise it would upload here, too
+        if trainer.args.push_to_hub:
+            trainer.create_model_card(model_name=name, dataset=dataset)
         return
     state_dict = trainer.accelerator.get_state_dict(
         trainer.model_wrapped
@@ -241,7 +250,7 @@ def save(
             model,
             folder,
             processing_class=trainer.processing_class,
-            repo_id=name,
+            repo_id=trainer.hub_model_id or name,
             dataset=dataset,
             metrics=results if dataset else None,
             state_dict=state_dict,

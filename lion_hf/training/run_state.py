@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig, TrainingArguments
+from transformers import TrainingArguments
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..folders import write_json
 from .settings import differences
@@ -79,7 +80,8 @@ def digest(value: Any) -> str:
 def model_digest(path: str, weights: bool = True) -> str:
     """A hash of a folder's configuration and weights, or the name and commit of a model on the Hub."""
     if not Path(path).is_dir():
-        return f"{path}@{AutoConfig.from_pretrained(path)._commit_hash}"
+        file = cached_file(path, CONFIG_NAME)  # .../snapshots/COMMIT/config.json
+        return f"{path}@{Path(file).parent.name}"
     found = hashlib.sha256()
     for file in sorted(
         file for file in Path(path).iterdir() if weights and file.suffix in (".safetensors", ".bin")

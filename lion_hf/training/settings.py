@@ -78,7 +78,7 @@ def parse_settings(
     first.add_argument("--config")
     file = first.parse_known_args(argv)[0].config
     if file is not None:
-        argv = [*_options_of_file(parser, find_recipe(file), legal), *argv]
+        argv = [*_options_of_file(parser, file, legal), *argv]
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_unknown("option", unknown[0].split("=")[0], legal))
@@ -175,8 +175,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str]) -> list[str]:
     """The settings of a YAML file as a command line."""
     try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        settings = yaml.safe_load(Path(find_recipe(file)).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(settings, dict):
         parser.error(

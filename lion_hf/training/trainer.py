@@ -1,139 +1,73 @@
-"""Trainer for LION: weight decay, items counted for every head, sealed checkpoints, a stop at NaN, speed in the logs."""
+"""Trainer for LION: weight decay, exact losses, sealed checkpoints, a stop at NaN, speed."""
 
-import importlib.util
+import contextlib
+import logging
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import ProgressCallback
 
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
+from .arguments import LionTrainingArguments
 from .callbacks import LogAtCheckpoints, Progress, SetEpoch
-from .processes import settle_fsdp, share_weights, use_cpu_without_accelerator
+from .evaluation import SharedBatches, gather_rows, kept_weights
+from .finite import Watch, not_finite, optimizer_tensors, where_not_finite
+from .lock import run_lock
+from .processes import settle_fsdp, share_weights
 from .speed import items_and_flops, matmul_rate
+from .uploads import UploadingTrainer
 
-NEVER = torch.iinfo(
-    torch.long
-).max  # the step at which the loss was not finite, while it always was
+__all__ = ["LionTrainer", "LionTrainingArguments"]
 
+logger = logging.getLogger(__name__)
 
-@dataclass
-class LionTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with defaults for long runs, and how to continue an interrupted one.
-
-    Args:
-        output_dir: the run's folder; required.
-        resume: "auto" continues from the newest whole checkpoint in `output_dir` if there is one, "never" starts anew, a
-            checkpoint's folder continues from it.
-        do_train: whether to train; without it `run` only evaluates or predicts.
-        do_eval: whether to evaluate without training.
-        do_predict: whether to write predictions.
-        total_batch_size: samples a step over all processes; sets `gradient_accumulation_steps`.
-        peak_tflops: the device's peak in TFLOP/s, for model FLOPs utilisation; None to measure its rate of matrix products.
-    """
-
-    output_dir: str = field(
-        metadata={"help": "Folder of the run: checkpoints, final model, curves, settings, metrics."}
-    )
-    resume: str = field(
-        default="auto",
-        metadata={
-            "help": "auto: continue from the newest whole checkpoint in output_dir; never; or a checkpoint's folder."
-        },
-    )
-    do_train: bool = field(
-        default=True,
-        metadata={"help": "Train; with false, only evaluate (do_eval) or predict (do_predict)."},
-    )
-    do_eval: bool = field(
-        default=False,
-        metadata={"help": "Evaluate without training. A training is always evaluated at its end."},
-    )
-    do_predict: bool = field(
-        default=False, metadata={"help": "Write predictions, after the training if there is one."}
-    )
-    total_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Samples a step over all processes; sets gradient_accumulation_steps."},
-    )
-    peak_tflops: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak of the device in TFLOP/s for model FLOPs utilisation; measured with matrix products if not given."
-        },
-    )
-    report_to: None | str | list[str] = field(
-        default_factory=lambda: (
-            "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-        ),
-        metadata={
-            "help": "Where to report to besides curves.csv and curves.png: tensorboard (if installed), wandb, none, ..."
-        },
-    )
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to keep, besides the best one."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Not used: a loss that is not finite stops the run."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Drop columns that the model's forward does not take."}
-    )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available,
-        metadata={"help": "Whether batches are made in pinned memory."},
-    )
-
-    def __post_init__(self):
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
-        if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise ValueError(
-                f"save_total_limit={self.save_total_limit}: expected None or an integer of at least 1"
-            )
-        use_cpu_without_accelerator()
-        super().__post_init__()
-        if self.total_batch_size is not None:
-            at_once = (
-                self.train_batch_size * self.world_size
-            )  # with several GPUs in a process, of all of them
-            if self.total_batch_size < 1 or self.total_batch_size % at_once:
-                raise ValueError(
-                    f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once} samples at a time"
-                    f" (per_device_train_batch_size={self.per_device_train_batch_size} on each device)"
-                )
-            self.gradient_accumulation_steps = self.total_batch_size // at_once
+CURES = (
+    "Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16,"
+    " other data."
+)
 
 
-class LionTrainer(Trainer):
-    """`transformers.Trainer` that a long run can be left alone with. Works with other models than LION's too.
+class LionTrainer(UploadingTrainer):
+    """`transformers.Trainer` for long runs that nobody watches. Works with any model.
 
-    - Weight decay also spares class token, mask token and position embeddings. (Trainer itself spares biases and norms, and
-      with them LION's decays and gate biases, `gate.bias`.)
-    - Gradient accumulation is exact for question answering and masked image modelling too, whose batches have no `labels` that
-      Trainer could count.
-    - A checkpoint is sealed (`lion_hf.checkpoints`) before older ones go. If it cannot be written, no half of it stays.
-    - A loss that is not finite stops the run with FloatingPointError, which says where.
-    - Logs hold tokens (or images) a second and model FLOPs utilisation, and the progress bar the latest numbers.
+    - Weight decay also spares class token, mask token and position embeddings. (Trainer itself
+      spares biases and norms, and with them LION's decays and gate biases, `gate.bias`.)
+    - Gradient accumulation is exact for question answering and masked image modelling too, whose
+      batches have no `labels` that Trainer could count.
+    - Several processes evaluate as one does: no sample twice, and batches of different sizes.
+    - `bf16_full_eval` and `fp16_full_eval` do not change the model that is trained or saved.
+    - A checkpoint is sealed (`lion_hf.training.checkpoints`) before older ones are deleted. If it
+      cannot be written, no half of it stays. Only one run at a time writes to `output_dir`.
+    - Uploads to the Hub hold code and model card, and nothing that is only for this machine.
+    - A loss or gradient that is not finite stops the run with FloatingPointError, which says where.
+      No model or checkpoint with such values is saved.
+    - Logs hold tokens (or images) per second and model FLOPs utilisation, and the progress bar the
+      latest numbers.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         config = getattr(self.model, "config", None)
-        form, dropout = (
-            getattr(config, "attention_form", "auto"),
-            getattr(config, "attention_probs_dropout_prob", 0),
-        )
+        form = getattr(config, "attention_form", "auto")
+        dropout = getattr(config, "attention_probs_dropout_prob", 0)
         if form in ("chunk", "recurrent") and dropout:
             raise ValueError(
-                f"attention_form={form!r} with attention_probs_dropout_prob={dropout}: only 'attention' (which 'auto' then"
-                " picks) keeps scores to drop; set the dropout to 0 to train in this form"
+                f"attention_form={form!r} with attention_probs_dropout_prob={dropout}: only"
+                " 'attention' (which 'auto' then picks) keeps scores to drop; set the dropout to 0"
+                " to train in this form"
+            )
+        if self.is_fsdp_enabled and (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            raise ValueError(
+                "bf16_full_eval or fp16_full_eval with FSDP: expected neither, because they would"
+                " round the only copy of the weights; bf16=True evaluates in bfloat16 too"
             )
         for callback in self.callback_handler.callbacks:
             if type(callback) is ProgressCallback:
@@ -143,12 +77,39 @@ class LionTrainer(Trainer):
         self.add_callback(SetEpoch)
         if self.is_fsdp_enabled and self.args.world_size > 1:
             share_weights(self.model, self.args.device)
-        self._bad_step = torch.tensor(NEVER, device=self.args.device)
+        self._optimizer_is_ours = self.optimizer is None
+        # buffers may hold an infinity on purpose, as masks do
+        self._never_finite = set(not_finite(self.model.named_buffers()))
+        self._watch, self._broken_gradient = Watch(self.args.device), None
         self._items, self._flops, self._since, self._peak = 0, 0.0, None, None
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = settle_fsdp(self.accelerator)
+
+    def train(self, *args, **kwargs):
+        """As in Trainer.
+
+        Raises:
+            ValueError: if another run writes checkpoints to `output_dir`.
+            FloatingPointError: if the loss, the gradient or what would be saved is not finite. The
+                trainer can then train again, from a checkpoint.
+            OSError: if a checkpoint cannot be written.
+        """
+        self._watch.reset()
+        self._items, self._flops, self._since = 0, 0.0, None
+        saves = self.args.save_strategy != "no"
+        try:
+            with run_lock(self.args) if saves else contextlib.nullcontext():
+                output = super().train(*args, **kwargs)
+            self.check_finite("the model")
+        except FloatingPointError:
+            if self._optimizer_is_ours:  # its state may be broken too
+                self.optimizer = self.lr_scheduler = None
+            raise
+        finally:
+            self.is_in_train = False
+        return output
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Loads the weights of a checkpoint or of a finished run's folder into the model."""
@@ -157,7 +118,7 @@ class LionTrainer(Trainer):
     # What the loss is divided by, and what decays
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters to which weight decay applies, also in a model that wraps a LION model (PEFT, for one)."""
+        """Names of the parameters that decay, also in a model that wraps a LION model (PEFT)."""
         exempt = {
             f"{prefix}.{name}".lstrip(".")
             for prefix, module in model.named_modules()
@@ -173,21 +134,75 @@ class LionTrainer(Trainer):
             [_with_labels(batch) for batch in batch_samples], device
         )
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        """As in Trainer; a metric `exact_loss` of `compute_metrics` takes the place of the mean of the batches' losses."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """As in Trainer, but nothing if the run was interrupted after its last step.
+
+        Trainer would do one more.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    # Evaluation
+
+    def _get_dataloader(
+        self, dataset: Dataset, description: str, batch_size: int, *args, **kwargs
+    ) -> DataLoader:
+        if kwargs.get("is_training", False):
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+        if self.args.world_size == 1 or isinstance(dataset, IterableDataset):
+            return loader
+        shared = SharedBatches(
+            loader.dataset,
+            batch_size,
+            self.args.process_index,
+            self.args.world_size,
+            collate_fn=loader.collate_fn,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        for key, kept in getattr(self, "_eval_dataloaders", {}).items():
+            if kept is loader:  # for the next evaluation
+                self._eval_dataloaders[key] = shared
+        return shared
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+    ):
+        """As in Trainer; a metric `exact_loss` replaces the mean of the batches' losses."""
+        shared = isinstance(dataloader, SharedBatches)
+        rounded = self.args.bf16_full_eval or self.args.fp16_full_eval
+        averaged = self.args.average_tokens_across_devices
+        kept = kept_weights(self.model) if rounded else contextlib.nullcontext()
+        if shared:
+
+            def gather(data: Any, use_gather_object: bool = self.args.eval_use_gather_object):
+                size, batch = self.args.eval_batch_size, dataloader.samples
+                return gather_rows(self.accelerator, data, batch, size, use_gather_object)
+
+            self.gather_function = gather
+            self.args.average_tokens_across_devices = False  # each batch has a loss of its own
+        try:
+            with kept:
+                output = super().evaluation_loop(
+                    dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+                )
+        finally:
+            self.args.average_tokens_across_devices = averaged
         exact = output.metrics.pop(f"{metric_key_prefix}_exact_loss", None)
         if exact is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = exact
         return output
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """As in Trainer, but nothing for a run that was interrupted after its last step, in which Trainer would do one more."""
-        if self.state.global_step >= self.state.max_steps:
-            return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
-
-    # Losses that are not finite
+    # Values that are not finite
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None
@@ -197,72 +212,144 @@ class LionTrainer(Trainer):
         items, flops = items_and_flops(self.model, inputs)
         self._items, self._flops = self._items + items, self._flops + flops
         loss = super().training_step(model, inputs, num_items_in_batch)
-        here = torch.full_like(self._bad_step, self.state.global_step)
-        self._bad_step = torch.where(
-            loss.isfinite(), self._bad_step, torch.minimum(self._bad_step, here)
-        )
-        if (
-            self.args.device.type == "cpu"
-        ):  # elsewhere asking would wait for the device, so logs and checkpoints do
-            self._stop_if_not_finite(inputs)
+        self._note("loss", loss, inputs)
         return loss
 
+    def _clip_grad_norm(self, model: nn.Module):
+        self._find_broken_gradient(model)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+        if grad_norm is None:
+            self._find_broken_gradient(model)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if getattr(self.accelerator, "scaler", None) is None:  # which skips such steps itself
+            self._note("gradient", torch.as_tensor(norm))
+        return norm
+
+    def _find_broken_gradient(self, model: nn.Module) -> None:
+        """Keeps the name of a gradient that is not finite, which clipping would spread to all."""
+        if self.args.device.type == "cpu":
+            gradients = ((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
+            self._broken_gradient = next(iter(not_finite(gradients)), None)
+
+    def _note(self, name: str, value: torch.Tensor, inputs: dict[str, Any] | None = None) -> None:
+        self._watch.note(name, value, self.state.global_step)
+        if self.args.device.type == "cpu":  # elsewhere logs and checkpoints wait for the device
+            self._stop_if_not_finite(inputs)
+
     def _stop_if_not_finite(self, inputs: dict[str, Any] | None = None) -> None:
-        step = (
-            self.accelerator.gather(self._bad_step).min().item()
-        )  # all processes stop, or some would wait for others
-        if step == NEVER:
+        """Raises FloatingPointError in all processes, or some would wait for others."""
+        found = self._watch.first(self.accelerator.gather)
+        if found is None:
             return
-        place = where_not_finite(self.model, inputs)
-        if self._bad_step.item() != step:
+        name, step, here = found
+        if not here:
             place = "it did so in another process and was finite in this one"
+        elif name == "gradient" and self._broken_gradient is not None:
+            place = f"the first one is that of {self._broken_gradient}"
+        else:
+            place = where_not_finite(self.model, inputs)
         rate = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler is not None else float("nan")
-        whole = [
-            folder
-            for folder in checkpoints.checkpoints(self.args.output_dir)
-            if checkpoints.damage(folder) is None
-        ]
         raise FloatingPointError(
-            f"the loss became nan or infinite in step {step + 1} (epoch {self.state.epoch:.2f}, learning rate {rate:.3g});"
-            f" {place}. {f'{whole[-1]} is from before' if whole else 'There is no checkpoint'}."
-            " Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16, other data."
+            f"the {name} became nan or infinite in step {step + 1} (epoch {self.state.epoch:.2f},"
+            f" learning rate {rate:.3g}); {place}. {self._last_checkpoint()}. {CURES}"
         )
 
-    # Checkpoints
+    def _last_checkpoint(self) -> str:
+        for folder in reversed(checkpoints.checkpoints(self.args.output_dir)):
+            if checkpoints.damage(folder) is None:
+                return f"{folder} is from before"
+        return "There is no checkpoint"
+
+    def saved_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and values of all that a checkpoint holds of the model and the optimizer."""
+        yield from self.model.named_parameters()
+        yield from self.model.named_buffers()
+        if self.optimizer is not None:
+            yield from optimizer_tensors(self.optimizer, self.model)
+
+    def check_finite(self, what: str, together: bool = True) -> None:
+        """Makes sure that nothing is saved that is not finite.
+
+        Args:
+            what: what is to be saved, for the message.
+            together: whether all processes call this, and stop if one of them has to.
+
+        Raises:
+            FloatingPointError: if a parameter, buffer or part of the optimizer's state is not.
+        """
+        found = [
+            name for name in not_finite(self.saved_tensors()) if name not in self._never_finite
+        ]
+        count = torch.tensor([len(found)], device=self.args.device)
+        if not found and not (together and self.accelerator.gather(count).any()):
+            return
+        if found and together:
+            self.accelerator.gather(count)
+        place = (
+            f"{len(found)} tensors are not finite, first {found[0]}"
+            if found
+            else ("it holds values that are not finite in another process")
+        )
+        raise FloatingPointError(
+            f"{what} is not saved: {place}. {self._last_checkpoint()}. {CURES}"
+        )
+
+    # Saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in Trainer.
+
+        Raises:
+            FloatingPointError: if the model holds values that are not finite.
+        """
+        if not _internal_call:  # a checkpoint is checked before
+            folder = output_dir or self.args.output_dir
+            self.check_finite(f"the model for {folder}", together=self.is_fsdp_enabled)
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._stop_if_not_finite()
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():  # of an earlier try
-            checkpoints.remove(folder)
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # older ones go after this one is whole
+        self.check_finite(str(folder))
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # older ones go after this one is whole
         try:
+            if self.args.should_save:
+                checkpoints.begin(folder)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.seal(folder)
-        except Exception as error:
+        except BaseException as error:
+            if self.args.should_save and checkpoints.is_own(folder):
+                checkpoints.remove(folder)
             if not _cannot_write(error):
                 raise
-            if self.args.should_save and folder.exists():
-                checkpoints.remove(folder)
             raise OSError(
-                f"{folder} could not be written and was removed: {error}. Make room and start the run again: it continues"
-                " from its last whole checkpoint"
+                f"{folder} could not be written and was removed: {error}. Make room and start the"
+                " run again: it continues from its last whole checkpoint"
             ) from error
         finally:
             self.args.save_total_limit = limit
+        self.upload_checkpoint(folder)
         if self.args.should_save:
             checkpoints.rotate(folder.parent, limit, keep=self.state.best_model_checkpoint)
+
+    def _finalize_training(self, *args, **kwargs):
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # with 1 Trainer deletes all but the best, whose ever
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     # Speed
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs the numbers; to those of training it adds items a second, of all processes, and model FLOPs utilisation."""
+        """Logs the numbers; adds to those of training items per second and FLOPs utilisation."""
         if "loss" in logs or "train_loss" in logs:
             self._stop_if_not_finite()
         if "train_loss" in logs:  # Trainer's knows only the steps since the run was continued
@@ -279,11 +366,8 @@ class LionTrainer(Trainer):
                 if float(self._flops):
                     logs["mfu"] = float(self._flops) / seconds / self._peak_flops()
         super().log(logs, start_time)
-        self._items, self._flops, self._since = (
-            0,
-            0.0,
-            None,
-        )  # the next step starts the clock: evaluations are not counted
+        # the next step starts the clock: evaluations are not counted
+        self._items, self._flops, self._since = 0, 0.0, None
 
     def _peak_flops(self) -> float:
         if self._peak is None:
@@ -299,47 +383,8 @@ class LionTrainer(Trainer):
         return self._peak
 
 
-@torch.no_grad()
-def where_not_finite(model: nn.Module, inputs: dict[str, Any] | None = None) -> str:
-    """Says which parameter, input or module's output is the first that is not finite."""
-    broken = [
-        name for name, parameter in model.named_parameters() if not parameter.isfinite().all()
-    ]
-    if broken:
-        when = "by now, steps later" if inputs is None else "an earlier step broke them"
-        return f"{len(broken)} parameters are not finite, first {broken[0]}: {when}"
-    for name, value in (inputs or {}).items():
-        if torch.is_tensor(value) and not value.isfinite().all():
-            return f"the batch's {name} holds values that are not finite"
-    found: list[str] = []
-
-    def look(name, output):
-        tensors = [
-            x for x in (output if isinstance(output, tuple) else (output,)) if torch.is_tensor(x)
-        ]
-        if not found and any(not x.isfinite().all() for x in tensors):
-            found.append(name)
-
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, out, name=name: look(name, out))
-        for name, module in model.named_modules()
-    ]
-    try:
-        if inputs:
-            device = next(model.parameters()).device
-            model(**{name: x.to(device) if torch.is_tensor(x) else x for name, x in inputs.items()})
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return (
-        f"the first output that is not finite is that of {found[0]}"
-        if found
-        else "all parameters are finite"
-    )
-
-
 def _mean_loss(log_history: list[dict[str, float]]) -> float:
-    """The mean over all logged steps, of which every entry has the mean since the one before."""
+    """The mean over all steps; each log entry has the mean since the one before."""
     entries = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
     starts = [0, *(step for step, _ in entries)]
     return sum(loss * (step - start) for (step, loss), start in zip(entries, starts)) / max(
@@ -347,16 +392,24 @@ def _mean_loss(log_history: list[dict[str, float]]) -> float:
     )
 
 
-def _cannot_write(error: Exception) -> bool:
-    """Whether an error means that a file could not be written: Python's own, that of safetensors, or that of torch.save."""
-    return isinstance(error, OSError | SafetensorError) or (
-        isinstance(error, RuntimeError)
-        and any(word in str(error) for word in ("PytorchStreamWriter", "inline_container"))
-    )
+def _cannot_write(error: BaseException) -> bool:
+    """Whether an error means that a file could not be written.
+
+    Python has OSError for that. safetensors has its own error, torch.save raises RuntimeError, and
+    tokenizers a bare Exception with the number of the system's error in its text.
+    """
+    if isinstance(error, OSError | SafetensorError):
+        return True
+    if isinstance(error, RuntimeError):
+        return any(word in str(error) for word in ("PytorchStreamWriter", "inline_container"))
+    return isinstance(error, Exception) and "(os error " in str(error)
 
 
 def _with_labels(batch: dict) -> dict:
-    """The batch with `labels` to count: -100 for patches that are not masked, and for answers outside of the text."""
+    """The batch with `labels` to count.
+
+    They are -100 for patches that are not masked, and for answers outside of the text.
+    """
     if "labels" in batch:
         return batch
     if "bool_masked_pos" in batch:

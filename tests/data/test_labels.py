@@ -75,9 +75,17 @@ def test_a_float_column_is_a_target_and_text_is_one_only_on_request():
 
 def test_a_number_of_a_class_is_a_label_only_on_request():
     assert column(["1", "no", "0"]).numbers(["no", "yes"], by_number=True) == [1, 0, 0]
-    assert column(["1"]).numbers(["1", "0"], by_number=True) == [0], "a name comes first"
     with pytest.raises(ValueError, match=re.escape("label='1' in row 1 of t.csv (1 such)")):
         column(["1"]).numbers(["no", "yes"])
+    with pytest.raises(ValueError, match=re.escape("label='0' in row 1 of t.csv (1 such)")):
+        column(["0"]).numbers(["2", "10"], by_number=True)  # it would be the class "2"
+
+
+def test_numbers_of_a_class_label_count_for_classes_without_names():
+    labels = column([1, 0], ClassLabel(names=["bad", "good"]))
+    assert labels.numbers(["LABEL_0", "LABEL_1"], by_number=True) == [1, 0]
+    with pytest.raises(ValueError, match="label='good' in row 1"):
+        labels.numbers(["no", "yes"], by_number=True)
 
 
 def test_names_of_one_file_are_found_in_another_with_another_order():

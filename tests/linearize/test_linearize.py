@@ -191,7 +191,7 @@ class TestRefusals:
             ),
             ("RobertaForMaskedLM", {"hidden_act": "relu"}, "hidden_act='relu'"),
             ("RobertaForMaskedLM", {"pad_token_id": None}, "pad_token_id=None"),
-            ("BertForQuestionAnswering", {"num_labels": 3}, "mismatched_sizes"),
+            ("BertForQuestionAnswering", {"num_labels": 3}, "qa_outputs.bias .2,., not .3,."),
             ("ViTForMaskedImageModeling", {"encoder_stride": 2}, "encoder_stride=2"),
             ("ViTForImageClassification", {"patch_size": [2, 4]}, "patch_size="),
         ],

@@ -12,7 +12,7 @@ from transformers import BertTokenizer, ViTImageProcessor
 
 from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.softmax_models import HEADS, MODEL_TYPES
-from lion_hf.modeling import modeling_lion
+from lion_hf.modeling import lion_layers
 
 SIZES = {
     "hidden_size": 24,
@@ -96,7 +96,7 @@ def softmax(monkeypatch):
         mask = None if attention_mask is None else attention_mask[:, None, None].bool()
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
-    monkeypatch.setattr(modeling_lion, "lion_attention", attention)
+    monkeypatch.setattr(lion_layers, "lion_attention", attention)
 
 
 def as_softmax(teacher):

@@ -14,6 +14,7 @@ import yaml
 from datasets import Dataset
 from support.models import image_config, model, text_config
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
@@ -292,6 +293,87 @@ def test_an_interrupted_run_continues(script, folder, tmp_path, monkeypatch):
         assert torch.equal(value, expected[name]), name
 
 
+def test_finished_runs_are_evaluated_without_training(script, folder, tmp_path, monkeypatch):
+    """The runs in output_dir; a fine-tuned model; predictions alone. Nothing is trained again."""
+    out = tmp_path / "out"
+    first = script.main(own(folder, out, *ONCE, "--seeds", "1", "2", "--metrics", "f1"))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    monkeypatch.setattr(script, "fine_tune", lambda *_: pytest.fail("it trains"))
+    start = ["--model_name_or_path", str(folder / "model"), "--output_dir", str(out), *QUICK]
+    only = ["--do_train", "false", "--metrics", "f1"]
+    files = ["--validation_file", str(folder / "validation.csv")]
+    again = script.main([*start, *only, *files, "--do_eval", "true"])
+    assert again == first and json.loads((out / "eval_results.json").read_text()) == first
+    assert (out / "own" / "2" / "eval_metrics.json").is_file()
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+    model = ["--model_name_or_path", str(out / "own" / "2"), *QUICK, *only]
+    alone = script.main([*model, *files, "--do_eval", "true", "--output_dir", str(tmp_path / "x")])
+    seeds = list(alone["tasks"]["own"]["seeds"].values())
+    assert seeds == [first["tasks"]["own"]["seeds"]["2"]]
+    (tmp_path / "new.csv").write_text("review\ngood film\nbad film\n")
+    test = ["--do_predict", "true", "--test_file", str(tmp_path / "new.csv")]
+    assert script.main([*model, *test, "--output_dir", str(tmp_path / "y")]) == {}
+    assert len((tmp_path / "y" / "own" / "predictions.tsv").read_text().splitlines()) == 3
+    assert not (tmp_path / "y" / "eval_results.json").exists()
+
+    untrained = ["--model_name_or_path", str(folder / "model"), *QUICK, *only, *files]
+    with pytest.raises(SystemExit, match="is a LionForMaskedLM, which is not fine-tuned"):
+        script.main([*untrained, "--do_eval", "true", "--output_dir", str(tmp_path / "z")])
+    with pytest.raises(SystemExit, match=re.escape("seeds=[3]: ")):
+        script.main([*start, *only, *files, "--do_eval", "true", "--seeds", "3"])
+
+
+def test_a_fine_tuned_model_is_evaluated_on_the_task_of_its_classes(script, folder, tmp_path):
+    argv = f"--data_dir {folder}/glue --seed 1 --model_name_or_path {folder}/model".split()
+    first = script.main([*argv, *ONCE, "--task", "rte", "--output_dir", str(tmp_path / "out")])
+    only = [*QUICK, "--do_train", "false", "--do_eval", "true", "--data_dir", f"{folder}/glue"]
+    only += ["--model_name_or_path", str(tmp_path / "out" / "rte" / "1")]
+    only += ["--output_dir", str(tmp_path / "x")]
+    again = script.main([*only, "--task", "rte", "--do_predict", "true"])
+    assert again["overall"] == first["overall"] and (tmp_path / "x" / "rte" / "RTE.tsv").is_file()
+    with pytest.raises(SystemExit, match="has the classes entailment, not_entailment, wnli has"):
+        script.main([*only, "--task", "wnli"])  # the same classes in another order
+
+
+def test_labels_of_files_are_not_numbers(script, folder, tmp_path):
+    """Zip codes: "007" and "7" are two classes, with the names that the file has."""
+    rows = [("007", "good film"), ("7", "bad film"), ("1e3", "fine text"), ("1000", "dull text")]
+    lines = ["label,text", *(f"{label},{text}" for label, text in rows * 3)]
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    argv = ["--train_file", str(tmp_path / "train.csv")]
+    argv += ["--validation_file", str(tmp_path / "train.csv")]
+    script.main(own(folder, tmp_path / "out", *ONCE, "--seed", "1", *argv))
+    config = AutoConfig.from_pretrained(tmp_path / "out" / "own" / "1")
+    assert set(config.label2id) == {"007", "7", "1e3", "1000"}
+
+
+def test_redo_deletes_only_runs(script, folder, tmp_path):
+    """Not a folder outside of output_dir, not one that is no run, and no data of the run."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "thesis.txt").write_text("x")
+    argv = own(folder, tmp_path / "out", *ONCE, "--seed", "1")
+    for task in ("..", "../..", ".", str(tmp_path)):
+        with pytest.raises(SystemExit):
+            script.main([*argv, "--redo", "--task", task])
+    foreign = tmp_path / "out" / "mine" / "1"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("x")
+    with pytest.raises(SystemExit, match="out/mine/1 is not a run of this command"):
+        script.main([*argv, "--redo", "--task", "mine"])
+    script.main(argv)
+    model = tmp_path / "out" / "own" / "1"
+    with pytest.raises(SystemExit, match="redo would delete model_name_or_path="):
+        script.main([*argv, "--redo", "--model_name_or_path", str(model)])
+    linked = tmp_path / "out" / "linked"
+    linked.mkdir()
+    (linked / "1").symlink_to(model)
+    with pytest.raises(SystemExit, match="out/linked/1 is not a run of this command"):
+        script.main([*argv, "--redo", "--task", "linked"])
+    assert (tmp_path / "1" / "thesis.txt").is_file() and (foreign / "thesis.txt").is_file()
+    assert (model / "model.safetensors").is_file()
+
+
 def test_own_pairs_with_a_real_valued_target_and_another_model(script, folder, tmp_path):
     """BERT from random weights, JSON lines, columns of the user's own names."""
     config = BertConfig(
@@ -350,7 +432,7 @@ ERRORS = [
         "--task cola --data_dir {0}/one",
         "cola: all training rows have the class 'acceptable'; expected at least two classes",
     ),
-    ("--task rte", "nyu-mll/glue, rte, train is not to be had from the Hub"),
+    ("--task rte", "nyu-mll/glue, rte, train cannot be read from the Hub"),
     ("--train_file {0}/no.csv --validation_file {0}/no.csv", "no.csv: there is no such file"),
     (
         "--train_file {0}/train.csv --validation_file {0}/unseen.csv",
@@ -452,7 +534,23 @@ def test_errors_before_any_work(arguments, message, script, broken, tmp_path, mo
     "arguments, message",
     [
         ("", "task is missing: expected names among ('cola',"),
-        ("--train_file a.csv", "train_file without validation_file"),
+        ("--train_file a.csv", "validation_file is missing: training on your own data needs it"),
+        ("--validation_file a.csv", "train_file is missing: training on your own data needs it"),
+        ("--task rte --do_train false --eval_strategy no", "there is nothing to do"),
+        ("--task rte --do_train false --do_eval true --redo", "redo with do_train=False"),
+        (
+            "--do_train false --do_eval true --test_file a.csv",
+            "do_eval without validation_file: expected data to evaluate on",
+        ),
+        (
+            "--train_file a.csv --validation_file b.csv --do_predict true",
+            "do_predict without test_file: expected data to predict",
+        ),
+        ("--train_file a --validation_file b --task ..", "task='..': expected a name"),
+        ("--train_file a --validation_file b --task .x", "task='.x': expected a name"),
+        ("--train_file a --validation_file b --task a\\b", "': expected a name for your own data"),
+        ("--task rte --seeds -1", "seeds=-1: expected integers from 0 to 4294967295"),
+        ("--task rte --seed 4294967296", "seed=4294967296: expected integers from 0"),
         (
             "--train_file a.csv --validation_file b.csv --task rte",
             "task='rte' with train_file: that is one of GLUE's",
@@ -472,11 +570,11 @@ def test_errors_before_any_work(arguments, message, script, broken, tmp_path, mo
     ],
 )
 def test_errors_of_the_command_line(arguments, message, script, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         script.main(
             ["--model_name_or_path", "m", "--output_dir", str(tmp_path), *arguments.split()]
         )
-    assert message in capsys.readouterr().err
+    assert message in f"{capsys.readouterr().err}{stop.value}"
 
 
 def test_weights_of_another_shape_are_refused(script, folder, tmp_path):
@@ -527,7 +625,8 @@ def test_recipes_and_options_change_the_table(script, folder, tmp_path):
         ("rt: {epochs: 3}", "did you mean 'rte'"),
         (
             "rte: {epoch: 3}",
-            "'epoch' of rte: expected among ('epochs', 'batch_size', 'learning_rate', 'weight_decay', 'seeds')",
+            "'epoch' of rte: expected among ('epochs', 'batch_size', 'learning_rate', "
+            "'weight_decay', 'seeds')",
         ),
         ("rte: {epochs: many}", "epochs='many' of rte: expected float > 0"),
         ("rte: {seeds: 6}", "seeds=6 of rte: expected at most 5"),

@@ -22,6 +22,7 @@ from lion_hf.data.images import open_image, read_images
 from lion_hf.data.samples import SkippedSample
 from lion_hf.linearize.distillation import distillation_loss
 from lion_hf.tasks import image_classification as script
+from lion_hf.tasks.image_model import softmax_model
 from lion_hf.tasks.image_trainer import AVERAGE_FILE
 from lion_hf.tasks.teacher import Teacher, load_teacher
 
@@ -376,7 +377,7 @@ def test_softmax_baseline(folder, tmp_path):
         LionConfig.from_pretrained(ROOT / "configs/lion-lit-tiny-patch16-224")
     )
     with torch.device("meta"):
-        vit = script.softmax_model(lion.config, {"num_labels": 1000})
+        vit = softmax_model(lion.config, {"num_labels": 1000})
     assert vit.num_parameters() == lion.num_parameters()
 
 

@@ -1,0 +1,97 @@
+"""Text files, in UTF-8 or with a byte order mark, and one clear line about other files."""
+
+import codecs
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_MARKS = (  # the mark of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_GZIP = b"\x1f\x8b"
+_PIECE = 1 << 22
+
+
+def text_encoding(path: str | Path) -> str:
+    """Python's name of a text file's encoding: what its byte order mark says, else UTF-8."""
+    with _open(Path(path)) as file:
+        start = file.read(4)
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
+def check_text(path: str | Path, limit: int | None = None) -> None:
+    """Checks that a file, gzipped or not, is text.
+
+    Args:
+        path: the file.
+        limit: characters to look at, about; None for all.
+
+    Raises:
+        ValueError: if it cannot be read, is not text in its encoding, or holds NUL characters. It
+            names the line and the cure.
+    """
+    read = 0
+    for piece in _pieces(Path(path)):
+        read += len(piece)
+        if limit is not None and read >= limit:
+            break
+
+
+def read_text(path: str | Path) -> str:
+    """A text file without its byte order mark, with its line ends as they are.
+
+    Raises:
+        ValueError: as in `check_text`.
+    """
+    return "".join(_pieces(Path(path)))
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        packed = file.read(2) == _GZIP
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """A file's text piece by piece."""
+    line = 1
+    try:
+        encoding = text_encoding(path)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        with _open(path) as file:
+            while True:
+                data = file.read(_PIECE)
+                text = _decode(decoder, data, path, line)
+                if "\0" in text:
+                    raise ValueError(
+                        f"{path}, line {line + _line_ends(text[: text.index(chr(0))])}: a NUL"
+                        " character. The file is binary, or UTF-16 without a byte order mark; save"
+                        " it as UTF-8"
+                    )
+                yield text
+                line += _line_ends(text)
+                if not data:
+                    return
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _decode(decoder: codecs.IncrementalDecoder, data: bytes, path: Path, line: int) -> str:
+    try:
+        return decoder.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+        good = error.object[: error.start].decode(error.encoding, errors="ignore")
+        raise ValueError(
+            f"{path}, line {line + _line_ends(good)}: byte 0x{error.object[error.start]:02x} is"
+            f" not {error.encoding.upper()} ({error.reason}); convert the file, for example with"
+            " `iconv -f latin1 -t utf-8`"
+        ) from error
+
+
+def _line_ends(text: str) -> int:
+    return text.count("\n") or text.count("\r")

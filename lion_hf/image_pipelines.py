@@ -1,0 +1,87 @@
+"""transformers' image pipelines, which open LION's pictures as training does.
+
+The stock pipelines convert a picture to RGB before the image processor sees it. That turns 16-bit
+grey into white, and decodes a picture of any size. For models of other families nothing changes.
+"""
+
+import base64
+import binascii
+import io
+import os
+from typing import Any
+
+import torch
+from huggingface_hub import get_session
+from PIL import Image
+from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .modeling.configuration_lion import LionConfig
+from .modeling.image_processing_lion import upright_rgb
+
+
+def open_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Opens what an image pipeline takes, without decoding it.
+
+    Args:
+        source: a PIL image, a path, an http(s) address, or an image in base64 (or its data URL).
+        timeout: seconds to wait for an address.
+
+    Raises:
+        ValueError: if a text is none of these.
+        TypeError: for another type.
+        OSError: if the bytes are not an image.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str):
+        raise TypeError(
+            f"image is a {type(source).__name__}: expected a PIL image, path, address or base64"
+        )
+    if source.startswith(("http://", "https://")):
+        answer = get_session().get(source, timeout=timeout, follow_redirects=True)
+        answer.raise_for_status()
+        return Image.open(io.BytesIO(answer.content))
+    if os.path.isfile(source):
+        return Image.open(source)
+    encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(encoded)))
+    except (binascii.Error, ValueError, OSError) as error:
+        raise ValueError(
+            f"{source[:80]!r} is not an image: expected a path, an http(s) address or base64"
+        ) from error
+
+
+class _OpensAsTraining:
+    """Gives the image processor of a LION model the picture as it was stored."""
+
+    def preprocess(self, image: Any, timeout: float | None = None, **processor_kwargs) -> Any:
+        if not isinstance(self.model.config, LionConfig) or isinstance(image, torch.Tensor):
+            return super().preprocess(image, timeout=timeout, **processor_kwargs)
+        if isinstance(image, str | Image.Image):
+            limit = getattr(self.image_processor, "max_bytes", None)
+            limits = {} if limit is None else {"max_bytes": limit}
+            image = upright_rgb(open_picture(image, timeout), **limits)
+        inputs = self.image_processor(image, return_tensors="pt", **processor_kwargs)
+        return inputs.to(self.dtype)
+
+
+class LionImageClassificationPipeline(_OpensAsTraining, ImageClassificationPipeline):
+    """`ImageClassificationPipeline`, see `_OpensAsTraining`."""
+
+
+class LionImageFeatureExtractionPipeline(_OpensAsTraining, ImageFeatureExtractionPipeline):
+    """`ImageFeatureExtractionPipeline`, see `_OpensAsTraining`."""
+
+
+PIPELINES = {
+    "image-classification": LionImageClassificationPipeline,
+    "image-feature-extraction": LionImageFeatureExtractionPipeline,
+}
+
+
+def register_pipelines() -> None:
+    """Puts the pipelines in the place of transformers'. Calling it again changes nothing."""
+    for task, pipeline in PIPELINES.items():
+        PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline

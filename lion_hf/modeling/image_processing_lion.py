@@ -1,0 +1,160 @@
+"""LION's image processor, and the one definition of the pixels that a picture has."""
+
+import math
+
+import numpy as np
+from PIL import Image
+from transformers import BitImageProcessor
+from transformers.image_utils import ImageInput, SizeDict
+from transformers.processing_utils import ImagesKwargs
+
+MAX_BYTES = (
+    420_000_000  # that decoding a picture may take: 100 million pixels of a plain photograph
+)
+MOST_PIXELS = 1 << 23  # of a picture after reading; larger ones are shrunk by a whole factor
+LONGEST_SIDE = 1 << 15
+LONGEST_RATIO = 32  # of the sides; more of a strip is never inside the centre crop
+# Runs Ghostscript, or may hold pictures that are larger than the header says.
+REFUSED_FORMATS = ("EPS", "ICO", "ICNS")
+# Bytes per pixel that a decoder needs beside the picture itself.
+DECODER_BYTES = {"JPEG2000": 16, "AVIF": 8, "WEBP": 10}
+ORIENTATION = 0x0112  # the EXIF tag; its values say how to turn what was stored
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+STRIP = 1 << 20  # pixels converted at a time
+
+
+def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
+    """Returns the picture as training, evaluation, image processor and pipelines see it.
+
+    - It is turned upright by its EXIF orientation.
+    - Integers of 16 and 32 bits (modes I;16 and I) count as 16 bits, of which the upper 8 are kept,
+      as Pillow does for 16-bit colour. Floats (mode F) are clipped to 0..255.
+    - Everything else is what Pillow's conversion to RGB makes of it: transparency is dropped and
+      colour profiles are ignored. Of an animation it is the current frame, which is the first.
+    - More than `MOST_PIXELS` pixels, or a side above `LONGEST_SIDE`, are shrunk by a whole factor.
+
+    Args:
+        image: a picture of any mode; it may be opened and not yet decoded. It is not changed.
+        max_bytes: memory that decoding may take, estimated from the header before it starts.
+
+    Returns:
+        A picture of mode RGB; the same object if nothing had to change.
+
+    Raises:
+        ValueError: if the picture would need more memory, has no pixels, or cannot be converted.
+        OSError: if the file is broken.
+    """
+    _check_header(image)
+    _check_memory(image, decoding_bytes(image), max_bytes)
+    image.load()
+    turn = TURNS.get(image.getexif().get(ORIENTATION))  # of a PNG it may stand at the end
+    if turn is not None:
+        _check_memory(image, decoding_bytes(image) + _copy_bytes(image, 4), max_bytes)
+    rgb = _to_rgb(image)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        rgb.info = {}  # its EXIF would turn it once more
+    factor = max(
+        math.ceil(math.sqrt(rgb.width * rgb.height / MOST_PIXELS)),
+        math.ceil(max(rgb.size) / LONGEST_SIDE),
+    )
+    return rgb.reduce(factor) if factor > 1 else rgb
+
+
+def decoding_bytes(image: Image.Image) -> int:
+    """Estimates the memory that decoding and conversion to RGB need, from the header alone."""
+    per_pixel = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;") else 4)
+    if image.mode != "RGB":
+        per_pixel += 4
+    if image.info.get("progressive"):  # JPEG: all coefficients, in 16 bits
+        per_pixel += 2 * len(image.getbands())
+    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format, 0))
+
+
+def _copy_bytes(image: Image.Image, per_pixel: int) -> int:
+    return per_pixel * image.width * image.height + 24 * max(image.size)  # a pointer per row
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.format in REFUSED_FORMATS:
+        raise ValueError(f"image format {image.format}: convert it to PNG or JPEG first")
+    if min(image.size) < 1:
+        raise ValueError(f"image of {image.width} x {image.height} pixels: expected at least 1 x 1")
+
+
+def _check_memory(image: Image.Image, needed: int, max_bytes: int) -> None:
+    if needed > max_bytes:
+        raise ValueError(
+            f"image of {image.width} x {image.height} pixels (mode {image.mode}) needs about"
+            f" {needed / 1e6:,.0f} MB to decode; the limit max_bytes is {max_bytes / 1e6:,.0f} MB:"
+            " make it smaller, or raise the limit"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;"):
+        return _high_bytes(image).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_bytes(image: Image.Image) -> Image.Image:
+    """The upper 8 of 16 bits, strip by strip, because a whole array would need 13 bytes a pixel."""
+    grey = Image.new("L", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        upper = np.asarray(strip).astype(np.int32).clip(0, 65535) >> 8
+        grey.paste(Image.fromarray(upper.astype(np.uint8)), (0, top))
+    return grey
+
+
+class LionImageKwargs(ImagesKwargs, total=False):
+    """
+    max_bytes (`int`, *optional*):
+        Memory that decoding a picture may take, in bytes.
+    """
+
+    max_bytes: int
+
+
+class LionImageProcessor(BitImageProcessor):
+    """Resizes, crops and normalises pictures for LION's image models; see `upright_rgb`.
+
+    It differs from `BitImageProcessor` in what it does with PIL images: it turns them by their EXIF
+    orientation, keeps the upper bits of deep ones, and refuses those that need too much memory. Of
+    long strips only the middle is resized.
+    """
+
+    valid_kwargs = LionImageKwargs
+    max_bytes = MAX_BYTES
+    _auto_class = "AutoImageProcessor"  # saved folders carry this file, for remote code
+
+    def process_image(self, image: ImageInput, max_bytes: int | None = None, **kwargs):
+        if isinstance(image, Image.Image):
+            image = upright_rgb(image, max_bytes or self.max_bytes)
+        return super().process_image(image, **kwargs)
+
+    def resize(self, image, size: SizeDict, **kwargs):
+        if size.shortest_edge:
+            image = self._without_ends(image)
+        return super().resize(image, size, **kwargs)
+
+    @staticmethod
+    def _without_ends(image):
+        """Cuts the ends of images (..., height, width) whose sides differ too much."""
+        height, width = image.shape[-2:]
+        longest = LONGEST_RATIO * min(height, width)
+        top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+        return image[..., top : top + longest, left : left + longest]

@@ -1,0 +1,316 @@
+"""Which image model is trained: LION by preset, folder or name, a softmax ViT, or one of timm's."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from ..folders import has_weights
+from ..modeling.configuration_lion import LionConfig
+from ..modeling.lion_embeddings import resize_images
+from ..modeling.modeling_lion import LionForImageClassification
+from ..presets import find_preset, preset_names
+from ..training.settings import parse_mapping, parse_overrides
+
+logger = logging.getLogger(__name__)
+
+# The original's words for LION's fields; LION's own are legal too.
+MASK_TYPES = {"Lit": "lit", "Decay": "decay", "Selective": "selective"}
+ORDERS = {"Normal": "raster", "S": "snake"}
+FORMATS = {"Attention": "attention", "RNN": "recurrent", "Chunk": "chunk", "auto": "auto"}
+
+
+@dataclass
+class ModelSettings:
+    """What to train."""
+
+    model: str = field(
+        default="lion-s-snake-tiny-patch16-224",
+        metadata={
+            "help": "Preset, model folder, name on the Hub, lion_{tiny,small,base}_patch16_224"
+            " (no position embeddings without --pos_emb), or another model of timm. If it has"
+            " weights, training starts from them.",
+            "aliases": ["--preset", "--model_name_or_path"],
+        },
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Start from random weights even if the model has others."}
+    )
+    model_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of the configuration: name=value,name=value."}
+    )
+    softmax: bool = field(
+        default=False,
+        metadata={"help": "Train a softmax ViT of the same size instead, for comparison."},
+    )
+    mask_type: str | None = field(
+        default=None, metadata={"help": f"One of {', '.join(MASK_TYPES)}."}
+    )
+    order: str | None = field(
+        default=None,
+        metadata={"help": f"One of {', '.join(ORDERS)}.", "aliases": ["--patch_order"]},
+    )
+    format: str | None = field(
+        default=None,
+        metadata={"help": f"One of {', '.join(FORMATS)}.", "aliases": ["--attention_form"]},
+    )
+    chunk_size: int | None = field(
+        default=None, metadata={"help": "Tokens per chunk in the chunk form."}
+    )
+    pos_emb: bool = field(default=False, metadata={"help": "Use position embeddings."})
+    cls_tok: bool = field(
+        default=False,
+        metadata={"help": "Classify by the class token instead of the mean over all tokens."},
+    )
+    drop_path: float | None = field(
+        default=None, metadata={"help": "Stochastic depth of the last layer; 0.1 in LION."}
+    )
+    input_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Height and width of the images in pixels.",
+            "aliases": ["--image_size", "--img_size"],
+        },
+    )
+
+    def overrides(self, original_words: bool) -> dict[str, Any]:
+        """The fields of LionConfig that the options set.
+
+        Args:
+            original_words: whether options that are missing mean the original's defaults.
+        """
+        fields = {
+            "mask_type": _word("mask_type", self.mask_type, MASK_TYPES),
+            "patch_order": _word("order", self.order, ORDERS),
+            "attention_form": _word("format", self.format, FORMATS),
+            "chunk_size": self.chunk_size,
+            "drop_path_rate": self.drop_path,
+            "use_position_embeddings": True if self.pos_emb else False if original_words else None,
+            "classifier_pooling": "cls" if self.cls_tok else "mean" if original_words else None,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Args:
+        path: folder or Hub name of a transformers model; None for a model of timm.
+        original_words: whether the original's name was given, such as lion_base_patch16_224.
+        weights: whether there are weights to start from.
+    """
+
+    path: str | None
+    original_words: bool = False
+    weights: bool = False
+
+
+def find_model(settings: ModelSettings) -> ModelSource:
+    """Finds the model that the settings name.
+
+    Raises:
+        ValueError: if there is none, with the nearest name.
+    """
+    name = settings.model
+    folder = Path(find_preset(name))
+    if (folder / "config.json").is_file():
+        return _transformers_source(str(folder), settings)
+    if name.startswith("lion_") and timm.is_model(name):
+        folder = find_preset(f"lion-s-{name.split('_')[1]}-patch16-224")
+        return _transformers_source(str(folder), settings, original_words=True)
+    if timm.is_model(name):
+        return ModelSource(None)
+    if "/" in name:
+        return _transformers_source(name, settings)
+    presets = [preset for preset in preset_names() if "-patch" in preset]
+    legal = [*presets, *timm.list_models("lion_*")]
+    nearest = difflib.get_close_matches(name, legal, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"model={name!r} is neither a folder with config.json nor a preset or model of timm;"
+        f" did you mean {nearest}?"
+    )
+
+
+def class_order(settings: ModelSettings, names: Sequence[str], train: bool) -> list[str]:
+    """The order of the classes: that of a model with weights if it knows the data's classes.
+
+    Args:
+        settings: name the model.
+        names: the classes of the data.
+        train: whether the model is trained. Without training, classes that only the model knows
+            are kept.
+
+    Returns:
+        The names by class number.
+
+    Raises:
+        ValueError: if the model is not trained, and does not know a class of the data.
+    """
+    source = find_model(settings)
+    if not source.weights or settings.softmax:
+        return list(names)
+    config = _read_config(settings, source.path)
+    known = [config.id2label[number] for number in range(config.num_labels)]
+    if set(known) == set(names) or (not train and set(names) <= set(known)):
+        return known
+    if not train and not _unnamed(known, names):
+        missing = sorted(set(names) - set(known))
+        raise ValueError(
+            f"model={settings.model!r} does not know {len(missing)} classes of the data, such as"
+            f" {missing[0]!r}: train it first (do_train=True), or name a model that knows them"
+        )
+    return list(names)
+
+
+def build_model(
+    settings: ModelSettings, names: Sequence[str], distillation_head: bool = False
+) -> PreTrainedModel:
+    """Builds the model of the settings, with its weights if it has some and they are wanted.
+
+    Args:
+        settings: name the model and fields of its configuration.
+        names: the classes by number; see `class_order`.
+        distillation_head: whether a second head learns from a teacher.
+
+    Raises:
+        ValueError: if there is no such model, or it is not one for images.
+    """
+    source = find_model(settings)
+    labels = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {label: n for n, label in enumerate(names)},
+    }
+    if source.path is None:
+        return build_timm_model(settings, labels)
+    before = _read_config(settings, source.path)
+    if not isinstance(before, LionConfig) or before.modality != "image":
+        raise ValueError(
+            f"model={settings.model!r} is a {before.model_type}: expected a LION model for images"
+        )
+    fields = settings.overrides(source.original_words)
+    fields |= parse_overrides(settings.model_overrides, before) | labels
+    if distillation_head:
+        fields["distillation_head"] = True
+    if settings.input_size and not source.weights:
+        fields["image_size"] = settings.input_size
+    config = LionConfig.from_pretrained(source.path, **fields)
+    if settings.softmax:
+        return softmax_model(config, labels)
+    if not source.weights:
+        return AutoModelForImageClassification.from_config(config)
+    return _with_weights(settings, source.path, before, config)
+
+
+def softmax_model(config: LionConfig, labels: dict[str, Any]) -> ViTForImageClassification:
+    """A ViT of the size of a LION model, without weights."""
+    same = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "layer_norm_eps",
+        "initializer_range",
+        "qkv_bias",
+        "image_size",
+        "patch_size",
+        "num_channels",
+    )
+    fields = {name: getattr(config, name) for name in same}
+    return ViTForImageClassification(ViTConfig(**fields, **labels))
+
+
+def build_timm_model(
+    settings: ModelSettings, labels: dict[str, Any]
+) -> TimmWrapperForImageClassification:
+    """Another model of timm, without weights; its overrides are timm's arguments.
+
+    Raises:
+        ValueError: if the model does not take the overrides.
+    """
+    arguments = parse_mapping(settings.model_overrides)
+    try:
+        config = TimmWrapperConfig(architecture=settings.model, model_args=arguments, **labels)
+        return TimmWrapperForImageClassification(config)
+    except TypeError as error:
+        raise ValueError(
+            f"model={settings.model!r} does not take model_overrides={settings.model_overrides!r}:"
+            f" {error}"
+        ) from error
+
+
+def _with_weights(
+    settings: ModelSettings, path: str, before: LionConfig, config: LionConfig
+) -> LionForImageClassification:
+    """The model of a folder, with a new classifier if its classes are not those of the data."""
+    known = [before.id2label[number] for number in range(before.num_labels)]
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    keep = known == names or _unnamed(known, names)
+    if not keep:
+        logger.warning(
+            "the classifier of %s knows other classes (%d, the first %r) than the data (%d, the"
+            " first %r): a random one takes its place",
+            settings.model,
+            len(known),
+            known[0],
+            len(names),
+            names[0],
+        )
+    model = AutoModelForImageClassification.from_pretrained(
+        path, config=config, ignore_mismatched_sizes=not keep, dtype=torch.float32
+    )
+    if not keep and len(known) == len(names):
+        for head in filter(None, (model.classifier, getattr(model, "distiller", None))):
+            torch.nn.init.normal_(head.weight, std=config.initializer_range)
+            torch.nn.init.zeros_(head.bias)
+    if settings.input_size:
+        resize_images(model, settings.input_size)
+    return model
+
+
+def _unnamed(known: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a model has as many classes as the data, and no names of its own for them."""
+    return list(known) == [f"LABEL_{n}" for n in range(len(names))]
+
+
+def _read_config(settings: ModelSettings, path: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model={settings.model!r} cannot be loaded: {error}") from error
+
+
+def _transformers_source(
+    path: str, settings: ModelSettings, original_words: bool = False
+) -> ModelSource:
+    return ModelSource(path, original_words, has_weights(path) and not settings.from_scratch)
+
+
+def _word(option: str, value: str | None, words: dict[str, str]) -> str | None:
+    """LION's own word for one of the original's, or for its own."""
+    if value is None or value in words.values():
+        return value
+    if value not in words:
+        raise ValueError(
+            f"{option}={value!r}: expected one of {', '.join(words)}"
+            f" (or {', '.join(words.values())})"
+        )
+    return words[value]

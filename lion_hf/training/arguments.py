@@ -1,0 +1,107 @@
+"""Arguments of a run: those of transformers, with defaults for long runs."""
+
+import importlib.util
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from .processes import use_cpu_without_accelerator
+
+
+@dataclass
+class LionTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with defaults for long runs, and ways to continue one.
+
+    Args:
+        output_dir: the run's folder; required.
+        resume: "auto" continues from the newest whole checkpoint in `output_dir` if there is one,
+            "never" starts anew, a checkpoint's folder continues from it.
+        do_train: whether to train; without it `run` only evaluates or predicts.
+        do_eval: whether to evaluate without training.
+        do_predict: whether to write predictions.
+        total_batch_size: samples per step over all processes; sets `gradient_accumulation_steps`.
+        peak_tflops: the device's peak in TFLOP/s, for model FLOPs utilisation; None to measure its
+            rate of matrix products.
+    """
+
+    output_dir: str = field(
+        metadata={"help": "Folder of the run: checkpoints, final model, curves, settings, metrics."}
+    )
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: continue from the newest whole checkpoint in output_dir; never; or a"
+            " checkpoint's folder."
+        },
+    )
+    do_train: bool = field(
+        default=True,
+        metadata={"help": "Train; with false, only evaluate (do_eval) or predict (do_predict)."},
+    )
+    do_eval: bool = field(
+        default=False,
+        metadata={"help": "Evaluate without training. A training is always evaluated at its end."},
+    )
+    do_predict: bool = field(
+        default=False, metadata={"help": "Write predictions, after the training if there is one."}
+    )
+    total_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Samples per step over all processes; sets gradient_accumulation_steps."},
+    )
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak of the device in TFLOP/s for model FLOPs utilisation; measured with"
+            " matrix products if not given."
+        },
+    )
+    report_to: None | str | list[str] = field(
+        default_factory=lambda: (
+            "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
+        ),
+        metadata={
+            "help": "Where to report to besides curves.csv and curves.png: tensorboard (if"
+            " installed), wandb, none, ..."
+        },
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep, besides the best one."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Not used: a loss that is not finite stops the run."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Drop columns that the model's forward does not take."}
+    )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available,
+        metadata={"help": "Whether batches are made in pinned memory."},
+    )
+
+    def __post_init__(self):
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(
+                f"save_total_limit={self.save_total_limit}: expected None or an integer of at"
+                " least 1"
+            )
+        if self.report_to in ("no", ["no"]):
+            self.report_to = "none"
+        use_cpu_without_accelerator()
+        super().__post_init__()
+        if self.total_batch_size is not None:
+            self._divide_batch()
+
+    def _divide_batch(self) -> None:
+        """Sets the accumulated batches of a step; several GPUs in a process share a batch."""
+        at_once = self.train_batch_size * self.world_size
+        if self.total_batch_size < 1 or self.total_batch_size % at_once:
+            raise ValueError(
+                f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once}"
+                " samples at a time"
+                f" (per_device_train_batch_size={self.per_device_train_batch_size} on each device)"
+            )
+        self.gradient_accumulation_steps = self.total_batch_size // at_once

@@ -1,0 +1,116 @@
+"""The command line: help without torch, the names of commands, and errors in one line."""
+
+import subprocess
+import sys
+
+import pytest
+from support.pages import ROOT
+
+from lion_hf import cli, startup
+
+COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "publish")
+QUICK = ("--help", "demo --help", "convert --help", "publish --help", "", "mlmm", "convert --x")
+
+
+def run_python(*words: str) -> subprocess.CompletedProcess:
+    """Python in a process of its own, without a conftest that has imported everything."""
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name in COMMANDS:
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"    {name} ")] or [""]
+        assert len(line.split()) > 3 or name == "linearize", name  # its help is on the next line
+    assert "usage: lion-hf [-h] COMMAND" in printed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_names_the_command(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: lion-hf {name} ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("mlmm", "mlm"), ("image", "images"), ("linearise", "linearize"), ("push", "publish")],
+)
+def test_an_unknown_command_names_the_nearest(typed, meant, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([typed, "--help"])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        f"lion-hf: error: unknown command {typed}: did you mean {meant}?"
+        " (--help lists all commands)"
+    )
+
+
+def test_no_command_shows_the_help(capsys):
+    assert cli.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "publish" in printed.err
+
+
+def test_an_error_is_one_line(tmp_path, capsys):
+    assert cli.main(["convert", str(tmp_path / "nothing"), str(tmp_path / "output")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ") and "nothing" in printed.err
+
+
+@pytest.mark.parametrize("words", QUICK)
+def test_what_runs_nothing_imports_no_torch(words):
+    code = (
+        "import sys; sys.argv[0] = 'lion-hf'\n"
+        "try:\n"
+        "    from lion_hf.cli import main\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print(sorted({'torch', 'transformers', 'timm'} & set(sys.modules)))"
+    )
+    result = run_python("-c", code, *words.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_python_m_is_the_same_command():
+    result = run_python("-X", "importtime", "-m", "lion_hf", "--help")
+    assert result.returncode == 0 and result.stdout.startswith("usage: lion-hf [-h] COMMAND")
+    assert "lion_hf.cli" in result.stderr and "torch" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lion_hf",
+        "import sys; sys.argv[0] = 'lion-hf'; import lion_hf, lion_hf.startup as s; s.register()",
+    ],
+    ids=["import", "command"],
+)
+def test_lion_is_registered(code):
+    """By the import of the package, and in the command line before a command runs."""
+    code += (
+        "\nfrom transformers import AutoConfig, AutoModelForMaskedLM\n"
+        "config = AutoConfig.for_model('lion', num_hidden_layers=1, hidden_size=8,\n"
+        "    num_attention_heads=1, intermediate_size=8, vocab_size=20)\n"
+        "print(type(AutoModelForMaskedLM.from_config(config)).__name__)\n"
+        "import timm; print(timm.is_model('lion_tiny_patch16_224'))"
+    )
+    result = run_python("-c", code)
+    assert result.stdout.split() == ["LionForMaskedLM", "True"], result.stderr
+
+
+def test_a_worker_of_a_command_registers(monkeypatch):
+    """A process that multiprocessing starts inherits the command's name, but is not the command."""
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lion-hf", "mlm"])
+    assert startup.is_command_line()
+    monkeypatch.setattr(startup.multiprocessing, "parent_process", lambda: object())
+    assert not startup.is_command_line()
