@@ -2,7 +2,8 @@
 
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader
+from typing import NamedTuple
 
 from .errors import ConversionError
 
@@ -40,7 +41,7 @@ class Archive:
             overlapping entries, or more of them than `MOST_ENTRIES`.
     """
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: BufferedReader, name: str):
         self.file, self.name = file, name
         try:
             found = self._directory()
@@ -113,7 +114,9 @@ class Archive:
         for name in sorted(entries, key=lambda name: entries[name].start, reverse=True):
             entry = entries[name]
             if entry.start + LOCAL.size + len(name.encode()) + entry.size > end:
-                raise self._unusual("its entries overlap: it would unpack to more than its own size")
+                raise self._unusual(
+                    "its entries overlap: it would unpack to more than its own size"
+                )
             entries[name] = entry._replace(limit=end)
             end = entry.start
         return entries

@@ -85,7 +85,11 @@ OPAQUE_NAMES = {
         for module in ("numpy.core", "numpy._core")
         for name in ("_reconstruct", "scalar")
     ),
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset")),
+    *(
+        f"{module}.{name}"
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset")
+    ),
     *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
     "numpy.ndarray",
     "numpy.dtype",
@@ -256,7 +260,11 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 def _put(target: dict, items: Any) -> None:
     for key, value in items:
-        if isinstance(key, str) or key is None or (isinstance(key, int) and -(2**63) <= key < 2**63):
+        if (
+            isinstance(key, str)
+            or key is None
+            or (isinstance(key, int) and -(2**63) <= key < 2**63)
+        ):
             target[key] = value
 
 
@@ -269,7 +277,11 @@ def _dict(*arguments: Any) -> dict:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
+    if (
+        not isinstance(storage, Storage)
+        or not isinstance(shape, tuple)
+        or not isinstance(stride, tuple)
+    ):
         raise Broken("a tensor without storage or sizes")
     if len(shape) > MOST_DIMENSIONS or len(shape) != len(stride):
         raise Broken(f"a tensor of {len(shape)} dimensions")

@@ -162,10 +162,14 @@ def _unwrap(state: dict) -> dict[str, Any]:
 def _check_tensors(tensors: Mapping[str, Any]) -> None:
     """Raises ConversionError unless these are tensors that a model of a size that people train may have."""
     if len(tensors) > MOST_TENSORS:
-        raise ConversionError(f"the checkpoint has {len(tensors)} tensors: expected at most {MOST_TENSORS}")
+        raise ConversionError(
+            f"the checkpoint has {len(tensors)} tensors: expected at most {MOST_TENSORS}"
+        )
     for name, tensor in tensors.items():
         if len(name) > MOST_NAME or not name.isprintable():
-            raise ConversionError(f"the checkpoint has a tensor of an impossible name: {name[:80]!r}")
+            raise ConversionError(
+                f"the checkpoint has a tensor of an impossible name: {name[:80]!r}"
+            )
         if not isinstance(tensor, StoredTensor):
             raise ConversionError(f"{name} is not a dense tensor")
         if tensor.dtype not in DTYPES and not name.endswith("position_ids"):

@@ -6,8 +6,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
         yield opened
 
 
-def _open_archive(file: BinaryIO, name: str) -> TorchFile:
+def _open_archive(file: BufferedReader, name: str) -> TorchFile:
     archive = Archive(file, name)
     folders = [entry.split("/")[0] for entry in archive.entries if entry.endswith("/data.pkl")]
     if len(folders) != 1 or f"{folders[0]}/data.pkl" not in archive.entries:
@@ -103,7 +104,7 @@ def _open_archive(file: BinaryIO, name: str) -> TorchFile:
     return TorchFile(content, read)
 
 
-def _open_old(file: BinaryIO, name: str) -> TorchFile:
+def _open_old(file: BufferedReader, name: str) -> TorchFile:
     """The older format: five pickles, and the storages in the order of the last one's keys."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -117,7 +118,9 @@ def _open_old(file: BinaryIO, name: str) -> TorchFile:
             f"{name} is truncated or no PyTorch checkpoint (a file as torch.save writes): copy or download it again"
         )
     system, content, keys = (unpickler.load() for _ in range(3))
-    if not isinstance(system, dict) or system.get("little_endian") is not (sys.byteorder == "little"):
+    if not isinstance(system, dict) or system.get("little_endian") is not (
+        sys.byteorder == "little"
+    ):
         raise Broken("another byte order")
     places, start = {}, unpickler.at
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
@@ -139,7 +142,7 @@ def _open_old(file: BinaryIO, name: str) -> TorchFile:
     return TorchFile(content, read)
 
 
-def _old_size(file: BinaryIO, start: int, storage: Storage | None) -> int:
+def _old_size(file: BufferedReader, start: int, storage: Storage | None) -> int:
     """Bytes of a storage, whose number of elements is before it."""
     file.seek(start)
     count = file.read(8)

@@ -30,7 +30,8 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
                 f"document {index} of the batch has {length} tokens: expected 1 to row_length={row_length}; cut longer ones"
                 " (truncation=True, max_length=...) or make the rows longer"
             )
-    rows, room = [], np.full(len(lengths), row_length, dtype=np.int32)
+    rows: list[list[int]] = []
+    room = np.full(len(lengths), row_length, dtype=np.int32)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         row = int(
             (room[: len(rows) + 1] >= lengths[index]).argmax()

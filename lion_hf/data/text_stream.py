@@ -103,10 +103,9 @@ class TextStream(torch.utils.data.IterableDataset):
     ) -> Iterator[tuple[int, list[str]]]:
         """Pairs of documents of the shard used before, and the next documents of its part."""
         source = self.source.shard(self.source.num_shards, shard).skip(used)
-        documents = (
-            text for batch in source.iter(DOCUMENTS_AT_A_TIME) for text in batch[self.column]
-        )
-        documents = islice(documents, part, None, parts)
+        batches = source.iter(DOCUMENTS_AT_A_TIME)
+        texts = (text for batch in batches for text in batch[self.column])
+        documents = islice(texts, part, None, parts)
         while buffer := list(islice(documents, self.buffer_size)):
             yield used, [text for text in buffer if text and not text.isspace()]
             used += self.buffer_size * parts

@@ -35,7 +35,11 @@ SAME_TEXT_FIELDS = (
 )  # fmt: skip
 SAME_IMAGE_FIELDS = ("image_size", "patch_size", "num_channels", "qkv_bias")
 # Fields that some configurations have and others not: of sentence-transformers, and for pooling over layers.
-OPTIONAL_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function", "output_hidden_states")
+OPTIONAL_FIELDS = (
+    "sentence_transformers",
+    "sbert_ce_default_activation_function",
+    "output_hidden_states",
+)
 NEW = (
     ".attention.gate.",
     ".attention.norm.",

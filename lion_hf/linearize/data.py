@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase
 
 from ..convert.errors import ConversionError
@@ -25,7 +25,7 @@ from ..modeling.modeling_lion import LionPreTrainedModel
 from .distillation import problem_type
 from .settings import Distillation
 
-Parts = tuple[Dataset, Dataset | None, Callable[[list], dict[str, torch.Tensor]], list[str]]
+Parts = tuple[Any, Any, Callable[[list], dict[str, torch.Tensor]], list[str]]
 
 
 def lesson_data(
@@ -97,7 +97,7 @@ def _texts(
         }
         return (
             mask(prepared)
-            if masked
+            if mask is not None
             else prepared | {name: row[name] for name in row if name == "labels"}
         )
 
@@ -113,11 +113,13 @@ def _texts(
     labelled = _name(student) == "LionForSequenceClassification" and (
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
-    parts, notes = [], []
+    parts: list[SeededDataset | None] = []
+    notes: list[str] = []
     for file, vary in ((settings.train_file, True), (settings.validation_file, False)):
         rows = None if file is None else _read_text(file, settings, config, labelled, notes)
         parts.append(None if rows is None else SeededDataset(rows, prepare, seed, vary=vary))
-    return *parts, collate, notes
+    train, validation = parts
+    return train, validation, collate, notes
 
 
 def _read_text(

@@ -3,7 +3,7 @@
 `lion_hf.linearize` makes the copy and calls `distil`.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,17 +167,21 @@ class Lesson(nn.Module):
             ]
             if tokens is not None:
                 pairs = [tuple(x.masked_fill(tokens == 0, -1e4) for x in pair) for pair in pairs]
-            return sum(distillation_loss(*pair, "soft", self.tau).mean() for pair in pairs)
+            first, last = (distillation_loss(*pair, "soft", self.tau).mean() for pair in pairs)
+            return first + last
         logits, targets = outputs.logits, _logits(answers)
+        assert targets is not None  # the answers of a teacher with a head
         kind = problem_type(self.student)
         if kind == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits.float(), targets.float().sigmoid())
         if kind == "regression":
             return F.mse_loss(logits.float(), targets.float())
         if head == "LionForMaskedLM":
-            logits, targets = logits[labels != -100], targets[labels != -100]
+            masked = labels != -100
+            logits, targets = logits[masked], targets[masked]
         elif head == "LionForTokenClassification" and tokens is not None:
-            logits, targets = logits[tokens != 0], targets[tokens != 0]
+            real = tokens != 0
+            logits, targets = logits[real], targets[real]
         losses = distillation_loss(logits.flatten(0, -2), targets.flatten(0, -2), "soft", self.tau)
         return losses.mean() if losses.numel() else losses.sum()
 
@@ -210,11 +214,8 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
         labels, `agreement` is the share of all labels that both give or both do not give.
     """
     lesson.eval()
-    device, sums, kind = (
-        next(lesson.student.parameters()).device,
-        Counter(),
-        problem_type(lesson.student),
-    )
+    device, kind = next(lesson.student.parameters()).device, problem_type(lesson.student)
+    sums: defaultdict[str, float] = defaultdict(float)
     for batch in DataLoader(data, batch_size, collate_fn=collate):
         batch = {name: x.to(device) for name, x in batch.items()}
         labels = batch.pop("labels", None)

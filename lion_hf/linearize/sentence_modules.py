@@ -27,7 +27,10 @@ KEPT_MODULES = (
     "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout", "WordWeights", "WeightedLayerPooling", "CNN",
     "SpladePooling", "SparseAutoEncoder",
 )  # fmt: skip
-WITHOUT_FILES = ("Normalize", "Dropout")  # which version control and the Hub lose with their empty folder
+WITHOUT_FILES = (
+    "Normalize",
+    "Dropout",
+)  # which version control and the Hub lose with their empty folder
 
 
 @dataclass(frozen=True)

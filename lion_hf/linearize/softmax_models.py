@@ -119,7 +119,7 @@ CHANGED: dict[tuple[str, str], Callable[[torch.Tensor, PreTrainedConfig], torch.
 }
 
 # Settings with which theirs is not LION's skeleton: name -> the only value that is.
-NEEDED_SETTINGS = {
+NEEDED_SETTINGS: dict[str, object] = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "is_encoder_decoder": False,
@@ -164,7 +164,9 @@ def load_softmax_model(
         raise ConversionError(
             f"the weights of {source} cannot be loaded as {architecture}: {error}"
         ) from error
-    shapes = [f"{name} {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])]
+    shapes = [
+        f"{name} {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])
+    ]
     _refuse_names(f"{source} has weights of other shapes than config.json says", shapes)
     spare = (
         r"(\w+\.)?pooler\." if CLASSIFIER.keys().isdisjoint(HEADS[architecture].rows) else "(?!)"
@@ -204,9 +206,9 @@ def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> 
         raise ConversionError(
             f"architectures={found}: expected one of {legal}, which LION has the heads for"
         )
-    for name, legal in NEEDED_SETTINGS.items():
-        value = getattr(config, name, legal)
-        if value != legal:
+    for name, needed in NEEDED_SETTINGS.items():
+        value = getattr(config, name, needed)
+        if value != needed:
             raise ConversionError(
                 f"{name}={value!r}: expected {legal!r}, because LION has nothing of the kind"
             )

@@ -46,7 +46,9 @@ OTHER_FILES = (
 
 # Largest sizes in a configuration, by the names of all families. Above all published models, below what exhausts memory.
 MOST = {
-    **dict.fromkeys(("hidden_size", "dim", "embedding_size", "num_attention_heads", "n_heads"), 2**16),
+    **dict.fromkeys(
+        ("hidden_size", "dim", "embedding_size", "num_attention_heads", "n_heads"), 2**16
+    ),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "mlp_ratio"), 2**20),
     **dict.fromkeys(("num_hidden_layers", "n_layers"), MOST_LAYERS),
     **dict.fromkeys(("max_position_embeddings", "vocab_size", "type_vocab_size"), 2**27),
@@ -119,7 +121,9 @@ def read_config(folder: Path, model_types: Mapping[str, Any]) -> PreTrainedConfi
     try:
         return CONFIG_MAPPING[content["model_type"]].from_dict(content)
     except Exception as error:  # the strict configurations raise classes of their own
-        raise ConversionError(f"{file} has no configuration that transformers can read: {error}") from error
+        raise ConversionError(
+            f"{file} has no configuration that transformers can read: {error}"
+        ) from error
 
 
 def check_number(name: str, value: Any, most: int) -> None:
@@ -157,7 +161,9 @@ def _shards(index: Path, pattern: str) -> list[Path]:
     legal = re.compile(re.escape(pattern).replace(r"\*", r"[\w.-]+"))
     for name in files:
         if not legal.fullmatch(name) or not (index.parent / name).is_file():
-            raise ConversionError(f"{index} names {name[:80]!r}: expected files {pattern} beside it")
+            raise ConversionError(
+                f"{index} names {name[:80]!r}: expected files {pattern} beside it"
+            )
     if len(files) > MOST_SHARDS:
         raise ConversionError(f"{index} names {len(files)} files: expected at most {MOST_SHARDS}")
     return [index.parent / name for name in files]
@@ -219,7 +225,9 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
             raise ConversionError(f"{file} cannot be loaded: it holds no dict of tensors")
         for name, value in content.items():
             if not isinstance(value, StoredTensor):
-                raise ConversionError(f"{file} cannot be loaded: {str(name)[:80]!r} is not a dense tensor")
+                raise ConversionError(
+                    f"{file} cannot be loaded: {str(name)[:80]!r} is not a dense tensor"
+                )
         return opened.tensors(content)
 
 
@@ -257,5 +265,9 @@ def license_of(folder: Path) -> str | None:
     with file.open(encoding="utf-8", errors="replace") as opened:
         head = opened.read(MEBIBYTE // 8)
     _, mark, rest = head.partition("---\n")
-    found = re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", rest.partition("\n---")[0], re.M) if mark else None
+    found = (
+        re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", rest.partition("\n---")[0], re.M)
+        if mark
+        else None
+    )
     return found[1] if found else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -29,6 +30,20 @@ CLASSIFIER_POOLINGS = ("cls", "mean")
 # themselves are in lion_orders.py.
 CURVES = {"raster": 1, "snake": 2}
 PATCH_ORDERS = tuple(CURVES)
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Resolved = Annotated[T, "resolved"]
+else:
+
+    class Resolved:
+        """`Resolved[T]` is T or None: a field that may be left at None, which then is replaced."""
+
+        def __class_getitem__(cls, kind):
+            return kind | None
+
+
+FAMILY_CHOICE: Any = None  # the choice of the family, in `family_defaults`
 
 CODE = Path(__file__).resolve().parent  # the files that travel with saved models
 
@@ -238,21 +253,21 @@ class LionConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int | None = None
-    attention_probs_dropout_prob: float | int | None = None
-    drop_path_rate: float | int | None = None
-    layer_norm_eps: float | None = None
+    hidden_dropout_prob: Resolved[float | int] = FAMILY_CHOICE
+    attention_probs_dropout_prob: Resolved[float | int] = FAMILY_CHOICE
+    drop_path_rate: Resolved[float | int] = FAMILY_CHOICE
+    layer_norm_eps: Resolved[float] = FAMILY_CHOICE
     initializer_range: float = 0.02
     qkv_bias: bool = True
-    feature_map: str | None = None
-    normalize_attention: bool | None = None
-    attention_norm: bool | None = None
-    pre_norm: bool | None = None
+    feature_map: Resolved[str] = FAMILY_CHOICE
+    normalize_attention: Resolved[bool] = FAMILY_CHOICE
+    attention_norm: Resolved[bool] = FAMILY_CHOICE
+    pre_norm: Resolved[bool] = FAMILY_CHOICE
     conv_kernel_size: int | None = None
     gated_mlp: bool = False
     scale_output_init: bool = False
-    use_position_embeddings: bool | None = None
-    classifier_pooling: str | None = None
+    use_position_embeddings: Resolved[bool] = FAMILY_CHOICE
+    classifier_pooling: Resolved[str] = FAMILY_CHOICE
     classifier_dropout: float | int | None = None
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -374,12 +389,12 @@ class LionConfig(PreTrainedConfig):
         for name in PROBABILITIES:
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
-        least_values = {"layer_norm_eps": SMALLEST_EPS, "initializer_range": 0}
-        for name, least in least_values.items():
-            if not least <= getattr(self, name) < math.inf:
+        least_values = {"layer_norm_eps": SMALLEST_EPS, "initializer_range": 0.0}
+        for name, lowest in least_values.items():
+            if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: expected a finite number of at least"
-                    f" {least:.3g}"
+                    f" {lowest:.3g}"
                 )
 
     def _check_text(self) -> None:

@@ -55,7 +55,7 @@ def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
     _check_header(image)
     _check_memory(image, decoding_bytes(image), max_bytes)
     image.load()
-    turn = TURNS.get(image.getexif().get(ORIENTATION))  # of a PNG it may stand at the end
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # of a PNG it may stand at the end
     if turn is not None:
         _check_memory(image, decoding_bytes(image) + _copy_bytes(image, 4), max_bytes)
     rgb = _to_rgb(image)
@@ -76,7 +76,7 @@ def decoding_bytes(image: Image.Image) -> int:
         per_pixel += 4
     if image.info.get("progressive"):  # JPEG: all coefficients, in 16 bits
         per_pixel += 2 * len(image.getbands())
-    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format, 0))
+    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format or "", 0))
 
 
 def _copy_bytes(image: Image.Image, per_pixel: int) -> int:
@@ -120,7 +120,7 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return grey
 
 
-class LionImageKwargs(ImagesKwargs, total=False):
+class LionImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
     max_bytes (`int`, *optional*):
         Memory that decoding a picture may take, in bytes.

@@ -252,8 +252,8 @@ class _Call:
         shape = batch, heads, self.orders, 2, 2
         self.sums = left_to_right.new_empty(*shape, self.length)
         self.totals = left_to_right.new_empty(*shape, self.count)
-        strides = zip((batch, heads), self.sums.stride())
-        self.sums_strides = tuple(0 if n == 1 else stride for n, stride in strides)
+        by_batch, by_head = self.sums.stride()[:2]
+        self.sums_strides = 0 if batch == 1 else by_batch, 0 if heads == 1 else by_head
         edges = [x.expand(*x.shape[:3], self.length) for x in (left_to_right, right_to_left)]
         sums_kernel[(batch * heads * self.orders * self.count,)](
             *edges, *self.or_none(self.order), self.sums, self.totals,
@@ -483,9 +483,10 @@ def fused_backward(
     Those of absent decays are empty.
     """
     decays = left_to_right, right_to_left
-    grads = [torch.empty_like(x) for x in (query, key, value)]
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     if value.numel() == 0:
-        return *(x.zero_() for x in grads), *(_like_or_empty(x, query).zero_() for x in decays)
+        ltr, rtl = (_like_or_empty(x, query).zero_() for x in decays)
+        return grads[0].zero_(), grads[1].zero_(), grads[2].zero_(), ltr, rtl
     shared = *decays, order, mask, seed, dropout, scale, normalize, chunk_size
     with torch.cuda.device_of(value):
         call = _Call(_Inputs(query, value, *shared))
@@ -514,8 +515,9 @@ def fused_backward(
         )  # fmt: skip
         edges = call.grad_edges(grad_sums, states, grad_states)
     if left_to_right is None:
-        return *grads, *(query.new_empty(0) for _ in decays)
-    return *grads, *(x.sum_to_size(left_to_right.shape) for x in edges)
+        return *grads, query.new_empty(0), query.new_empty(0)
+    ltr, rtl = (x.sum_to_size(left_to_right.shape) for x in edges)
+    return *grads, ltr, rtl
 
 
 def _like_or_empty(x: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:

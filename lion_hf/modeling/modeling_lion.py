@@ -1,5 +1,7 @@
 """LION encoders for text and images (arXiv 2502.16249): the encoder and its heads."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lion import LionConfig
-from .lion_convolution import Grid, convolution_layout
+from .lion_convolution import Grid, Layout, convolution_layout
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_layers import LionLayer, LionPooler
 from .lion_loss import (
@@ -47,6 +49,7 @@ class LionModel(LionPreTrainedModel):
     ):
         super().__init__(config)
         text, depth = config.modality == "text", config.num_hidden_layers
+        self.embeddings: Any  # of texts or of images
         if text:
             self.embeddings = LionTextEmbeddings(config)
         else:
@@ -57,7 +60,8 @@ class LionModel(LionPreTrainedModel):
         if config.pre_norm:
             norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         # Under one name, transformers would take it for the masked-LM head's norm when it loads.
-        self.norm, self.last_norm = (None, norm) if text else (norm, None)
+        self.norm: nn.Module | None = None if text else norm
+        self.last_norm = norm if text else None
         self.pooler = LionPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -127,7 +131,8 @@ class LionModel(LionPreTrainedModel):
                 `inputs_embeds`, an image size that the patch does not divide, or a mask of another
                 length.
         """
-        order = packed = conv_layout = None
+        order = packed = None
+        conv_layout: Layout = None
         if self.config.modality == "text":
             if pixel_values is not None:
                 raise ValueError(
@@ -200,7 +205,7 @@ class LionForMaskedLM(LionPreTrainedModel):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -418,7 +423,7 @@ class LionForMultipleChoice(LionPreTrainedModel):
         packing = rows["seq_idx"], cu_seq_lens_q, cu_seq_lens_k
         refuse_packing(self, rows["attention_mask"], rows["position_ids"], *packing)
         outputs = self.lion(**rows, **_for_encoder(kwargs))
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         loss = None
         if labels is not None:
@@ -436,7 +441,7 @@ class LionForImageClassification(LionPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.lion = LionModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier: nn.Module = nn.Linear(config.hidden_size, config.num_labels)
         self.distiller = None
         if config.distillation_head:
             self.distiller = nn.Linear(config.hidden_size, config.num_labels)
@@ -502,11 +507,9 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
         pixels = self.decoder(outputs.last_hidden_state[:, 1:]).mT
         reconstruction = F.pixel_shuffle(pixels.unflatten(-1, grid), size)
         loss = None
-        if bool_masked_pos is not None:
-            mask, items = (
-                bool_masked_pos.bool().unflatten(-1, grid),
-                kwargs.get("num_items_in_batch"),
-            )
+        if bool_masked_pos is not None and pixel_values is not None:
+            mask = bool_masked_pos.bool().unflatten(-1, grid)
+            items = kwargs.get("num_items_in_batch")
             loss = pixel_loss(reconstruction, pixel_values, mask, items)
         return MaskedImageModelingOutput(
             loss, reconstruction, outputs.hidden_states, outputs.attentions

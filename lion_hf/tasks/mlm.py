@@ -20,7 +20,7 @@ import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
 import torch
@@ -29,6 +29,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -177,7 +178,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     except ValueError as error:
         raise SystemExit(f"--{error}") from error
 
-    train, validation = load_text(data, "train"), load_text(data, "validation")
+    train: Any = load_text(data, "train")
+    validation = load_text(data, "validation")
     with args.main_process_first(
         local=False
     ):  # a tokenizer is trained and rows are prepared once, others read them
@@ -199,10 +201,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     mask_validation = MaskTokens(tokenizer, data.validation_mask_probability, data.whole_words)
     if data.streaming:
         stream = {"column": data.text_column, "buffer_size": data.shuffle_buffer, "seed": args.seed}
-        train_dataset, trainer_class = (
-            TextStream(train, make_rows, mask, **stream),
-            StreamingTrainer,
-        )
+        train_dataset: Any = TextStream(train, make_rows, mask, **stream)
+        trainer_class: type[LionTrainer] = StreamingTrainer
         logger.info("streaming from %d shards; empty documents are left out", train.num_shards)
     else:
         train_dataset, trainer_class = SeededDataset(train, mask, args.seed), LionTrainer
@@ -221,9 +221,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         preprocess_logits_for_metrics=count_right,
     )
     family = getattr(model.config, "mask_type", "")
+    kind, millions = model.config.model_type, model.num_parameters() / 1e6
     metrics = run(
         trainer,
-        title=f"{model.config.model_type} {family} as masked language model, {model.num_parameters() / 1e6:.1f} M parameters",
+        title=f"{kind} {family} as masked language model, {millions:.1f} M parameters",
         metric="masked_accuracy",
         dataset=data.dataset or ", ".join(Path(file).name for file in data.train_file),
         settings=(model_settings, data),
@@ -333,7 +334,7 @@ def load_tokenizer(
     return tokenizer
 
 
-def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> torch.nn.Module:
+def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The model of the settings, with weights if there are any and they are wanted."""
     settings = dataclasses.replace(settings, model=find_preset(settings.model))
     config = AutoConfig.from_pretrained(settings.model, trust_remote_code=False)
@@ -440,13 +441,13 @@ def make_rows_of(
             ids += [*document, sep]
             words += [last + 1 + n for n in numbers] + [last + numbers[-1] + 2]
             last = words[-1]
-        pieces = [
+        blocks = [
             (ids[n : n + max_length - 1], words[n : n + max_length - 1])
             for n in range(0, len(ids), max_length - 1)
         ]
         return [
             {"input_ids": [cls, *piece], "word_ids": renumber([words[0] - 1, *words])}
-            for piece, words in pieces
+            for piece, words in blocks
         ]
     size = max_length - 2
     rows = [

@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -40,11 +41,13 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.model, self.image_size = model.eval().requires_grad_(False), image_size
-        mean, std, student_mean, student_std = (
+        own_mean, own_std, other_mean, other_std = (
             torch.tensor(x)[:, None, None] for x in (mean, std, student_mean, student_std)
         )
-        self.register_buffer("scale", student_std / std)
-        self.register_buffer("shift", (student_mean - mean) / std)
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
+        self.register_buffer("scale", other_std / own_std)
+        self.register_buffer("shift", (other_mean - own_mean) / own_std)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -117,6 +120,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     if not os.path.isfile(path):
         raise ValueError(f"teacher_path={str(path)!r}: there is no such file")
+    content: Any
     try:
         if Path(path).suffix == ".safetensors":
             content = load_file(path)

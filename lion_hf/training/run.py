@@ -109,6 +109,7 @@ def run(
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
     if args.do_predict:
+        assert write_predictions is not None  # given beside predict_dataset
         metrics |= _predict(trainer, predict_dataset, write_predictions)
     if args.do_train and args.push_to_hub:
         trainer.upload_output()

@@ -60,7 +60,7 @@ def finished(
 
 def on_first_process(args: TrainingArguments, function: Callable[[], Any]) -> Any:
     """What the function returns on process 0, or the ValueError that it raises there, on all processes."""
-    answer = [None, None]
+    answer: list[Any] = [None, None]
     if args.process_index == 0:
         try:
             answer[0] = function()

@@ -11,7 +11,7 @@ from ..modeling.modeling_lion import LionPreTrainedModel
 
 
 def items_and_flops(
-    model: nn.Module, inputs: dict[str, Any]
+    model: Any, inputs: dict[str, Any]
 ) -> tuple[int | torch.Tensor, float | torch.Tensor]:
     """Tokens (or images) of a batch, padding not counted, and the floating-point operations of a training step on them.
 
