@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.launches import LAUNCHES, start
+from support.marks import slow_except
 from transformers import AutoModelForImageClassification, pipeline
 
 from lion_hf import LionConfig, LionForImageClassification
@@ -135,6 +136,7 @@ def parquet(folder: Path, part: str, label=lambda number: number, break_first: b
 # Whole runs
 
 
+@pytest.mark.slow
 def test_deit_recipe(folder, tmp_path):
     metrics = run(
         folder, tmp_path, *PLAIN, "--max_steps", "25", "--model-ema", "--model_ema_decay", "0.8"
@@ -166,6 +168,7 @@ def test_deit_recipe(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words, fields",
     [
@@ -381,6 +384,7 @@ def test_softmax_baseline(folder, tmp_path):
     assert vit.num_parameters() == lion.num_parameters()
 
 
+@pytest.mark.slow
 def test_fine_tuning_at_another_resolution(folder, tmp_path):
     run(folder, tmp_path / "one", *PLAIN, "--max_steps", "25")
     first = LionForImageClassification.from_pretrained(tmp_path / "one")
@@ -397,6 +401,7 @@ def test_fine_tuning_at_another_resolution(folder, tmp_path):
     torch.testing.assert_close(second(image).logits, first(image).logits, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [["--model-ema"], ["--repeated_aug", "1", "--dataloader_num_workers", "1"]],
@@ -434,6 +439,7 @@ def test_continued_run_gives_the_same_losses(folder, tmp_path, options):
 # Data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "files"])
 @pytest.mark.parametrize("label", [lambda n: n, lambda n: CLASSES[n]], ids=["numbers", "names"])
 def test_parquet_gives_the_losses_of_the_folder(folder, tmp_path, kind, label):
@@ -457,6 +463,7 @@ def test_parquet_gives_the_losses_of_the_folder(folder, tmp_path, kind, label):
     assert losses(tmp_path / "table") == losses(tmp_path / "images")
 
 
+@pytest.mark.slow
 def test_corrupt_images_are_skipped_and_counted(folder, tmp_path, caplog):
     shutil.copytree(folder / "train", tmp_path / "data/train")
     shutil.copytree(folder / "validation", tmp_path / "data/test")
@@ -588,6 +595,7 @@ def test_errors_of_tables(folder, tmp_path):
         read_images()
 
 
+@pytest.mark.slow
 def test_the_best_average_is_loaded_at_the_end(folder, tmp_path):
     options = "--load_best_model_at_end true --metric_for_best_model ema_loss --greater_is_better false --eval_strategy steps"
     options += (
@@ -604,8 +612,10 @@ def test_the_best_average_is_loaded_at_the_end(folder, tmp_path):
 # Teachers
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-@pytest.mark.parametrize("token", [False, True], ids=["class output", "distillation token"])
+@pytest.mark.parametrize("kind", slow_except(["hard", "soft"], "hard"))
+@pytest.mark.parametrize(
+    "token", slow_except([False, True], True), ids=["class output", "distillation token"]
+)
 def test_loss_with_a_teacher(folder, tmp_path, kind, token, monkeypatch):
     """The first step's loss, by hand."""
     weights = torch.randn(3 * 16 * 16, 3) / 10
@@ -657,6 +667,7 @@ def test_loss_with_a_teacher(folder, tmp_path, kind, token, monkeypatch):
     assert metrics["train_loss"] == pytest.approx(built["value"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_teacher_computes_in_the_student_s_precision(folder, tmp_path, monkeypatch):
     seen = []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support.marks import slow_except
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from lion_hf.data.masking import MaskTokens, pad_rows
@@ -75,7 +76,7 @@ def losses(folder: Path) -> dict[str, tuple[str, str]]:
         }
 
 
-@pytest.mark.parametrize("rows", ["padded", "blocks", "packed"])
+@pytest.mark.parametrize("rows", slow_except(["padded", "blocks", "packed"], "packed"))
 def test_training_from_scratch(folder, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     others = {path.name for path in folder.iterdir()}
@@ -136,18 +137,21 @@ def test_a_larger_vocabulary_than_the_tokenizer_s_is_kept(folder):
     assert mlm.build_model(settings, tokenizer).config.vocab_size == len(tokenizer)
 
 
+@pytest.mark.slow
 def test_compiled_weights_have_their_own_names(folder):
     run(folder, "compiled", "--max_steps", "1", "--torch_compile_backend", "eager")
     _, info = AutoModelForMaskedLM.from_pretrained(folder / "compiled", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_model_only_is_not_continued_from(folder):
     run(folder, "model_only", "--max_steps", "2", "--save_only_model", "true")
     with pytest.raises(ValueError, match="checkpoint-2 holds a model only"):
         run(folder, "model_only", "--max_steps", "4")
 
 
+@pytest.mark.slow
 def test_training_from_a_checkpoint(folder):
     start = AutoModelForMaskedLM.from_pretrained(folder / "model").state_dict()
 
@@ -172,6 +176,7 @@ def test_training_from_a_checkpoint(folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["text", "stream"])
 def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
     argv = [
@@ -198,6 +203,7 @@ def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
     assert (output / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_streams_say_what_they_need(folder):
     with pytest.raises(SystemExit, match="--max_steps -1: a stream has no end"):
         run(folder, "endless", data="stream")
@@ -210,6 +216,7 @@ def test_streams_say_what_they_need(folder):
         run(folder, "workers", *argv, "--dataloader_num_workers", "3", data="stream")
 
 
+@pytest.mark.slow
 def test_a_folder_like_c4(folder):
     metrics = mlm.main(
         [
