@@ -174,9 +174,7 @@ class LionTrainer(UploadingTrainer):
                 self._eval_dataloaders[key] = shared
         return shared
 
-    def evaluation_loop(
-        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
-    ):
+    def evaluation_loop(self, dataloader: Any, *args, metric_key_prefix: str = "eval", **kwargs):
         """As in Trainer; a metric `exact_loss` replaces the mean of the batches' losses."""
         shared = isinstance(dataloader, SharedBatches)
         rounded = self.args.bf16_full_eval or self.args.fp16_full_eval

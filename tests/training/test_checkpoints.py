@@ -240,6 +240,7 @@ def losses(run: LionTrainer) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in run.state.log_history if "loss" in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 8], ids=["within an epoch", "between epochs"])
 def test_a_continued_run_has_the_losses_of_an_unbroken_one(tmp_path, cut):
     whole = trainer(tmp_path / "whole")
