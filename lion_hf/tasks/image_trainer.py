@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ..data.augmentation import RepeatedSampler
 from ..data.samples import SeededDataset
-from ..linearize.distillation import distillation_loss
+from ..linearize.losses import distillation_loss
 from ..training.trainer import LionTrainer
 
 DISTILLATIONS = ("none", "hard", "soft")
@@ -137,6 +137,7 @@ class ImageTrainer(LionTrainer):
         """The model with the average as its weights, which it has inside only."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        assert self.average is not None  # asked for only where an average is kept
         model.load_state_dict(self.average.module.state_dict())
         try:
             yield model

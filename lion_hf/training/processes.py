@@ -29,7 +29,8 @@ def start_processes() -> None:
     )
     if not asked or any(name in os.environ for name in RANKS):
         return
-    count = _asked_processes(psutil.Process().parent().cmdline())
+    launcher = psutil.Process().parent()
+    count = None if launcher is None else _asked_processes(launcher.cmdline())
     if count is None:
         raise SystemExit(
             "accelerate launch --cpu starts one process: for N of them use"

@@ -256,6 +256,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(x) for name, x in value.items()}
     if isinstance(value, list | tuple | set):
         return [_plain(x) for x in value]
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -11,7 +11,7 @@ from ..modeling.modeling_lion import LionPreTrainedModel
 
 
 def items_and_flops(
-    model: nn.Module, inputs: dict[str, Any]
+    model: Any, inputs: dict[str, Any]
 ) -> tuple[int | torch.Tensor, float | torch.Tensor]:
     """Tokens (or images) of a batch without padding, and the FLOPs of a training step on them.
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProgressCallback
 
 from ..modeling.configuration_lion import check_score_dropout
+from ..modeling.lion_choice import why_quadratic
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
 from .arguments import LionTrainingArguments
@@ -92,6 +93,9 @@ class LionTrainer(UploadingTrainer):
             OSError: if a checkpoint cannot be written.
         """
         check_score_dropout(getattr(self.model, "config", None))
+        quadratic = why_quadratic(getattr(self.model, "config", None))
+        if quadratic is not None and self.is_world_process_zero():
+            logger.warning(quadratic)
         self._watch.reset()
         self._items, self._flops, self._since = 0, 0.0, None
         saves = self.args.save_strategy != "no"
@@ -170,9 +174,7 @@ class LionTrainer(UploadingTrainer):
                 self._eval_dataloaders[key] = shared
         return shared
 
-    def evaluation_loop(
-        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
-    ):
+    def evaluation_loop(self, dataloader: Any, *args, metric_key_prefix: str = "eval", **kwargs):
         """As in Trainer; a metric `exact_loss` replaces the mean of the batches' losses."""
         if self.accelerator.is_fsdp2 and not self.accelerator._models:
             self._shard()

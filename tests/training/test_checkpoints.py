@@ -240,6 +240,7 @@ def losses(run: LionTrainer) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in run.state.log_history if "loss" in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 8], ids=["within an epoch", "between epochs"])
 def test_a_continued_run_has_the_losses_of_an_unbroken_one(tmp_path, cut):
     whole = trainer(tmp_path / "whole")
@@ -297,11 +298,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
 def test_dropout_of_scores_needs_them(tmp_path):
     with pytest.raises(
         ValueError,
-        match="attention_form='chunk' with attention_probs_dropout_prob=0.1: only 'attention'",
+        match="attention_probs_dropout_prob=0.1 with attention_form='chunk': this form stores no",
     ):
-        trainer(
-            tmp_path, network=model("SequenceClassification", text_config(attention_form="chunk"))
-        )
+        config = text_config(attention_form="chunk", attention_probs_dropout_prob=0.1)
+        trainer(tmp_path, network=model("SequenceClassification", config))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"attention_probs_dropout_prob": 0.1}, "attention_probs_dropout_prob=0.1 drops scores"),
+        ({"attention_form": "attention"}, "attention_form='attention' trains in the attention"),
+        ({}, None),
+        ({"attention_form": "chunk"}, None),
+    ],
+)
+def test_a_run_in_quadratic_time_says_so_once(tmp_path, caplog, fields, message):
+    network = model("SequenceClassification", text_config(**fields))
+    trainer(tmp_path, network=network, max_steps=3).train()
+    found = [record.message for record in caplog.records if "square of the length" in record.message]
+    assert len(found) == (message is not None)
+    assert not found or found[0].startswith(message)
 
 
 def small_tokenizer() -> PreTrainedTokenizerBase:
