@@ -43,7 +43,7 @@ def load_config(
     config = read_config(path, trust_remote_code)
     if getattr(config, "modality", "text") != "text":
         raise ValueError(f"model {path} is for images: expected a text model")
-    for name, value in (parse_overrides(overrides, config) | changes).items():
+    for name, value in {**parse_overrides(overrides, config), **changes}.items():
         if not hasattr(config, name):
             raise ValueError(
                 f"{name}={value!r}: {path} is a {config.model_type} model, which has no such "
