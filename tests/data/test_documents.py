@@ -52,6 +52,7 @@ def test_patterns(tmp_path):
         ("a.json", '[{"text": "é"}, {"text": "b"}]'),
         ("a.jsonl.gz", gzip.compress('{"text": "é"}\n{"text": "b"}'.encode())),
         ("a.csv", "text,n\né,1\nb,x\n"),
+        ("a.csv", "text,n\né,1\nb,x\n".encode("utf-8-sig")),
         ("a.csv", "text,n\né,1\nb,x\n".encode("utf-16")),
         ("a.csv.gz", gzip.compress("n,text\n1,é\n2,b\n".encode())),
     ],

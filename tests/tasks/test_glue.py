@@ -353,8 +353,8 @@ def test_labels_of_files_are_not_numbers(script, folder, tmp_path):
     assert set(config.label2id) == {"007", "7", "1e3", "1000"}
 
 
-def test_redo_deletes_only_runs(script, folder, tmp_path):
-    """Not a folder outside of output_dir, not one that is no run, and no data of the run."""
+def test_redo_deletes_only_results(script, folder, tmp_path):
+    """No folder outside of output_dir, no file of the user's, nothing that the run needs."""
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "thesis.txt").write_text("x")
     argv = own(folder, tmp_path / "out", *ONCE, "--seed", "1")
@@ -364,8 +364,9 @@ def test_redo_deletes_only_runs(script, folder, tmp_path):
     foreign = tmp_path / "out" / "mine" / "1"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("x")
-    with pytest.raises(SystemExit, match="out/mine/1 is not a run of this command"):
-        script.main([*argv, "--redo", "--task", "mine"])
+    script.main([*argv, "--redo", "--task", "mine"])
+    (foreign / "run.json").unlink()  # as if it had been killed
+    script.main([*argv, "--redo", "--task", "mine"])
     script.main(argv)
     model = tmp_path / "out" / "own" / "1"
     with pytest.raises(SystemExit, match="redo would delete model_name_or_path="):
@@ -373,7 +374,7 @@ def test_redo_deletes_only_runs(script, folder, tmp_path):
     linked = tmp_path / "out" / "linked"
     linked.mkdir()
     (linked / "1").symlink_to(model)
-    with pytest.raises(SystemExit, match="out/linked/1 is not a run of this command"):
+    with pytest.raises(SystemExit, match="out/linked/1 is not a folder of its own"):
         script.main([*argv, "--redo", "--task", "linked"])
     assert (tmp_path / "1" / "thesis.txt").is_file() and (foreign / "thesis.txt").is_file()
     assert (model / "model.safetensors").is_file()
