@@ -1,7 +1,9 @@
 """Documents to train on: files of text, JSON, CSV or parquet, gzipped or not, or the Hub's data."""
 
 import glob
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pandas
 import pyarrow
 from datasets.exceptions import DatasetsError
 
+from .fingerprints import fingerprint
 from .text_files import check_text, text_encoding
 
 LOADERS = {
@@ -76,9 +79,10 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         options["index_col"] = False  # else a longer row's first field would be its name
     names = [glob.escape(str(Path(name).absolute())) for name in files]
     try:
-        data = datasets.load_dataset(
-            kind, data_files=names, split="train", streaming=streaming, **options
-        )
+        # `datasets` knows a file by its time of change; the name also tells its content
+        content = hashlib.sha256(json.dumps(fingerprint(files)).encode()).hexdigest()[:16]
+        options |= {"name": f"{kind}-{content}", "data_files": names, "split": "train"}
+        data = datasets.load_dataset(kind, streaming=streaming, **options)
         return select(data, column)
     except NoColumn:
         raise
