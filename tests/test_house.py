@@ -17,6 +17,7 @@ ROOMS = (
     ("lion_hf.training",),
     ("lion_hf.data",),
     ("lion_hf.presets", "lion_hf.plots", "lion_hf.hub", "lion_hf.auto", "lion_hf.timm_models"),
+    ("lion_hf.image_pipelines",),
     ("lion_hf.folders",),
     ("lion_hf.modeling",),
 )
