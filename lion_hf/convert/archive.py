@@ -5,7 +5,8 @@ The directory is read once, and nothing unpacks to more than the file holds.
 
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader
+from typing import NamedTuple
 
 from .errors import ConversionError
 
@@ -44,7 +45,7 @@ class Archive:
             repeated or overlapping entries, or more of them than `MOST_ENTRIES`.
     """
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: BufferedReader, name: str):
         self.file, self.name = file, name
         try:
             found = self._directory()

@@ -17,7 +17,7 @@ class Source(NamedTuple):
 GATE = "lion.layers.{n}.attention.gate"
 
 # Our name -> the original's. A row names a tensor, or a module with all its tensors.
-NAMES = {
+NAMES: dict[str, dict[str, "str | Source"]] = {
     "text": {
         "lion.embeddings.word_embeddings": "bert.embeddings.word_embeddings",
         "lion.embeddings.token_type_embeddings": "bert.embeddings.token_type_embeddings",
@@ -55,7 +55,7 @@ NAMES = {
     },
 }
 CURVES = (f"{IMAGE_LAYER}.attn.a_i", f"{IMAGE_LAYER}.attn.a2_i")
-GATES = {
+GATES: dict[tuple[str, str, str], dict[str, "str | Source"]] = {
     ("text", "decay", "raster"): {f"{GATE}.bias": f"{TEXT_LAYER}.attention.self.ai"},
     ("text", "selective", "raster"): {GATE: f"{TEXT_LAYER}.attention.self.Wa_i"},
     ("image", "decay", "raster"): {f"{GATE}.bias": CURVES[0]},
@@ -85,7 +85,7 @@ FAMILY_WORDS = {
 }
 
 # Beginning of a head's names -> our class, and the tensor whose first size is the number of labels.
-HEADS = {
+HEADS: dict[str, dict[str, tuple[str, str | None]]] = {
     "text": {
         "cls.predictions.": ("LionForMaskedLM", None),
         "classifier.": ("LionForSequenceClassification", "classifier.weight"),
@@ -94,7 +94,7 @@ HEADS = {
 }
 
 # Settings stored with text checkpoints that mean the same in LionConfig.
-STORED_TEXT_SETTINGS = {
+STORED_TEXT_SETTINGS: dict[str, type | tuple[type, ...]] = {
     "hidden_act": str,
     "hidden_dropout_prob": (int, float),
     "attention_probs_dropout_prob": (int, float),

@@ -6,8 +6,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -77,7 +78,7 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
         yield opened
 
 
-def _open_archive(file: BinaryIO, name: str) -> TorchFile:
+def _open_archive(file: BufferedReader, name: str) -> TorchFile:
     archive = Archive(file, name)
     folders = [entry.split("/")[0] for entry in archive.entries if entry.endswith("/data.pkl")]
     if len(folders) != 1 or f"{folders[0]}/data.pkl" not in archive.entries:
@@ -106,7 +107,7 @@ def _open_archive(file: BinaryIO, name: str) -> TorchFile:
     return TorchFile(content, read)
 
 
-def _open_old(file: BinaryIO, name: str) -> TorchFile:
+def _open_old(file: BufferedReader, name: str) -> TorchFile:
     """The older format: five pickles, and the storages in the order of the last one's keys."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -145,7 +146,7 @@ def _open_old(file: BinaryIO, name: str) -> TorchFile:
     return TorchFile(content, read)
 
 
-def _old_size(file: BinaryIO, start: int, storage: Storage | None) -> int:
+def _old_size(file: BufferedReader, start: int, storage: Storage | None) -> int:
     """Bytes of a storage, whose number of elements is before it."""
     file.seek(start)
     count = file.read(8)

@@ -69,7 +69,7 @@ def linearize_checkpoint(
     notes += unknown
 
     with new_folder(output) as new:
-        metrics = {}
+        metrics: dict[str, float] = {}
         if distillation is not None:
             from .distillation import distil
 
@@ -96,9 +96,9 @@ def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
         check_image_sizes(folder, config)
     try:
         processor = auto.from_pretrained(folder, trust_remote_code=False)
-        found = kind != "tokenizer" or set(processor.get_vocab()) - set(
-            processor.all_special_tokens
-        )  # else it is made up
+        found = kind != "tokenizer" or bool(  # else it is made up
+            set(processor.get_vocab()) - set(processor.all_special_tokens)
+        )
     except (
         Exception
     ) as error:  # files may hold anything, and transformers and tokenizers raise accordingly

@@ -189,7 +189,7 @@ def check_rows(
                 " (batch, length)"
             )
         shape = (input_ids.shape[0], input_ids.shape[1])
-    else:
+    elif inputs_embeds is not None:
         shape = _shape_of_embeddings(hidden_size, inputs_embeds)
     if shape[1] == 0:
         raise ValueError(f"a batch of shape {shape}: expected at least one token per row")
@@ -258,10 +258,10 @@ def refuse_packing(
     for name, x in {"position_ids": position_ids, "seq_idx": seq_idx, **offsets}.items():
         if x is not None:
             check_integers(name, x)
-    name = _sign_of_packing(rows, offsets)
-    if name is not None:
+    sign = _sign_of_packing(rows, offsets)
+    if sign is not None:
         raise ValueError(
-            f"{name} with {type(model).__name__}: it pools one document per row; pad the documents"
+            f"{sign} with {type(model).__name__}: it pools one document per row; pad the documents"
             " instead"
         )
 
@@ -271,9 +271,7 @@ def _sign_of_packing(
 ) -> str | None:
     """Which input tells of several documents in a row, if one does."""
     for name, x in offsets.items():
-        if x is not None and not (
-            has_values(x) and ((x[..., 1:] > x[..., :-1]).sum(-1) <= 1).all()
-        ):
+        if x is not None and (not has_values(x) or _several_documents(x)):
             return name
     mask, position_ids, seq_idx = rows["attention_mask"], rows["position_ids"], rows["seq_idx"]
     found = position_ids if seq_idx is None else seq_idx
@@ -286,7 +284,16 @@ def _sign_of_packing(
         return None
     if seq_idx is None:
         documents = document_indices(shape, mask, position_ids)
-        return "position_ids that restart" if documents.any() else None
+        restart = documents is not None and documents.any()
+        return "position_ids that restart" if restart else None
     if mask is not None:
         seq_idx = seq_idx.expand(shape[0], -1).gather(1, nearest_token(mask != 0))
     return "seq_idx" if (seq_idx[:, 1:] != seq_idx[:, :-1]).any() else None
+
+
+def _several_documents(cu_seq_lens: torch.Tensor) -> bool:
+    """Whether offsets tell of more than one document in a row that is not empty."""
+    if cu_seq_lens.dim() == 0:
+        return False
+    sizes = cu_seq_lens[..., 1:] - cu_seq_lens[..., :-1]
+    return bool(((sizes > 0).sum(-1) > 1).any())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.marks import slow_except
 from support.oracle import FEATURES, MASK_TYPES, check, gradients, make_problem, mask_of
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from lion_hf.modeling import lion_ops
 from lion_hf.modeling.configuration_lion import FORMS
 
 lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
+lion_triton_launch = pytest.importorskip("lion_hf.modeling.lion_triton_launch")
 # Four units in the last place of the largest entry, twice what the torch forms keep to: they compute in float32, but what the
 # kernels multiply is rounded to the type.
 HALF = [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)]
@@ -63,13 +65,15 @@ def _round_to_nearest(monkeypatch):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 16, so that short rows have several, and blocks and chunks end apart."""
-    blocks = {(size, lion_triton.LARGEST_HEAD): lion_triton.Blocks(16, 16, 16, 4, 1) for size in (2, 4)}
-    monkeypatch.setattr(lion_triton, "BLOCKS", dict.fromkeys(lion_triton.BLOCKS, blocks))
+    small = lion_triton_launch.Blocks(16, 16, 16, 4, 1)
+    blocks = {(size, lion_triton_launch.LARGEST_HEAD): small for size in (2, 4)}
+    for kernel in lion_triton_launch.BLOCKS:
+        monkeypatch.setitem(lion_triton_launch.BLOCKS, kernel, blocks)
 
 
 @pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
 @pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 20)])
-@pytest.mark.parametrize("mask_type", MASK_TYPES)
+@pytest.mark.parametrize("mask_type", slow_except(MASK_TYPES, "selective"))
 def test_options(mask_type, form, chunk_size, padding, packed, ordered, normalize, feature_map, device, small_blocks):
     """Output and every gradient; the chunk form runs two orders one by one, the attention form from one score matrix."""
     options = {"batch": 2, "heads": 1, "feature_map": feature_map, "device": device}
@@ -78,7 +82,7 @@ def test_options(mask_type, form, chunk_size, padding, packed, ordered, normaliz
 
 
 @pytest.mark.parametrize("chunk_size", (None, 16, 63, 128), ids=lambda x: f"chunks of {x}")
-@pytest.mark.parametrize("length", (1, 2, 17, 63, 64, 65, 130))
+@pytest.mark.parametrize("length", slow_except((1, 2, 17, 63, 64, 65, 130), 1, 17, 65))
 def test_lengths(length, chunk_size, device):
     """The blocks of the table, alone and beside a rest of one token."""
     problem = make_problem("selective", length, "interior", True, False, True, batch=1, heads=2, device=device)
@@ -96,7 +100,7 @@ def test_half_precision(mask_type, form, chunk_size, dtype, tolerance, device):
     check(problem, fused, dtype, tolerance, form=form, chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("head_dim, value_dim", [(1, 1), (5, 40), (33, 16), (80, 64), (130, 3), (256, 8)])
+@pytest.mark.parametrize("head_dim, value_dim", slow_except([(1, 1), (5, 40), (33, 16), (80, 64), (130, 3), (256, 8)], (1, 1), (5, 40)))
 def test_head_sizes(head_dim, value_dim, device):
     """Sizes that are no powers of two, several slices of a state, and values of another size."""
     problem = make_problem("selective", 20, "left", batch=1, heads=1, head_dim=head_dim, value_dim=value_dim, device=device)
@@ -205,6 +209,7 @@ def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
     assert (found[0].double() - found[1]).abs().max() < 1e-5 * found[1].abs().max()
 
 
+@pytest.mark.slow
 def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
     """Sums of two numbers: after a thousand gates of 1e-30, one float32 number alone would round a gate of 0.999 away."""
     query, key, value = (torch.ones(1, 1, 1100, 1, device=device) for _ in range(3))
@@ -233,6 +238,7 @@ def test_one_order(strided, dtype, device, small_blocks):
             torch.testing.assert_close(found[name].double(), x, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_padding_may_hold_anything(device):
     """NaN and infinity in masked places stay there, and the output there is 0."""
     query, key, value = (torch.rand(2, 3, 12, 4, device=device) for _ in range(3))
@@ -286,12 +292,50 @@ def test_edges_of_the_two_directions(device):
             assert (x[..., -1] == 0).all()
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_gradients(device):
     """Nothing is added up in an order that changes."""
     inputs = [torch.randn(2, 3, 40, 4, device=device, requires_grad=True) for _ in range(3)]
     inputs.append(F.logsigmoid(torch.randn(1, 3, 1, device=device)).requires_grad_())
     runs = [torch.autograd.grad(fused(*inputs, form="chunk", chunk_size=16).square().sum(), inputs) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs))
+
+
+@pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
+@pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 8)])
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_second_derivatives(
+    mask_type, form, chunk_size, padding, packed, ordered, normalize, feature_map, device
+):
+    """The kernels' gradients can be differentiated: then they are those of the torch chunk form."""
+    options = {"batch": 1, "heads": 1, "feature_map": feature_map, "device": device}
+    problem = make_problem(mask_type, 19, padding, packed, ordered, normalize, **options)
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        inputs = {name: x.detach().to(dtype).requires_grad_() for name, x in problem.inputs.items()}
+        options = {"form": form, "chunk_size": chunk_size, "backend": backend}
+        loss = (lion_attention(**inputs, **problem.options, **options) * problem.weight).sum()
+        grads = torch.autograd.grad(loss, list(inputs.values()), create_graph=True)
+        product = sum((g * g).sum() for g in grads)
+        results.append([*grads, *torch.autograd.grad(product, list(inputs.values()))])
+    for x, y in zip(*results):
+        assert (x.double() - y).abs().max() <= 1e-3 * max(y.abs().max().item(), 1.0)
+
+
+def test_second_derivatives_with_dropout_say_what_to_do(device):
+    query = torch.rand(1, 1, 5, 4, device=device, requires_grad=True)
+    output = fused(query, query, query, dropout_p=0.2)
+    with pytest.raises(NotImplementedError, match="dropout_p=0 .*or backend='torch'"):
+        torch.autograd.grad(output.sum(), query, create_graph=True)
+
+
+def test_forward_mode_is_left_to_torch(device):
+    query = torch.rand(1, 1, 5, 4, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(query, query)
+        with pytest.raises(ValueError, match="backend='triton': the kernels are not plain operations"):
+            fused(dual, query, query)
+        assert torch.autograd.forward_ad.unpack_dual(lion_attention(dual, query, query)).tangent is not None
 
 
 def test_autocast_and_mixed_types(device):
@@ -305,6 +349,7 @@ def test_autocast_and_mixed_types(device):
     assert torch.equal(plain, mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form, normalize, dropout_p", [("chunk", False, 0.0), ("attention", True, 0.25)])
 def test_compile_without_graph_breaks(form, normalize, dropout_p, device):
     inputs = [torch.rand(2, 3, 9, 4, device=device, requires_grad=True) for _ in range(3)]
