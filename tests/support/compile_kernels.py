@@ -1,10 +1,11 @@
-"""Compiles the kernels for a GPU that need not be there, and prints what each takes of it, one JSON line a kernel.
+"""Compiles the kernels for a GPU that need not be there, and prints what each takes of it, one JSON
+line a kernel.
 
-    python tests/compile_kernels.py 90 bfloat16 64 normalize masked chunk
+    python tests/support/compile_kernels.py 90 bfloat16 64 normalize masked chunk
 
-It runs the library's own launches on small tensors, with every launch replaced by a compilation, for a compute capability, a
-type, a size of heads, and the cases that are named, or all of CASES; "normalize", "masked" and "dropout" (for rows of one
-chunk) add what they say.
+It runs the library's own launches on small tensors, with every launch replaced by a compilation,
+for a compute capability, a type, a size of heads, and the cases that are named, or all of CASES;
+"normalize", "masked" and "dropout" (for rows of one chunk) add what they say.
 """
 
 import json
@@ -49,12 +50,15 @@ class Driver:
 
 
 def resources(kernel) -> dict:
-    """Registers a thread, bytes of its local memory, where spilled registers go, and shared memory of a program."""
+    """Registers a thread, bytes of its local memory, where spilled registers go, and shared memory
+    of a program."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+        usage = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return {
         "kernel": kernel.metadata.name,
@@ -66,9 +70,13 @@ def resources(kernel) -> dict:
     }
 
 
-def run(case: str, dtype: torch.dtype, head: int, options: tuple[str, ...], length: int, orders: int = 1) -> None:
+def run(
+    case: str, dtype: torch.dtype, head: int, options: tuple[str, ...], length: int, orders: int = 1
+) -> None:
     batch, heads = 2, 2
-    query, key, value = (torch.zeros(batch, length, heads, head, dtype=dtype).transpose(1, 2) for _ in range(3))
+    query, key, value = (
+        torch.zeros(batch, length, heads, head, dtype=dtype).transpose(1, 2) for _ in range(3)
+    )
     edges = (torch.zeros(orders, batch, heads, length),) * 2 if orders else (None, None)
     order = torch.arange(length).expand(orders, -1).contiguous() if orders > 1 else None
     if case == "recurrent":

@@ -1,4 +1,5 @@
-"""What the tests with random and absurd inputs share. `CASES` says how many cases each of them draws."""
+"""What the tests with random and absurd inputs share. `CASES` says how many cases each of them
+draws."""
 
 import re
 
@@ -22,7 +23,11 @@ NAN, INF = float("nan"), float("inf")
 
 def fuzz(name: str):
     return settings(
-        max_examples=CASES[name], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=CASES[name],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -37,5 +42,22 @@ def refused(function, names: str) -> bool:
 
 
 ABSURD = st.sampled_from(
-    (None, "x", 0, -1, 3, 10**30, 1.5, NAN, INF, True, [], [[1]], {}, (1, 2, 3), torch.tensor(1), torch.tensor(NAN))
+    (
+        None,
+        "x",
+        0,
+        -1,
+        3,
+        10**30,
+        1.5,
+        NAN,
+        INF,
+        True,
+        [],
+        [[1]],
+        {},
+        (1, 2, 3),
+        torch.tensor(1),
+        torch.tensor(NAN),
+    )
 )

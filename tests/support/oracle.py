@@ -1,7 +1,8 @@
-"""The operation once more, straight from its definition, one document at a time, and random problems to compare on.
+"""The operation once more, straight from its definition, one document at a time, and random
+problems to compare on.
 
-It shares no code with the library: gates are multiplied, never logarithms subtracted, and padding and packing are what
-they mean, tokens taken out and documents run alone.
+It shares no code with the library: gates are multiplied, never logarithms subtracted, and padding
+and packing are what they mean, tokens taken out and documents run alone.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ FEATURES = {
 
 
 def mask_of(gates: torch.Tensor) -> torch.Tensor:
-    """M of one sequence from its gates a, (H, n) to (H, n, n), by multiplying the gates along the way."""
+    """M of one sequence from its gates a, (H, n) to (H, n, n), by multiplying the gates along the
+    way."""
     heads, n = gates.shape
     lower, upper = [], []
     row = gates.new_zeros(heads, n)
@@ -37,13 +39,18 @@ def mask_of(gates: torch.Tensor) -> torch.Tensor:
     row = gates.new_zeros(heads, n)
     for i in reversed(range(n)):  # M_ij = M_(i+1)j a_(i+1) ... for j > i; the source's gate acts
         if i + 1 < n:
-            row = (row + torch.nn.functional.one_hot(torch.tensor(i + 1), n).to(row)) * gates[:, i + 1, None]
+            row = (row + torch.nn.functional.one_hot(torch.tensor(i + 1), n).to(row)) * gates[
+                :, i + 1, None
+            ]
         upper.append(row)
     return torch.stack(lower, 1) + torch.stack(upper[::-1], 1)
 
 
-def definition(query, key, value, log_decay, mask, seq_idx, order, scale, normalize, eps=1e-6) -> torch.Tensor:
-    """(B, H, L, Dv), zeros at padding. `log_decay` is None, or (K, B or 1, H, L or 1) for K orders."""
+def definition(
+    query, key, value, log_decay, mask, seq_idx, order, scale, normalize, eps=1e-6
+) -> torch.Tensor:
+    """(B, H, L, Dv), zeros at padding. `log_decay` is None, or (K, B or 1, H, L or 1) for K
+    orders."""
     batch, heads, length, _ = query.shape
     orders = [torch.arange(length)] if order is None else [o.cpu() for o in order]
     output = []
@@ -77,7 +84,9 @@ class Problem:
     inputs: dict[str, torch.Tensor]  # leaves by name: query, key, value and log_decay, in float64
     options: dict  # keyword arguments of lion_attention
     weight: torch.Tensor  # gradient of the loss with respect to the output, zero at padding
-    expected: dict[str, torch.Tensor] = field(default_factory=dict)  # output, and every gradient by name
+    expected: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # output, and every gradient by name
 
 
 def make_problem(
@@ -95,15 +104,24 @@ def make_problem(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> Problem:
-    """Draws a problem; its inputs are exact in `dtype`, so that half precision is judged on what it was given."""
+    """Draws a problem; its inputs are exact in `dtype`, so that half precision is judged on what it
+    was given."""
 
     def draw(*shape):
-        return torch.randn(*shape, dtype=torch.float64).to(dtype).double().to(device).requires_grad_()
+        return (
+            torch.randn(*shape, dtype=torch.float64).to(dtype).double().to(device).requires_grad_()
+        )
 
-    inputs = {"query": draw(batch, heads, length, head_dim), "key": draw(batch, heads, length, head_dim)}
+    inputs = {
+        "query": draw(batch, heads, length, head_dim),
+        "key": draw(batch, heads, length, head_dim),
+    }
     inputs["value"] = draw(batch, heads, length, value_dim)
     if normalize and feature_map == "identity":  # the divisor must not vanish: positive features
-        inputs |= {n: (inputs[n].detach().abs() + 0.1).to(dtype).double().requires_grad_() for n in ("query", "key")}
+        inputs |= {
+            n: (inputs[n].detach().abs() + 0.1).to(dtype).double().requires_grad_()
+            for n in ("query", "key")
+        }
     orders = 2 if ordered else 1
     if mask_type != "lit":
         shape = (orders, 1, heads, 1) if mask_type == "decay" else (orders, batch, heads, length)
@@ -114,14 +132,25 @@ def make_problem(
         options["feature_map"] = feature_map
     if padding != "none":
         options["attention_mask"] = make_mask(padding, batch, length).to(device)
-    if packed:  # documents of every row; with orders the same for all, since an order keeps each in one piece
-        options["seq_idx"] = (torch.rand(1 if ordered else batch, length) < min(0.2, 4 / length)).long().cumsum(-1).to(device)
+    # Documents of every row; with orders the same for all, since an order keeps each in one piece.
+    if packed:
+        options["seq_idx"] = (
+            (torch.rand(1 if ordered else batch, length) < min(0.2, 4 / length))
+            .long()
+            .cumsum(-1)
+            .to(device)
+        )
     if ordered:
         documents = options["seq_idx"][0].cpu() if packed else torch.zeros(length)
-        options["order"] = torch.stack([(documents + torch.rand(length) * 0.9).argsort() for _ in range(2)]).to(device)
+        options["order"] = torch.stack(
+            [(documents + torch.rand(length) * 0.9).argsort() for _ in range(2)]
+        ).to(device)
     mask = options.get("attention_mask")
     keep = torch.ones(batch, length, device=device) if mask is None else mask
-    weight = torch.randn(batch, heads, length, value_dim, dtype=torch.float64).to(device) * keep[:, None, :, None]
+    weight = (
+        torch.randn(batch, heads, length, value_dim, dtype=torch.float64).to(device)
+        * keep[:, None, :, None]
+    )
     problem = Problem(inputs, options, weight.to(dtype).double())
     gates = inputs.get("log_decay")
     output = definition(
@@ -140,7 +169,8 @@ def make_problem(
 
 
 def make_mask(padding: str, batch: int, length: int) -> torch.Tensor:
-    """(B, L) int64: a different amount of padding in every row, and always at least one token in the first."""
+    """(B, L) int64: a different amount of padding in every row, and always at least one token in
+    the first."""
     mask = torch.ones(batch, length, dtype=torch.long)
     for b in range(batch):
         cut = (b + 1) * length // (batch + 2)
@@ -154,7 +184,9 @@ def make_mask(padding: str, batch: int, length: int) -> torch.Tensor:
     return mask
 
 
-def gradients(output: torch.Tensor, problem: Problem, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def gradients(
+    output: torch.Tensor, problem: Problem, inputs: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The output and the gradient of `(output * weight).sum()` for every input, by name."""
     loss = (output.double() * problem.weight.to(output.device)).sum()
     found = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
@@ -166,7 +198,8 @@ def gradients(output: torch.Tensor, problem: Problem, inputs: dict[str, torch.Te
 def check(problem: Problem, function, dtype: torch.dtype, tolerance: float, **kwargs) -> None:
     """Runs `function` on the problem's inputs in `dtype` and compares output and gradients by name.
 
-    The tolerance is relative to the largest entry of what is compared, or to 1, the size of the inputs, if that is larger.
+    The tolerance is relative to the largest entry of what is compared, or to 1, the size of the
+    inputs, if that is larger.
     """
     inputs = {name: x.detach().to(dtype).requires_grad_() for name, x in problem.inputs.items()}
     found = gradients(function(**inputs, **problem.options, **kwargs), problem, inputs)
