@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import transformers
@@ -55,7 +55,9 @@ def register() -> None:
     register_pipelines()
 
 
-def image_processor(image_size: int | list[int] = 224, crop: float = 0.875) -> LionImageProcessor:
+def image_processor(
+    image_size: int | Sequence[int] = 224, crop: float = 0.875
+) -> LionImageProcessor:
     """The evaluation transform of the DeiT recipe (arXiv 2012.12877).
 
     It resizes with bicubic interpolation, crops the centre, and normalises with ImageNet's mean and

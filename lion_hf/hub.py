@@ -353,8 +353,9 @@ def upload(
     """
     with errors_of(f"upload to {repo_id}"):
         present = api.list_repo_files(repo_id, revision=revision)
-        operations = [CommitOperationDelete(path) for path in _outdated(present, files, replaced)]
-        operations += [CommitOperationAdd(path, content) for path, content in files.items()]
+        outdated = [CommitOperationDelete(path) for path in _outdated(present, files, replaced)]
+        added = [CommitOperationAdd(path, content) for path, content in files.items()]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*outdated, *added]
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import get_session
 from PIL import Image
-from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipeline
+from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipeline, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_lion import LionConfig
@@ -53,7 +53,7 @@ def open_picture(source: str | Image.Image, timeout: float | None = None) -> Ima
         ) from error
 
 
-class _OpensAsTraining:
+class _OpensAsTraining(Pipeline):
     """Gives the image processor of a LION model the picture as it was stored."""
 
     def preprocess(self, image: Any, timeout: float | None = None, **processor_kwargs) -> Any:

@@ -30,7 +30,7 @@ def half_lives(log_decay: torch.Tensor) -> torch.Tensor:
 
 def save_history(log_history: list[dict[str, float]], path: str | Path) -> None:
     """Writes `trainer.state.log_history` as a CSV table: a row per step, a column per quantity."""
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[float, dict[str, float]] = {}
     for entry in log_history:
         rows.setdefault(entry["step"], {}).update(entry)
     columns = ["step", *sorted({name for row in rows.values() for name in row} - {"step"})]
@@ -220,8 +220,8 @@ def plot_half_lives(
     axis = figure.subplots()
     shown = values.clamp(SHORTEST_HALF_LIFE, LONGEST_HALF_LIFE)
     image = axis.imshow(shown, cmap="viridis", norm="log", aspect="auto", interpolation="nearest")
-    middle = shown.log().aminmax()
-    middle = ((middle.min + middle.max) / 2).exp().item()
+    least, most = shown.log().aminmax()
+    middle = ((least + most) / 2).exp().item()
     for row in range(rows):
         for column in range(columns):
             colour = "white" if shown[row, column] < middle else "black"

@@ -7,6 +7,7 @@ values.
 """
 
 from dataclasses import fields
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -132,7 +133,7 @@ class LionTimmModel(LionForImageClassification):
             pre_logits: whether to leave out the classifier.
         """
         if self.global_pool:
-            x = pool(x, None, GLOBAL_POOLS[self.global_pool])
+            x = pool(x, None, GLOBAL_POOLS[self.global_pool] or "mean")
         x = self.head_drop(x)
         return x if pre_logits else self.classifier(x)
 
@@ -166,7 +167,7 @@ class LionTimmModel(LionForImageClassification):
         """
         if output_fmt not in OUTPUT_FORMATS:
             raise ValueError(f"output_fmt={output_fmt!r}: expected one of {OUTPUT_FORMATS}")
-        lion = self.lion
+        lion: Any = self.lion
         wanted, last = feature_take_indices(len(lion.layers), indices)
         rows, columns = lion.embeddings.patch_grid(x)
         order = lion.embeddings.reading_orders(x)
@@ -213,18 +214,18 @@ class LionTimmModel(LionForImageClassification):
         """Replaces the classifier by a random one, or by none for `num_classes` 0."""
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
-            self.config.classifier_pooling = self.lion.pooler.pooling = (
-                GLOBAL_POOLS[global_pool] or "mean"
-            )
+            pooling = GLOBAL_POOLS[global_pool] or "mean"
+            self.config.classifier_pooling = pooling
+            if self.lion.pooler is not None:
+                self.lion.pooler.pooling = pooling
         self.num_classes, like = num_classes, self.lion.embeddings.cls_token
         self.classifier = nn.Identity()
         if num_classes > 0:
             self.config.num_labels = self.num_labels = num_classes
-            self.classifier = nn.Linear(
-                self.num_features, num_classes, device=like.device, dtype=like.dtype
-            )
-            nn.init.normal_(self.classifier.weight, std=self.config.initializer_range)
-            nn.init.zeros_(self.classifier.bias)
+            place = {"device": like.device, "dtype": like.dtype}
+            self.classifier = linear = nn.Linear(self.num_features, num_classes, **place)
+            nn.init.normal_(linear.weight, std=self.config.initializer_range)
+            nn.init.zeros_(linear.bias)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Changes the image size; position embeddings are interpolated."""

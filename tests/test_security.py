@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing in them runs, they are refused in seconds and in little memory, and nothing is left behind."""
+"""Files made to do harm: nothing in them runs, and nothing is left behind."""
 
 import argparse
 import json
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 # Files for `lion-hf convert`; those that cost too much are in tests/convert/test_hostile_files.py
 
 
+@pytest.mark.slow
 def test_tuples_that_are_shared_honestly_pass(tmp_path):
     content = content_of(IMAGE)
     betas = (0.9, 0.999)
@@ -74,7 +75,7 @@ def test_convert_writes_only_the_output(tmp_path, monkeypatch):
 
 
 def code_of(folder: Path, made: Path, auto_class: str, model_type: str = "lion") -> Path:
-    """A folder whose configuration points to code of its own, which makes a file when it is imported."""
+    """A folder whose configuration points to its own code, which makes a file on import."""
     folder.mkdir()
     config = json.loads(text_config().to_json_string()) | {"model_type": model_type}
     names = {name: f"code.{name}" for name in ("AutoConfig", auto_class, "AutoTokenizer")}
@@ -181,6 +182,7 @@ def test_configurations_that_are_no_json(tmp_path, text):
         lion_hf.LionConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_yaml_makes_no_objects(tmp_path):
     for text in (
         "a=!!python/object/apply:os.mkdir [made]",
@@ -201,6 +203,7 @@ def test_yaml_makes_no_objects(tmp_path):
 # Checkpoints of runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_run_continues_from_weights_only(tmp_path, name):
     trainer(tmp_path / "run", max_steps=2, save_steps=1).train()
@@ -253,6 +256,7 @@ def test_the_bundle_holds_code_weights_and_card_only(tmp_path, monkeypatch):
     assert found == sources | {"config.json", "model.safetensors", "README.md"}
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_not_published(tmp_path):
     folder = hub.save_for_hub(model("Model", text_config()), tmp_path / "folder")
     published = hub.files_to_publish(folder, "someone/lion").keys()

@@ -1,8 +1,12 @@
-"""Reads the zip archives that torch.save writes: one directory, and nothing that unpacks to more than the file holds."""
+"""Reads the zip archives that torch.save writes.
+
+The directory is read once, and nothing unpacks to more than the file holds.
+"""
 
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader
+from typing import NamedTuple
 
 from .errors import ConversionError
 
@@ -10,7 +14,8 @@ MAGIC = b"PK\x03\x04"
 MOST_ENTRIES = 100_000
 MOST_DIRECTORY_BYTES = 32 * 2**20
 
-# Layouts of the zip format (PKWARE's APPNOTE, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16), each after its signature.
+# Layouts of the zip format (PKWARE's APPNOTE, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16), each after
+# its signature.
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")
 END = struct.Struct("<4s4H2IH")
@@ -20,7 +25,7 @@ UNSET = 0xFFFFFFFF  # the true value is in the zip64 part
 
 
 class Entry(NamedTuple):
-    """A file in the archive: where its header begins, its size in bytes, its checksum and where it must end."""
+    """A file in the archive: start of its header, size in bytes, checksum, and latest end."""
 
     start: int
     size: int
@@ -36,11 +41,11 @@ class Archive:
         name: what error messages call it.
 
     Raises:
-        ConversionError: for a file that is truncated or no zip archive, has compressed, encrypted, repeated or
-            overlapping entries, or more of them than `MOST_ENTRIES`.
+        ConversionError: for a file that is truncated or no zip archive, has compressed, encrypted,
+            repeated or overlapping entries, or more of them than `MOST_ENTRIES`.
     """
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: BufferedReader, name: str):
         self.file, self.name = file, name
         try:
             found = self._directory()
@@ -89,7 +94,10 @@ class Archive:
         return self._entries(self.file.read(size), count, start)
 
     def _long_end(self, end: int) -> tuple[int, int, int, int] | None:
-        """Place, count, size and start of the zip64 record of the directory's end, which torch always writes."""
+        """The place of the zip64 end record, and the count, size and start that it gives.
+
+        torch always writes one; None if there is none.
+        """
         if end < LOCATOR.size + END_64.size:
             return None
         magic, _, place, _ = self._unpack(LOCATOR, end - LOCATOR.size)
@@ -113,7 +121,9 @@ class Archive:
         for name in sorted(entries, key=lambda name: entries[name].start, reverse=True):
             entry = entries[name]
             if entry.start + LOCAL.size + len(name.encode()) + entry.size > end:
-                raise self._unusual("its entries overlap: it would unpack to more than its own size")
+                raise self._unusual(
+                    "its entries overlap: it would unpack to more than its own size"
+                )
             entries[name] = entry._replace(limit=end)
             end = entry.start
         return entries
@@ -141,7 +151,8 @@ class Archive:
 
     def _truncated(self) -> ConversionError:
         return ConversionError(
-            f"{self.name} is truncated or no PyTorch checkpoint (a zip archive, as torch.save writes):"
+            f"{self.name} is truncated or no PyTorch checkpoint (a zip archive, as torch.save"
+            " writes):"
             " copy or download it again"
         )
 
@@ -155,7 +166,7 @@ class Archive:
 
 
 def _long_values(extra: bytes, size: int, packed: int, start: int) -> tuple[int, int, int]:
-    """Packed size, size and start, those that need 64 bits from the zip64 part of an entry's extra data."""
+    """Packed size, size and start of an entry, from its zip64 part where they need 64 bits."""
     at = 0
     while UNSET in (size, packed, start):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -8,7 +8,7 @@ TEXT_LAYER, IMAGE_LAYER = LAYERS["text"], LAYERS["image"]
 
 
 class Source(NamedTuple):
-    """Original tensors, or modules with weight and bias, that make up one of ours: concatenated, or a third of one."""
+    """Original tensors, or modules, that make up one of ours: concatenated, or a third of one."""
 
     names: tuple[str, ...]
     third: int | None = None
@@ -17,7 +17,7 @@ class Source(NamedTuple):
 GATE = "lion.layers.{n}.attention.gate"
 
 # Our name -> the original's. A row names a tensor, or a module with all its tensors.
-NAMES = {
+NAMES: dict[str, dict[str, "str | Source"]] = {
     "text": {
         "lion.embeddings.word_embeddings": "bert.embeddings.word_embeddings",
         "lion.embeddings.token_type_embeddings": "bert.embeddings.token_type_embeddings",
@@ -55,7 +55,7 @@ NAMES = {
     },
 }
 CURVES = (f"{IMAGE_LAYER}.attn.a_i", f"{IMAGE_LAYER}.attn.a2_i")
-GATES = {
+GATES: dict[tuple[str, str, str], dict[str, "str | Source"]] = {
     ("text", "decay", "raster"): {f"{GATE}.bias": f"{TEXT_LAYER}.attention.self.ai"},
     ("text", "selective", "raster"): {GATE: f"{TEXT_LAYER}.attention.self.Wa_i"},
     ("image", "decay", "raster"): {f"{GATE}.bias": CURVES[0]},
@@ -63,14 +63,16 @@ GATES = {
     ("image", "selective", "raster"): {GATE: CURVES[0]},
     ("image", "selective", "snake"): {GATE: Source(CURVES)},
 }
-# In the files without a use: a buffer, the decoder's bias a second time, and positions that only LION-lit adds.
+# In the files without a use: a buffer, the decoder's bias a second time, and positions that only
+# LION-lit adds.
 UNUSED = {
     "bert.embeddings.position_ids",
     "bert.embeddings.position_embeddings.weight",
     "cls.predictions.bias",
 }
 
-# The tensor of a layer that gives the family away, and whose first size is the number of heads. Without any it is LION-lit.
+# The tensor of a layer that gives the family away, and whose first size is the number of heads.
+# Without any it is LION-lit.
 FAMILY_MARKS = {
     "text": {"attention.self.Wa_i.weight": "selective", "attention.self.ai": "decay"},
     "image": {"attn.a_i.weight": "selective", "attn.a_i": "decay"},
@@ -83,7 +85,7 @@ FAMILY_WORDS = {
 }
 
 # Beginning of a head's names -> our class, and the tensor whose first size is the number of labels.
-HEADS = {
+HEADS: dict[str, dict[str, tuple[str, str | None]]] = {
     "text": {
         "cls.predictions.": ("LionForMaskedLM", None),
         "classifier.": ("LionForSequenceClassification", "classifier.weight"),
@@ -92,7 +94,7 @@ HEADS = {
 }
 
 # Settings stored with text checkpoints that mean the same in LionConfig.
-STORED_TEXT_SETTINGS = {
+STORED_TEXT_SETTINGS: dict[str, type | tuple[type, ...]] = {
     "hidden_act": str,
     "hidden_dropout_prob": (int, float),
     "attention_probs_dropout_prob": (int, float),
@@ -105,6 +107,8 @@ STORED_TEXT_SETTINGS = {
 HEAD_DIM = 64  # of all published models
 
 TOKENIZER_NOTE = (
-    "no tokenizer was written: the original models used uncased BERT WordPiece (30,522 words). Convert again with"
-    " --tokenizer NAME_OR_FOLDER (google-bert/bert-base-uncased is that one), or save one into the folder with save_pretrained."
+    "no tokenizer was written: the original models used uncased BERT WordPiece (30,522 words)."
+    " Convert again with"
+    " --tokenizer NAME_OR_FOLDER (google-bert/bert-base-uncased is that one), or save one into the"
+    " folder with save_pretrained."
 )

@@ -1,4 +1,4 @@
-"""Opens the files that torch.save writes, of its zip format and of the older one, without torch.load."""
+"""Opens files that torch.save wrote, in its zip format or the older one, without torch.load."""
 
 import contextlib
 import os
@@ -6,8 +6,9 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -30,14 +31,16 @@ class TorchFile:
         """Reads tensors, each with memory of its own unless it shares its storage.
 
         Raises:
-            ConversionError: if they are damaged, or so many share storage that they are far more than the file holds.
+            ConversionError: if they are damaged, or so many share storage that they are far more
+                than the file holds.
         """
         storages = {tensor.storage.key: tensor.storage for tensor in stored.values()}
         sizes = [tensor.nbytes for tensor in stored.values()]
         held = sum(storage.nbytes for storage in storages.values())
         if sum(sizes) > held + max(sizes, default=0) + SHARED_BYTES:  # tied weights occur twice
             raise ConversionError(
-                f"the tensors have {sum(sizes)} bytes, but the file holds {held} for them: too many share storage"
+                f"the tensors have {sum(sizes)} bytes, but the file holds {held} for them: too"
+                " many share storage"
             )
         read = {key: self._storage(storage) for key, storage in storages.items()}
         return {
@@ -56,8 +59,8 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
     """Opens a file as torch.save writes it; its tensors can be read until the block ends.
 
     Raises:
-        ConversionError: for a file that is missing, damaged or of another format, or holds other objects than tensors and
-            plain settings.
+        ConversionError: for a file that is missing, damaged or of another format, or holds other
+            objects than tensors and plain settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,7 +78,7 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
         yield opened
 
 
-def _open_archive(file: BinaryIO, name: str) -> TorchFile:
+def _open_archive(file: BufferedReader, name: str) -> TorchFile:
     archive = Archive(file, name)
     folders = [entry.split("/")[0] for entry in archive.entries if entry.endswith("/data.pkl")]
     if len(folders) != 1 or f"{folders[0]}/data.pkl" not in archive.entries:
@@ -96,14 +99,15 @@ def _open_archive(file: BinaryIO, name: str) -> TorchFile:
         held = archive.entries[entry].size if entry in archive.entries else 0
         if held < storage.nbytes:
             raise ConversionError(
-                f"{name} is damaged: a storage claims {storage.nbytes} bytes, but the file holds {held} for it"
+                f"{name} is damaged: a storage claims {storage.nbytes} bytes, but the file holds"
+                f" {held} for it"
             )
         return archive.read(entry)
 
     return TorchFile(content, read)
 
 
-def _open_old(file: BinaryIO, name: str) -> TorchFile:
+def _open_old(file: BufferedReader, name: str) -> TorchFile:
     """The older format: five pickles, and the storages in the order of the last one's keys."""
     size = file.seek(0, 2)
     file.seek(0)
@@ -114,10 +118,13 @@ def _open_old(file: BinaryIO, name: str) -> TorchFile:
         known = False
     if not known:
         raise ConversionError(
-            f"{name} is truncated or no PyTorch checkpoint (a file as torch.save writes): copy or download it again"
+            f"{name} is truncated or no PyTorch checkpoint (a file as torch.save writes): copy or"
+            " download it again"
         )
     system, content, keys = (unpickler.load() for _ in range(3))
-    if not isinstance(system, dict) or system.get("little_endian") is not (sys.byteorder == "little"):
+    if not isinstance(system, dict) or system.get("little_endian") is not (
+        sys.byteorder == "little"
+    ):
         raise Broken("another byte order")
     places, start = {}, unpickler.at
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
@@ -139,7 +146,7 @@ def _open_old(file: BinaryIO, name: str) -> TorchFile:
     return TorchFile(content, read)
 
 
-def _old_size(file: BinaryIO, start: int, storage: Storage | None) -> int:
+def _old_size(file: BufferedReader, start: int, storage: Storage | None) -> int:
     """Bytes of a storage, whose number of elements is before it."""
     file.seek(start)
     count = file.read(8)

@@ -117,7 +117,8 @@ class TrainingTransform:
         image_size: int | Sequence[int],
         processor: BaseImageProcessor,
     ):
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        size = height, width
         name = "3a" if augmentation.three_augment else augmentation.aa
         self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
         try:

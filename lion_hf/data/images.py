@@ -76,7 +76,7 @@ class Images(Sequence):
     def __init__(
         self,
         images: Sequence,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         names: Sequence[str],
         files: Sequence[str] = (),
     ):
@@ -86,7 +86,7 @@ class Images(Sequence):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: Any) -> Any:
         return self.images[index], int(self.labels[index])
 
     def in_order_of(self, names: Sequence[str]) -> "Images":
@@ -167,10 +167,11 @@ class ImageSource:
             return self._read_path(Path(self.data_path))
         if self.dataset:
             return self._read_tables(self.dataset, {"name": self.dataset_config}, [[], []])
-        for name in ("train_file", "validation_file"):
-            if not Path(getattr(self, name)).is_file():
-                raise ValueError(f"{name}={getattr(self, name)!r}: there is no such file")
-        return self._read_parquet([self.train_file], [self.validation_file])
+        files = {"train_file": self.train_file or "", "validation_file": self.validation_file or ""}
+        for name, file in files.items():
+            if not Path(file).is_file():
+                raise ValueError(f"{name}={file!r}: there is no such file")
+        return self._read_parquet([files["train_file"]], [files["validation_file"]])
 
     def _read_path(self, root: Path) -> tuple[Images, Images]:
         if not root.is_dir():
@@ -188,13 +189,13 @@ class ImageSource:
             part: sorted(file for file in found if Path(file).name.startswith(part))
             for part in ("train", *HELD_OUT)
         }
-        held_out = next((files[name] for name in HELD_OUT if files[name]), None)
-        if not files["train"] or held_out is None:
+        found_parts = [files[name] for name in HELD_OUT if files[name]]
+        if not files["train"] or not found_parts:
             raise ValueError(
                 f"data_path={self.data_path!r}: expected folders train/ and"
                 f" {'/, '.join(HELD_OUT)}/, or parquet files of these names"
             )
-        return self._read_parquet(files["train"], held_out)
+        return self._read_parquet(files["train"], found_parts[0])
 
     def _read_parquet(self, train: list[str], held_out: list[str]) -> tuple[Images, Images]:
         kwargs = {"data_files": {"train": train, "test": held_out}}
@@ -303,7 +304,7 @@ def visible_files(
     real = os.path.realpath(root)
     if real in inside:
         return
-    for entry in os.scandir(root):
+    for entry in os.scandir(os.fspath(root)):
         if not _counts(entry.name):
             continue
         if entry.is_dir():
@@ -344,7 +345,8 @@ def check_share(reasons: Sequence[str], count: int, title: str, most: float) -> 
 
 
 def _read_classes(root: Path, names: Sequence[str]) -> Images:
-    files, labels = [], []
+    files: list[str] = []
+    labels: list[int] = []
     for number, name in enumerate(names):
         found = sorted(visible_files(root / name, IMG_EXTENSIONS))
         files, labels = files + found, labels + [number] * len(found)

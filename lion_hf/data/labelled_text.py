@@ -74,7 +74,9 @@ def examples(data: Dataset, source: str, columns: TextColumns, labelled: bool = 
         ["" if text is None else text.strip() for text in data[name][:]]
         for name in columns.sentences
     ]
-    found = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
+    found: dict[str, list] = {
+        f"sentence{number}": column for number, column in enumerate(texts, start=1)
+    }
     if labelled:
         labels = LabelColumn.of(data, columns.label, source)
         found["labels"] = (

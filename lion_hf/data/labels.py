@@ -113,7 +113,7 @@ class LabelColumn:
         numbers = [known.get(text) for text in texts]
         if None in numbers:
             self._refuse(texts, numbers, f"one of {_listed(list(known))}")
-        return numbers
+        return [number for number in numbers if number is not None]
 
     def targets(self) -> list[float]:
         """The labels as finite numbers, also those written as text in decimal digits.
@@ -127,7 +127,7 @@ class LabelColumn:
         numbers = [_number(text) for text in texts]
         if None in numbers:
             self._refuse(texts, numbers, "a finite number")
-        return numbers
+        return [number for number in numbers if number is not None]
 
     @property
     def _kind(self) -> str:
@@ -150,7 +150,7 @@ class LabelColumn:
         return names[value]
 
     def _text_of_float(self, row: int, value: float | None) -> str | None:
-        if _is_missing(value):
+        if value is None or _is_missing(value):
             return None
         if not float(value).is_integer():
             raise ValueError(
@@ -168,7 +168,7 @@ class LabelColumn:
                 "first in row"
                 f" {missing[0] + 1}"
             )
-        return texts
+        return [text for text in texts if text is not None]
 
     def _refuse(self, texts: list[str], numbers: list, legal: str) -> None:
         wrong = [row for row, number in enumerate(numbers) if number is None]

@@ -36,17 +36,31 @@ WEIGHT_FILES = {
     "pytorch_model.bin": ("pytorch_model.bin", "pytorch_model-*.bin"),
 }
 TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt", "added_tokens.json",
-    "sentencepiece.bpe.model", "spiece.model", "sentencepiece.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "added_tokens.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "sentencepiece.model",
+)
 OTHER_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "chat_template.jinja",
-)  # fmt: skip
+)
 
-# Largest sizes in a configuration, by the names of all families. Above all published models, below what exhausts memory.
+# Largest sizes in a configuration, by the names of all families. Above all published models, below
+# what exhausts memory.
 MOST = {
-    **dict.fromkeys(("hidden_size", "dim", "embedding_size", "num_attention_heads", "n_heads"), 2**16),
+    **dict.fromkeys(
+        ("hidden_size", "dim", "embedding_size", "num_attention_heads", "n_heads"), 2**16
+    ),
     **dict.fromkeys(("intermediate_size", "hidden_dim", "mlp_ratio"), 2**20),
     **dict.fromkeys(("num_hidden_layers", "n_layers"), MOST_LAYERS),
     **dict.fromkeys(("max_position_embeddings", "vocab_size", "type_vocab_size"), 2**27),
@@ -57,7 +71,7 @@ MOST = {
 
 
 def source_folder(source: str | os.PathLike) -> Path:
-    """The folder of a source, fetched from the Hub if it is a name; weights are fetched by `read_weights`.
+    """The folder of a source, fetched from the Hub if it is a name; without its weights.
 
     Raises:
         ConversionError: for a name that is no folder and cannot be fetched.
@@ -68,7 +82,8 @@ def source_folder(source: str | os.PathLike) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=list(SMALL_FILES)))
     except Exception as error:  # the Hub's client passes on the errors of its HTTP library
         raise ConversionError(
-            f"source={str(source)!r} has no configuration that transformers can read: it is no folder, and the"
+            f"source={str(source)!r} has no configuration that transformers can read: it is no"
+            " folder, and the"
             f" Hub does not give it ({error})"
         ) from error
 
@@ -101,7 +116,8 @@ def read_config(folder: Path, model_types: Mapping[str, Any]) -> PreTrainedConfi
         model_types: those that are allowed.
 
     Raises:
-        ConversionError: if there is none, or it is not one of an allowed model of a size that exists.
+        ConversionError: if there is none, or it is not one of an allowed model of a size that
+            exists.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -119,7 +135,9 @@ def read_config(folder: Path, model_types: Mapping[str, Any]) -> PreTrainedConfi
     try:
         return CONFIG_MAPPING[content["model_type"]].from_dict(content)
     except Exception as error:  # the strict configurations raise classes of their own
-        raise ConversionError(f"{file} has no configuration that transformers can read: {error}") from error
+        raise ConversionError(
+            f"{file} has no configuration that transformers can read: {error}"
+        ) from error
 
 
 def check_number(name: str, value: Any, most: int) -> None:
@@ -157,17 +175,22 @@ def _shards(index: Path, pattern: str) -> list[Path]:
     legal = re.compile(re.escape(pattern).replace(r"\*", r"[\w.-]+"))
     for name in files:
         if not legal.fullmatch(name) or not (index.parent / name).is_file():
-            raise ConversionError(f"{index} names {name[:80]!r}: expected files {pattern} beside it")
+            raise ConversionError(
+                f"{index} names {name[:80]!r}: expected files {pattern} beside it"
+            )
     if len(files) > MOST_SHARDS:
         raise ConversionError(f"{index} names {len(files)} files: expected at most {MOST_SHARDS}")
     return [index.parent / name for name in files]
 
 
 def check_parameters(config: PreTrainedConfig, model_class: type, files: list[Path]) -> None:
-    """Compares what a configuration asks for with what the files can hold, before anything is allocated.
+    """Compares what a configuration asks for with what the files can hold.
+
+    Nothing is allocated for it.
 
     Raises:
-        ConversionError: if the model has more parameters than half of the files' bytes, and some to spare.
+        ConversionError: if the model has more parameters than half of the files' bytes, and some to
+            spare.
     """
     room = sum(file.stat().st_size for file in files) // 2
     try:
@@ -180,7 +203,8 @@ def check_parameters(config: PreTrainedConfig, model_class: type, files: list[Pa
     if needed > room + SPARE_PARAMETERS:
         sizes = {name: config.to_dict()[name] for name in MOST if name in config.to_dict()}
         raise ConversionError(
-            f"config.json describes a model of {needed:,} parameters, but {files[0].name} has room for {room:,}: {sizes}"
+            f"config.json describes a model of {needed:,} parameters, but {files[0].name} has room"
+            f" for {room:,}: {sizes}"
         )
 
 
@@ -219,12 +243,14 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
             raise ConversionError(f"{file} cannot be loaded: it holds no dict of tensors")
         for name, value in content.items():
             if not isinstance(value, StoredTensor):
-                raise ConversionError(f"{file} cannot be loaded: {str(name)[:80]!r} is not a dense tensor")
+                raise ConversionError(
+                    f"{file} cannot be loaded: {str(name)[:80]!r} is not a dense tensor"
+                )
         return opened.tensors(content)
 
 
 def check_processor_files(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises ConversionError if a file of the tokenizer or image processor is larger than its model's words explain."""
+    """Raises ConversionError if a tokenizer or image processor is too large for its model."""
     words = getattr(config, "vocab_size", 0)
     most = min(MOST_TOKENIZER_BYTES, MEBIBYTE + BYTES_PER_WORD * words)
     for file, limit in _limits(folder, most):
@@ -257,5 +283,9 @@ def license_of(folder: Path) -> str | None:
     with file.open(encoding="utf-8", errors="replace") as opened:
         head = opened.read(MEBIBYTE // 8)
     _, mark, rest = head.partition("---\n")
-    found = re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", rest.partition("\n---")[0], re.M) if mark else None
+    found = (
+        re.search(r"^license:[ \t]*[\"']?([\w.+-]+)", rest.partition("\n---")[0], re.M)
+        if mark
+        else None
+    )
     return found[1] if found else None

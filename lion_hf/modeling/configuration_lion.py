@@ -351,7 +351,8 @@ class LionConfig(PreTrainedConfig):
         if auto_map:
             if not folder.is_file():  # which the method below refuses
                 save_code(folder)
-            saved.auto_map = auto_map_of(folder, auto_map)
+            if entries := auto_map_of(folder, auto_map):
+                saved.auto_map = entries
         super(LionConfig, saved).save_pretrained(save_directory, *args, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:

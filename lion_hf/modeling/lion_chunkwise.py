@@ -311,12 +311,12 @@ def _backward_inside(
         # a token has no edge to itself: its part would leave rounding
         pairs.diagonal(dim1=-2, dim2=-1).zero_()
         change = pairs.sum(-2) - pairs.sum(-1)
-        places = slice(size)
+        places: slice | torch.Tensor = slice(size)
         if block.decays.places is None:
             pairs.tril_(-1)
         else:
-            places = block.decays.places[i]
-            pairs.mul_(places[:, None] > places)
+            places = read = block.decays.places[i]
+            pairs.mul_(read[:, None] > read)
         earlier = pairs.sum(-1) - pairs.sum(-2)
         sums[0, i][..., places] = earlier
         sums[1, i][..., places] = change.add_(earlier)
@@ -373,8 +373,10 @@ def _backward(ctx, grad: torch.Tensor, _):
     if torch.is_grad_enabled():  # it is itself to be differentiated
         *tensors, order, _ = ctx.saved_tensors
 
-        def function(*tensors: torch.Tensor) -> torch.Tensor:
-            return chunks_again(ChunkInputs(*tensors, order, ctx.scale, ctx.chunk_size))
+        def function(query, key, value, left_to_right, right_to_left) -> torch.Tensor:
+            edges = left_to_right, right_to_left
+            rest = order, ctx.scale, ctx.chunk_size
+            return chunks_again(ChunkInputs(query, key, value, *edges, *rest))
 
         return *gradients_again(function, tensors, grad), None, None, None, None
     grads = chunkwise_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.chunk_size)

@@ -31,11 +31,11 @@ class Neighbours(NamedTuple):
     """For every offset of the kernel, where a token's neighbour stands, and whether there is one.
 
     Fields:
-        index: places within the row, (W, B, L).
+        places: within the row, (W, B, L).
         valid: whether the neighbour is a token of the same document, (W, B, L).
     """
 
-    index: torch.Tensor
+    places: torch.Tensor
     valid: torch.Tensor
 
 
@@ -66,8 +66,9 @@ def convolution_layout(
     """
     if attention_mask is None and seq_idx is None:
         return None
-    device = (seq_idx if attention_mask is None else attention_mask).device
     if attention_mask is None:
+        assert seq_idx is not None  # one of the two is given
+        device = seq_idx.device
         mask = torch.ones(shape, dtype=torch.bool, device=device)
     else:
         mask = attention_mask != 0
@@ -133,6 +134,7 @@ class LionConvolution(nn.Module):
     def __init__(self, config: LionConfig):
         super().__init__()
         width = config.conv_kernel_size
+        assert width is not None  # a model without convolutions has none of these
         height = 1 if config.modality == "text" else width
         self.weight = nn.Parameter(torch.empty(config.hidden_size, 1, height, width))
         with torch.no_grad():
@@ -170,8 +172,8 @@ class LionConvolution(nn.Module):
             return self._convolve_spaced(hidden_states, layout)
         taps = self.weight[:, 0, 0].to(hidden_states.dtype).unbind(1)
         output = torch.zeros_like(hidden_states)
-        for tap, index, valid in zip(taps, layout.index, layout.valid):
-            places = index[..., None].expand_as(hidden_states)
+        for tap, places, valid in zip(taps, layout.places, layout.valid):
+            places = places[..., None].expand_as(hidden_states)
             neighbour = hidden_states.gather(1, places).masked_fill(~valid[..., None], 0)
             output = output + neighbour * tap
         return output

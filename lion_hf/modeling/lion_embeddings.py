@@ -1,5 +1,7 @@
 """From token ids or pixels to the first hidden states."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -127,9 +129,11 @@ class LionImageEmbeddings(nn.Module):
         """
         # an exported program for any size is not tied to one
         known = statically_known_true if torch.compiler.is_exporting() else bool
+        learned = self.position_embeddings
+        assert learned is not None  # asked for only where the model learns positions
         if all(known(size == trained) for size, trained in zip((rows, columns), self.grid)):
-            return self.position_embeddings
-        first, patches = self.position_embeddings.split((1, self.grid[0] * self.grid[1]), dim=1)
+            return learned
+        first, patches = learned.split((1, self.grid[0] * self.grid[1]), dim=1)
         patches = patches.float().unflatten(1, self.grid).permute(0, 3, 1, 2)
         size = (rows, columns)
         patches = F.interpolate(patches, size=size, mode="bicubic", align_corners=False)
@@ -163,7 +167,7 @@ class LionImageEmbeddings(nn.Module):
         return self.dropout(embeddings)
 
 
-def resize_images(model: nn.Module, image_size: int | list[int]) -> None:
+def resize_images(model: Any, image_size: int | list[int]) -> None:
     """Changes the image size of a model; its position embeddings are interpolated to the new grid.
 
     Args:

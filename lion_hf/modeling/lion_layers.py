@@ -66,7 +66,8 @@ class LionAttention(nn.Module):
         self.q_conv = LionConvolution(config) if convolved else None
         self.k_conv = LionConvolution(config) if convolved else None
         self.v_conv = LionConvolution(config) if convolved else None
-        self.gate, exact = None, torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.gate: LionDecay | LionGate | None = None
+        exact = torch.promote_types(torch.get_default_dtype(), torch.float32)
         if config.mask_type == "decay":
             self.gate = LionDecay(num_gates, dtype=exact)
         elif config.mask_type == "selective":
@@ -113,14 +114,15 @@ class LionAttention(nn.Module):
             # once, not for each projection and its gradient
             inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
         projected = [projection(inputs) for projection in (self.q_proj, self.k_proj, self.v_proj)]
-        if self.q_conv is not None:
-            convolutions = (self.q_conv, self.k_conv, self.v_conv)
-            projected = [conv(x, conv_layout) for conv, x in zip(convolutions, projected)]
+        convolutions = (self.q_conv, self.k_conv, self.v_conv)
+        projected = [
+            x if conv is None else conv(x, conv_layout) for conv, x in zip(convolutions, projected)
+        ]
         query, key, value = (
             x.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
             for x in projected
         )
-        output = lion_attention(
+        result = lion_attention(
             query,
             key,
             value,
@@ -135,7 +137,7 @@ class LionAttention(nn.Module):
             chunk_size=config.chunk_size,
             need_weights=output_attentions,
         )
-        output, weights = output if output_attentions else (output, None)
+        output, weights = result if isinstance(result, tuple) else (result, None)
         output = output.transpose(1, 2).flatten(2)
         if self.norm is not None:
             output = self.norm(output)

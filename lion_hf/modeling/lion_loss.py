@@ -126,7 +126,7 @@ def span_loss(
 
     Positions at or behind the row's end, of answers that were cut off, do not count.
     """
-    loss, length = 0, start_logits.shape[1]
+    losses, length = [], start_logits.shape[1]
     ends = {
         "start_positions": (start_logits, start_positions),
         "end_positions": (end_logits, end_positions),
@@ -138,10 +138,9 @@ def span_loss(
         positions = torch.where(positions >= length, IGNORED, positions).to(logits.device)
         positions = positions[:, 0] if positions.shape[1:] == (1,) else positions
         positions = check_labels(name, positions, logits.shape[:1], length)
-        loss = (
-            loss + classification_loss(logits, positions, PROBLEM_TYPES[0], num_items_in_batch) / 2
-        )
-    return loss
+        kind = PROBLEM_TYPES[0]
+        losses.append(classification_loss(logits, positions, kind, num_items_in_batch) / 2)
+    return losses[0] + losses[1]
 
 
 def pixel_loss(

@@ -135,8 +135,10 @@ def recurrent(
         for x in (left_to_right, right_to_left):
             by_step.append(x.expand(*x.shape[:2], length).exp()[..., None, None].movedim(2, 0))
     if record:  # autograd joins the pieces of an unbind in one go, those of an index one by one
-        by_step = [x.unbind(0) for x in by_step]
-    queries, keys, values, *decays = by_step
+        pieces: list = [x.unbind(0) for x in by_step]
+    else:
+        pieces = by_step
+    queries, keys, values, *decays = pieces
     state_left = query.new_zeros(*query.shape[:2], query.shape[-1], value.shape[-1])
     state_right = torch.zeros_like(state_left)
     parts_left, parts_right = [], []

@@ -178,7 +178,7 @@ def _choose_backend(
     torch_form = TABLE["torch", request.form].run
     if backend == "torch" or (backend == "auto" and not (fused and request.query.is_cuda)):
         return torch_form
-    refusal = (
+    refusal: str | None = (
         "triton was not found, or no CUDA device; expected both, or TRITON_INTERPRET=1 in the"
         " environment"
     )

@@ -189,7 +189,7 @@ def check_rows(
                 " (batch, length)"
             )
         shape = (input_ids.shape[0], input_ids.shape[1])
-    else:
+    elif inputs_embeds is not None:
         shape = _shape_of_embeddings(hidden_size, inputs_embeds)
     if shape[1] == 0:
         raise ValueError(f"a batch of shape {shape}: expected at least one token per row")
@@ -258,10 +258,10 @@ def refuse_packing(
     for name, x in {"position_ids": position_ids, "seq_idx": seq_idx, **offsets}.items():
         if x is not None:
             check_integers(name, x)
-    name = _sign_of_packing(rows, offsets)
-    if name is not None:
+    sign = _sign_of_packing(rows, offsets)
+    if sign is not None:
         raise ValueError(
-            f"{name} with {type(model).__name__}: it pools one document per row; pad the documents"
+            f"{sign} with {type(model).__name__}: it pools one document per row; pad the documents"
             " instead"
         )
 
@@ -284,7 +284,8 @@ def _sign_of_packing(
         return None
     if seq_idx is None:
         documents = document_indices(shape, mask, position_ids)
-        return "position_ids that restart" if documents.any() else None
+        restart = documents is not None and documents.any()
+        return "position_ids that restart" if restart else None
     if mask is not None:
         seq_idx = seq_idx.expand(shape[0], -1).gather(1, nearest_token(mask != 0))
     return "seq_idx" if (seq_idx[:, 1:] != seq_idx[:, :-1]).any() else None

@@ -103,6 +103,12 @@ class LionPreTrainedModel(PreTrainedModel):
         with code_goes_along(self.config) if pushes else contextlib.nullcontext():
             super().save_pretrained(save_directory, *args, **kwargs)
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # LION's forms are not attention functions of transformers, which guesses this from the
+        # file in which it finds a head.
+        return False
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay would pull to a wrong place.
 

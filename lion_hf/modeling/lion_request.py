@@ -136,7 +136,8 @@ def directions_of(
         left_to_right, right_to_left = torch.broadcast_tensors(*log_decay)
         return (_cut(None, left_to_right, right_to_left, boundary),)
     if log_decay is None:
-        log_decay, order = torch.zeros(1, 1, length, device=seq_idx.device), None
+        device = None if seq_idx is None else seq_idx.device
+        log_decay, order = torch.zeros(1, 1, length, device=device), None
     if log_decay.shape[-1] == 1 and mask is None and seq_idx is None:
         # one gate serves every edge in every order
         if order is None:
@@ -166,7 +167,9 @@ def _along_order(
         None if x is None else x.index_select(-1, permutation) for x in (mask, seq_idx)
     )
     steps = _boundaries(step_mask, step_idx)
-    known = all(x is not None and has_values(x) for x in (boundary, steps))
+    if boundary is None or steps is None:
+        return _cut(permutation, gates, _right_to_left(gates), steps)
+    known = has_values(boundary) and has_values(steps)
     if known and (steps.sum(-1) != boundary.sum(-1)).any():
         raise ValueError(
             "order interleaves the documents of seq_idx: expected each document's tokens in one"

@@ -61,9 +61,9 @@ def _chunks(request: AttentionRequest) -> torch.Tensor:
         or length > (chunk_size or default_chunk_size(length, query.device.type)[0])
     ):
         return each_order(chunkwise, request)
-    left_to_right, right_to_left, orders = map(torch.stack, (*edges, orders))
+    left_to_right, right_to_left, order = map(torch.stack, (*edges, orders))
     inputs = query, key, value, left_to_right, right_to_left
-    return chunkwise(*inputs, request.scale, chunk_size, orders)
+    return chunkwise(*inputs, request.scale, chunk_size, order)
 
 
 def _with_features(request: AttentionRequest) -> AttentionRequest:
@@ -80,7 +80,8 @@ def _weights(request: AttentionRequest) -> torch.Tensor:
     """The mixing matrix, (B, H, L, L), with each order's mask in the order of the tokens."""
     dtype = compute_type(request.value)
     query, key = request.query.to(dtype), request.key.to(dtype)
-    masks, length = [], query.shape[2]
+    masks: list[torch.Tensor | None] = []
+    length = query.shape[2]
     for order, left_to_right, right_to_left in request.directions:
         if left_to_right is None or right_to_left is None:
             masks.append(None)

@@ -54,7 +54,7 @@ def train_and_save(
 ) -> None:
     """Trains, then writes the model, the processor and the table of the curves."""
     trainer.train()
-    trainer.save_model(folder)
+    trainer.save_model(str(folder))
     processor.save_pretrained(folder)
     plots.save_history(trainer.state.log_history, folder / "curves.csv")
 

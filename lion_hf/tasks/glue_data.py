@@ -166,7 +166,7 @@ def load_tasks(options: GlueArguments, classes: Sequence[str] | None = None) -> 
     """
     if options.own_data:
         columns = [name for name in (options.sentence1_column, options.sentence2_column) if name]
-        file = options.train_file or options.validation_file or options.test_file
+        file = options.train_file or options.validation_file or options.test_file or ""
         return {
             options.task or "own": own_task(
                 read_table(file),
@@ -179,7 +179,7 @@ def load_tasks(options: GlueArguments, classes: Sequence[str] | None = None) -> 
             )
         }
     tasks = TASKS if options.recipes is None else read_recipes(options.recipes)
-    names = task_names(options.task)
+    names = task_names(options.task or "")
     if options.start_from_mnli and options.mnli_checkpoint is None and "mnli" not in names:
         names.insert(0, "mnli")
     return {name: tasks[name] for name in names}
@@ -203,7 +203,8 @@ def load_data(
     splits = {}
     for split in (*["train"] * train, *validation, *test):
         if options.own_data:
-            rows, source = read_table(own[split]), own[split]
+            source = own[split] or ""
+            rows = read_table(source)
         else:
             rows, source = read_glue(name, split, options.data_dir)
         splits[split] = examples(rows, source, task, labelled=split not in test)

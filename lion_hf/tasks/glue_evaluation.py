@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import IntervalStrategy, PreTrainedConfig
@@ -30,12 +31,14 @@ def plan_evaluation(
     Raises:
         ValueError: if the data does not fit the models.
     """
-    names = [options.task or "own"] if options.own_data else task_names(options.task)
+    names = [options.task or "own"] if options.own_data else task_names(options.task or "")
     data: dict[str, tuple[Task, dict[str, Examples]]] = {}
     runs = []
     for name in names:
         folder = Path(args.output_dir, name)
-        there = {seed: folder / str(seed) for seed in finished_seeds(folder, options)}
+        there: dict[Any, Path] = {
+            seed: folder / str(seed) for seed in finished_seeds(folder, options)
+        }
         for seed, place in (there or {args.seed: folder}).items():
             model = str(place) if there else options.model_name_or_path
             task = task_of(name, model, configuration(model, options), options)

@@ -177,7 +177,7 @@ def arguments_of(
             f"{name} takes batches of {total} rows, which {parts} parts (processes times"
             " gradient_accumulation_steps) cannot share evenly: give per_device_train_batch_size"
         )
-    recipe = {
+    recipe: dict[str, Any] = {
         "learning_rate": task.learning_rate,
         "weight_decay": task.weight_decay,
         "num_train_epochs": task.epochs,
@@ -206,7 +206,7 @@ def settings_of(
         for name, value in resolved_settings(options, args).items()
         if name not in FREE and not name.startswith(FREE_GROUPS)
     }
-    settings["batch_size"] = args.per_device_train_batch_size * _parts(args)
+    settings["batch_size"] = (args.per_device_train_batch_size or 0) * _parts(args)
     settings["vocabulary"] = digest(tokenizer.get_vocab())
     for split, found in splits.items():
         if not split.startswith("test"):

@@ -12,7 +12,6 @@ scipy:
 """
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -72,7 +71,7 @@ class Task(TextColumns):
         """The names of the unlabelled splits."""
         return tuple(name.replace("validation", "test") for name, _ in self.splits)
 
-    def compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
+    def compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         """All the task's metrics of predicted and true classes or targets (N,)."""
         results = (
             METRICS[key]().compute(predictions=predictions, references=references)

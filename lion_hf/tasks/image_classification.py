@@ -35,6 +35,7 @@ import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
 
@@ -256,7 +257,7 @@ def train_and_evaluate(
     record = None
     if args.do_train and args.process_index == 0:
         record = {"classes": train.names, "train": train.record(), "held_out": validation.record()}
-    name = data.dataset or Path(data.data_path or data.train_file).name
+    name = data.dataset or Path(data.data_path or data.train_file or "").name
     kind = " ".join(filter(None, (config.model_type, getattr(config, "mask_type", ""))))
     metrics = run(
         trainer,
@@ -324,7 +325,7 @@ def build_trainer(
     """
     train, validation = parts or read_data(model_settings, data, args)
     model = build_model(model_settings, train.names, teaching.distillation_token)
-    size = model_settings.input_size or getattr(model.config, "image_size", 224)
+    size: Any = model_settings.input_size or getattr(model.config, "image_size", 224)
     processor = image_processor(size, augmentation.eval_crop_ratio)
     processor.max_bytes = data.max_image_megabytes * 1_000_000
     teacher = None

@@ -132,8 +132,8 @@ def find_model(settings: ModelSettings) -> ModelSource:
     if (folder / "config.json").is_file():
         return _transformers_source(str(folder), settings)
     if name.startswith("lion_") and timm.is_model(name):
-        folder = find_preset(f"lion-s-{name.split('_')[1]}-patch16-224")
-        return _transformers_source(str(folder), settings, original_words=True)
+        preset = find_preset(f"lion-s-{name.split('_')[1]}-patch16-224")
+        return _transformers_source(preset, settings, original_words=True)
     if timm.is_model(name):
         return ModelSource(None)
     if "/" in name:
@@ -163,7 +163,7 @@ def class_order(settings: ModelSettings, names: Sequence[str], train: bool) -> l
         ValueError: if the model is not trained, and does not know a class of the data.
     """
     source = find_model(settings)
-    if not source.weights or settings.softmax:
+    if not source.weights or source.path is None or settings.softmax:
         return list(names)
     config = _read_config(settings, source.path)
     known = [config.id2label[number] for number in range(config.num_labels)]

@@ -47,7 +47,9 @@ def accuracies(
     counted = labels != UNKNOWN
     unreadable = int((np.isnan(probabilities) & ~counted).sum())
     check_share(["see the warnings before"] * unreadable, len(labels), "evaluated", max_unreadable)
-    result = {"left_out": int((~counted).sum())} if not counted.all() else {}
+    result: dict[str, float] = {}
+    if not counted.all():
+        result["left_out"] = int((~counted).sum())
     if not counted.any():
         return result
     right = best[counted] == labels[counted, None]

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ..data.augmentation import RepeatedSampler
 from ..data.samples import SeededDataset
-from ..linearize.distillation import distillation_loss
+from ..linearize.losses import distillation_loss
 from ..training.trainer import LionTrainer
 
 DISTILLATIONS = ("none", "hard", "soft")
@@ -137,6 +137,7 @@ class ImageTrainer(LionTrainer):
         """The model with the average as its weights, which it has inside only."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        assert self.average is not None  # asked for only where an average is kept
         model.load_state_dict(self.average.module.state_dict())
         try:
             yield model
@@ -165,6 +166,12 @@ class ImageTrainer(LionTrainer):
                 name: value.contiguous() for name, value in self.average.module.state_dict().items()
             }
             save_file(weights, os.path.join(output_dir or self.args.output_dir, AVERAGE_FILE))
+
+    def saved_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from super().saved_tensors()
+        if self.average is not None:
+            for name, value in self.average.module.named_parameters():
+                yield f"the average of {name}", value
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """As in LionTrainer; the average of a finished run is in its folder ema/."""

@@ -29,10 +29,9 @@ class GlueMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
-        predictions, references = np.asarray(predictions), np.asarray(references)
         if len(predictions) == 0:
             raise ValueError(f"{self.key} of no predictions: expected at least one")
-        return {self.key: float(self.value(predictions, references))}
+        return {self.key: float(self.value(np.asarray(predictions), np.asarray(references)))}
 
     def value(self, predictions: np.ndarray, references: np.ndarray) -> float:
         """The metric of two arrays (N,)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,11 @@ def summarize(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict:
         `{"overall": ..., "tasks": {task: {"score": {"mean", "deviation"}, "metrics": {...},
         "seeds": {seed: metrics}}}}`
     """
-    tasks = {}
+    tasks: dict[str, dict[str, Any]] = {}
     for task, seeds in results.items():
         runs = list(seeds.values())
         tasks[task] = {
-            "score": statistics(np.mean(list(run.values())) for run in runs),
+            "score": statistics(float(np.mean(list(run.values()))) for run in runs),
             "metrics": {metric: statistics(run[metric] for run in runs) for metric in runs[0]},
             "seeds": {str(seed): dict(run) for seed, run in seeds.items()},
         }
@@ -78,8 +79,9 @@ def table(summary: Mapping, markdown: bool = False) -> str:
 
 
 def _percent(value: Mapping[str, float | None]) -> str:
-    deviation = "" if value["deviation"] is None else f" ± {100 * value['deviation']:.2f}"
-    return f"{100 * value['mean']:.2f}{deviation}"
+    mean, deviation = value["mean"], value["deviation"]
+    assert mean is not None  # only the deviation of a single run is None
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
 def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> None:

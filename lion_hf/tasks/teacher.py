@@ -7,10 +7,14 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+
+from ..convert.pickles import StoredTensor
+from ..convert.torch_files import open_torch_file
 
 # Where training scripts keep a state dict, the average of the weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -115,28 +119,32 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: if the file is missing, cannot be read, or holds no weights.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"teacher_path={str(path)!r}: there is no such file")
     try:
-        if Path(path).suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for damaged and foreign files
+        read = load_file if Path(path).suffix == ".safetensors" else _read_torch_file
+        weights = read(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"teacher_path={str(path)!r} cannot be read as weights:"
-            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"teacher_path={str(path)!r} cannot be read as weights: {error}"
         ) from error
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(
-            f"teacher_path={str(path)!r} holds no state dict: expected names with tensors, alone or"
-            f" under one of {', '.join(WRAPPERS)}"
-        )
-    return {_without_prefixes(name): tensor for name, tensor in content.items()}
+    return {_without_prefixes(name): tensor for name, tensor in weights.items()}
+
+
+def _read_torch_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    with open_torch_file(path) as file:
+        content = file.content
+        for key in WRAPPERS:
+            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+        if not isinstance(content, Mapping) or not all(
+            isinstance(name, str) and isinstance(tensor, StoredTensor)
+            for name, tensor in content.items()
+        ):
+            raise ValueError(
+                "it holds no state dict: expected names with tensors, alone or under one of"
+                f" {', '.join(WRAPPERS)}"
+            )
+        return file.tensors(content)
 
 
 def _transformers_teacher(name: str, num_labels: int, student: tuple) -> Teacher:

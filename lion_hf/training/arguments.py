@@ -97,11 +97,12 @@ class LionTrainingArguments(TrainingArguments):
 
     def _divide_batch(self) -> None:
         """Sets the accumulated batches of a step; several GPUs in a process share a batch."""
-        at_once = self.train_batch_size * self.world_size
-        if self.total_batch_size < 1 or self.total_batch_size % at_once:
+        at_once, total = self.train_batch_size * self.world_size, self.total_batch_size
+        assert total is not None  # asked by __post_init__
+        if total < 1 or total % at_once:
             raise ValueError(
                 f"total_batch_size={self.total_batch_size}: expected a multiple of the {at_once}"
                 " samples at a time"
                 f" (per_device_train_batch_size={self.per_device_train_batch_size} on each device)"
             )
-        self.gradient_accumulation_steps = self.total_batch_size // at_once
+        self.gradient_accumulation_steps = total // at_once

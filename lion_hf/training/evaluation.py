@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 
 @contextlib.contextmanager
@@ -48,13 +48,10 @@ class SharedBatches(DataLoader):
         options: other arguments of `DataLoader`.
     """
 
-    def __init__(
-        self, dataset: Dataset, batch_size: int, process: int, processes: int, **options: Any
-    ):
+    def __init__(self, dataset: Any, batch_size: int, process: int, processes: int, **options: Any):
         count = len(dataset)
-        batches = [
-            range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)
-        ]
+        starts = range(0, count, batch_size)
+        batches = [list(range(start, min(start + batch_size, count))) for start in starts]
         rounds = -(-len(batches) // processes)
         own = batches[process::processes]
         self.counts = [len(batch) for batch in own] + [0] * (rounds - len(own))
@@ -62,7 +59,7 @@ class SharedBatches(DataLoader):
         super().__init__(dataset, batch_sampler=own, **options)
         self.samples = 0  # of the batch that was given last
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         for count, batch in zip(self.counts, super().__iter__()):
             self.samples = count
             yield batch

@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
     import msvcrt
 
 logger = logging.getLogger(__name__)

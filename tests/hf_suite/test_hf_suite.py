@@ -165,10 +165,13 @@ class ImageTests(CommonTests):
 
 
 def add_family(tests: type, mask_type: str, patch_order: str) -> None:
+    """Adds the tests of one family, slow unless it is the richest of its modality."""
     name = f"{mask_type}_{tests.modality}_{patch_order}".title().replace("_", "") + "Test"
-    globals()[name] = type(
+    family = type(
         name, (tests, unittest.TestCase), {"mask_type": mask_type, "patch_order": patch_order}
     )
+    quick = mask_type == "selective" and (tests.modality == "text" or patch_order == "snake")
+    globals()[name] = family if quick else pytest.mark.slow(family)
 
 
 for mask_type in MASK_TYPES:

@@ -9,6 +9,7 @@ import copy
 
 import pytest
 import torch
+from support.marks import slow_except
 from support.models import IMAGE_FAMILIES, image_config, inputs_of, model, text_config, token_ids
 
 from lion_hf import LionConfig, LionForSequenceClassification, lion_attention
@@ -95,7 +96,13 @@ def check(
 
 @pytest.mark.parametrize("normalize", (False, True), ids=lambda x: "normalized" if x else "plain")
 @pytest.mark.parametrize(
-    "form, length", [("attention", 1000), ("recurrent", 200), ("chunk", 1000), ("chunk", 65_536)]
+    "form, length",
+    slow_except(
+        [("attention", 1000), ("recurrent", 200), ("chunk", 1000), ("chunk", 65_536)],
+        ("attention", 1000),
+        ("recurrent", 200),
+        ("chunk", 1000),
+    ),
 )
 @pytest.mark.parametrize("family", MASK_TYPES)
 def test_operation(family, form, length, normalize):
@@ -260,6 +267,7 @@ def test_image_models(mask_type, patch_order, form):
     check_network(network, inputs_of("ImageClassification", network.config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_a_text_model_of_65536_tokens(mask_type):
     """Forward and backward, with padding and mean pooling, whose sum is beyond float16."""

@@ -671,6 +671,7 @@ def test_compile_without_graph_breaks(modality, form):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_type, patch_order", IMAGE_FAMILIES)
 def test_export_images_of_any_batch(mask_type, patch_order):
     network = model("ImageClassification", image_config(mask_type, patch_order))

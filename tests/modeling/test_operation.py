@@ -380,7 +380,7 @@ def test_auto_picks_by_length_and_need():
             {"training": True},
             "attention form, because maps and score dropout",
         ),
-        (4096, {"attention_probs_dropout_prob": 0}, {"training": True}, "32 chunks"),
+        (4096, {}, {"training": True}, "32 chunks"),
         (
             4096,
             {"mask_type": "lit"},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.marks import slow_except
 from support.oracle import FEATURES, MASK_TYPES, check, gradients, make_problem, mask_of
 from torch.nn import functional as F
 
@@ -73,7 +74,7 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
 @pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 20)])
-@pytest.mark.parametrize("mask_type", MASK_TYPES)
+@pytest.mark.parametrize("mask_type", slow_except(MASK_TYPES, "selective"))
 def test_options(
     mask_type,
     form,
@@ -94,7 +95,7 @@ def test_options(
 
 
 @pytest.mark.parametrize("chunk_size", (None, 16, 63, 128), ids=lambda x: f"chunks of {x}")
-@pytest.mark.parametrize("length", (1, 2, 17, 63, 64, 65, 130))
+@pytest.mark.parametrize("length", slow_except((1, 2, 17, 63, 64, 65, 130), 1, 17, 65))
 def test_lengths(length, chunk_size, device):
     """The blocks of the table, alone and beside a rest of one token."""
     problem = make_problem(
@@ -117,7 +118,8 @@ def test_half_precision(mask_type, form, chunk_size, dtype, tolerance, device):
 
 
 @pytest.mark.parametrize(
-    "head_dim, value_dim", [(1, 1), (5, 40), (33, 16), (80, 64), (130, 3), (256, 8)]
+    "head_dim, value_dim",
+    slow_except([(1, 1), (5, 40), (33, 16), (80, 64), (130, 3), (256, 8)], (1, 1), (5, 40)),
 )
 def test_head_sizes(head_dim, value_dim, device):
     """Sizes that are no powers of two, several slices of a state, and values of another size."""
@@ -278,6 +280,7 @@ def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
     assert (found[0].double() - found[1]).abs().max() < 1e-5 * found[1].abs().max()
 
 
+@pytest.mark.slow
 def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
     """Sums of two numbers: after a thousand gates of 1e-30, one float32 number alone would round a
     gate of 0.999 away."""
@@ -324,6 +327,7 @@ def test_one_order(strided, dtype, device, small_blocks):
             torch.testing.assert_close(found[name].double(), x, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_padding_may_hold_anything(device):
     """NaN and infinity in masked places stay there, and the output there is 0."""
     query, key, value = (torch.rand(2, 3, 12, 4, device=device) for _ in range(3))
@@ -404,6 +408,7 @@ def test_edges_of_the_two_directions(device):
             assert (x[..., -1] == 0).all()
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_gradients(device):
     """Nothing is added up in an order that changes."""
     inputs = [torch.randn(2, 3, 40, 4, device=device, requires_grad=True) for _ in range(3)]
@@ -469,6 +474,7 @@ def test_autocast_and_mixed_types(device):
     assert torch.equal(plain, mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form, normalize, dropout_p", [("chunk", False, 0.0), ("attention", True, 0.25)]
 )

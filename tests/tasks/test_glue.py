@@ -136,6 +136,7 @@ def weights(path) -> dict[str, torch.Tensor]:
     return AutoModelForSequenceClassification.from_pretrained(path).state_dict()
 
 
+@pytest.mark.slow
 def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_path, capsys):
     """One run a task: metrics, table, picture, submissions; RTE, MRPC and STS-B have MNLI's encoder, the others do not."""
     (tmp_path / "recipes.yaml").write_text("mnli: {learning_rate: 1e-1}")  # of the others 1e-5
@@ -170,6 +171,7 @@ def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_p
         assert (away < 1e-3) == (TASKS[name].from_mnli or name == "mnli"), name
 
 
+@pytest.mark.slow
 def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
     """Named classes are learnt and saved; a second call runs nothing; other settings are refused; --redo repeats."""
     learn = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--total_batch_size", "8"]
@@ -237,6 +239,7 @@ def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
     assert list(again["tasks"]["reviews"]["seeds"]) == ["1", "2"] and again != summary
 
 
+@pytest.mark.slow
 def test_other_data_and_other_weights_are_other_runs(script, folder, tmp_path):
     argv = own(folder, tmp_path / "out", *ONCE, "--seed", "3")
     script.main(argv)
@@ -261,6 +264,7 @@ def test_other_data_and_other_weights_are_other_runs(script, folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(script, folder, tmp_path, monkeypatch):
     """Killed in step 5 of 6, after a checkpoint at 4, it does two steps more and ends in the same weights and metrics."""
     argv = "--max_steps 6 --save_strategy steps --save_steps 2 --seed 5 --learning_rate 1e-2"
