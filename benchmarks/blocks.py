@@ -1,11 +1,11 @@
-"""The suite "blocks" of run.py: the fused kernels cut in other ways than `lion_triton.BLOCKS` says,
-on a GPU.
+"""The suite "blocks" of run.py: the fused kernels of a GPU, cut in other ways.
 
-For every kernel of that table, type, head size and length it times the launches of this kernel
-alone, in a forward and a backward pass of LION-S with a divisor, for the table's row and for those
-one step away from it. Refused are candidates that do not compile, that need more shared memory than
-there is, or whose results differ from those of the table's row. Which is the fastest over the
-lengths is printed as the table has it, to be typed in there. Several reading orders are not timed.
+For every kernel of `lion_triton_launch.BLOCKS`, type, head size and length it times the launches of
+this kernel alone, in a forward and a backward pass of LION-S with a divisor, for the table's row
+and for those one step away from it. Refused are candidates that do not compile, that need more
+shared memory than there is, or whose results differ from those of the table's row. Which is the
+fastest over the lengths is printed as the table has it, to be typed in there. Several reading
+orders are not timed.
 
 Leaves blocks-cuda.json and .md.
 """
@@ -27,7 +27,13 @@ from tqdm import tqdm
 
 from lion_hf.modeling import lion_triton
 from lion_hf.modeling.lion_choice import default_chunk_size
-from lion_hf.modeling.lion_triton import BLOCKS, LARGEST_HEAD, Blocks, blocks_of
+from lion_hf.modeling.lion_triton_launch import (
+    BLOCKS,
+    KERNELS,
+    LARGEST_HEAD,
+    Blocks,
+    blocks_of,
+)
 
 LENGTHS, HEAD_SIZES, DTYPES = (197, 4096), (64, 128), (torch.bfloat16, torch.float32)
 WIDTH = 768  # of all heads together
@@ -147,9 +153,12 @@ def both_passes(
 ) -> tuple[list[torch.Tensor], list[Callable]]:
     """Outputs and gradients with one kernel cut as `row` says, and this kernel's launches."""
     grad, *inputs = (*inputs, None, None, None)  # no orders, no padding, no dropout
-    launches = Launches(getattr(lion_triton, f"{case.kernel}_kernel"))
-    blocks = BLOCKS | {case.kernel: {(case.dtype.itemsize, LARGEST_HEAD): row}}
-    with mock.patch.multiple(lion_triton, BLOCKS=blocks, **{f"{case.kernel}_kernel": launches}):
+    launches = Launches(KERNELS[case.kernel])
+    blocks = {(case.dtype.itemsize, LARGEST_HEAD): row}
+    with (
+        mock.patch.dict(BLOCKS, {case.kernel: blocks}),
+        mock.patch.dict(KERNELS, {case.kernel: launches}),
+    ):
         output, divisor = lion_triton.fused_forward(*inputs, 0.0, 1.0, True, 1e-6, None, case.dtype)
         grads = lion_triton.fused_backward(grad, *inputs, output, divisor, 0.0, 1.0, True, None)
     return [output, *grads], launches.calls

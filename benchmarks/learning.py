@@ -1,13 +1,14 @@
 """What the same budget teaches LION, BERT, ModernBERT and softmax attention in LION's own block.
 
-    python benchmarks/learning.py run --data DATA                   # everything, for hours; a run that is done is skipped
-    python benchmarks/learning.py run --data DATA --tasks mlm-128 --arms "modern LION-S" ModernBERT --seeds 1 2 3
-    python benchmarks/learning.py run --data DATA --quick --output /tmp/quick      # minutes: that everything runs
+    python benchmarks/learning.py run --data DATA     # everything, for hours; skips what is done
+    python benchmarks/learning.py run --data DATA --tasks mlm-128 --arms "modern LION-S" ModernBERT
+    python benchmarks/learning.py run --data DATA --quick --output OUT     # in minutes, a few steps
     python benchmarks/learning.py report
 
-DATA holds `train.txt` and `validation.txt`, a paragraph per line. Every run is a line of `learning.jsonl` in the output folder, so
-the command goes on where it was stopped. For each arm the learning rate is chosen on the tuning seed 0; the other seeds are paired:
-all arms see the same rows, in the same order, with the same masks. `report` writes `learning.md` and `learning.png`.
+DATA holds `train.txt` and `validation.txt`, a paragraph per line. Every run is a line of
+`learning.jsonl` in the output folder, so the command goes on where it was stopped. For each arm the
+learning rate is chosen on the tuning seed 0. The other seeds are paired: all arms see the same
+rows, in the same order, with the same masks. `report` writes `learning.md` and the curves.
 """
 
 import argparse
@@ -65,7 +66,7 @@ TASKS = {
 
 
 class Text:
-    """The speeches as rows of one length, documents one after the other, masked by seed and step."""
+    """Text as rows of one length, paragraph after paragraph, masked by seed and step."""
 
     def __init__(self, folder: Path, cache: Path, length: int):
         tokenizer = _tokenizer(folder, cache)
@@ -88,7 +89,8 @@ class Text:
     def masked(
         self, rows: torch.Tensor, share: float, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """A batch of which a share of the tokens is to be predicted; 80 % of these are hidden, 10 % replaced."""
+        """Rows of which a share of the tokens is to be predicted: 80 % of these are hidden, 10 %
+        replaced by random words."""
         chosen = torch.rand(rows.shape, generator=generator) < share
         how = torch.rand(rows.shape, generator=generator)
         words = torch.randint(self.special, self.words, rows.shape, generator=generator)
@@ -113,10 +115,10 @@ class Text:
 
 
 class Recall:
-    """Associative recall: pairs of a key and a value, then keys whose values are to be named (MQAR, arXiv 2312.04927).
+    """Associative recall: pairs of a key and a value, then keys whose values are to be named.
 
-    Keys and values are of their own halves of the vocabulary, without repetition of a key within a row; queries stand at random
-    places of the rest of the row. Reading both ways, a model has to find the pair on either side.
+    This is MQAR (arXiv 2312.04927). Keys and values have halves of the vocabulary of their own, and
+    no key occurs in two pairs of a row. Queries are at random places of the rest of the row.
     """
 
     def __init__(self, pairs: int, length: int):
@@ -260,7 +262,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace, task: str, arm: str, log: Path) -> Iterator[tuple[float, int]]:
-    """Learning rates on the tuning seed, then the best of them on the other seeds; what is done is left out."""
+    """What is still to do: the rates on the tuning seed, then the best one on the other seeds."""
     for rate in args.rates:
         if not any(
             e["seed"] == TUNING_SEED and e["rate"] == rate for e in _entries(log, task, arm)
@@ -287,7 +289,8 @@ def report(args: argparse.Namespace) -> None:
     """Writes table and curves of all runs in the log."""
     log = args.output / "learning.jsonl"
     lines = [
-        f"# What an equal budget teaches\n\nMade by `python {' '.join(sys.argv)}` from `learning.jsonl`."
+        "# What an equal budget teaches\n\n"
+        f"Made by `python {' '.join(sys.argv)}` from `learning.jsonl`."
     ]
     for name in TASKS:
         found = {arm: _entries(log, name, arm) for arm in ARMS}
@@ -302,7 +305,8 @@ def _table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     task = TASKS[name]
     measure = "accuracy" if task.pairs else "loss"
     lines = [
-        f"## {name}\n\n{task.steps} steps of {task.batch} x {task.length} tokens. {measure.capitalize()} on held-out rows."
+        f"## {name}\n\n{task.steps} steps of {task.batch} x {task.length} tokens."
+        f" The {measure} is that of held-out rows."
     ]
     lines.append(
         "\n| model | parameters | rates tried: "

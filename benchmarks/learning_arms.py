@@ -1,7 +1,7 @@
 """The models that benchmarks/learning.py compares, all of one size.
 
-An arm is a row of `ARMS`. The softmax twin and the control are the new block with another mixing of the tokens in place of
-LION's, so that a difference to them is a difference of the mixing alone.
+An arm is a row of `ARMS`. The softmax twin and the control are the modern block with another mixing
+of the tokens in place of LION's, so that they differ from it in the mixing alone.
 """
 
 import functools
@@ -74,7 +74,7 @@ def bert(vocab_size: int, length: int) -> BertForMaskedLM:
 
 
 def modern_bert(vocab_size: int, length: int) -> ModernBertForMaskedLM:
-    """ModernBERT with rotary positions; local layers see 128 tokens, as in its own configuration."""
+    """ModernBERT with rotary positions; its local layers see 128 tokens, as its authors chose."""
     config = ModernBertConfig(
         vocab_size=vocab_size,
         hidden_size=WIDTH,
@@ -110,7 +110,7 @@ def softmax_mixing(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) 
 
 
 def no_mixing(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The values alone: only the convolutions mix tokens. Queries and keys stay in the sum, times zero."""
+    """The values alone: only the convolutions mix tokens. Queries and keys count, times zero."""
     return value + 0 * (query + key)
 
 

@@ -1,4 +1,7 @@
-"""Writes docs/api.md from the docstrings: `python docs/make_api.py`. A test says if the page is out of date."""
+"""Writes docs/api.md from the docstrings: `python docs/make_api.py`.
+
+A test says if the page is out of date.
+"""
 
 import inspect
 import re
@@ -10,19 +13,20 @@ from lion_hf.modeling.configuration_lion import CHOICES, MASK_TYPES, MODALITIES,
 
 PAGE = Path(__file__).with_name("api.md")
 NO_DOCSTRING = {
-    "AUTO_MODELS": "Auto class to LION class, by name: what importing `lion_hf` registers.",
-    "LionPreTrainedModel": "Base class of them all, with what transformers' `PreTrainedModel` offers.",
+    "AUTO_MODELS": "Auto class to LION class, by name: what `import lion_hf` registers.",
+    "LionPreTrainedModel": "Base class of all models, a `PreTrainedModel` of transformers.",
 }
 HEAD = """# API
 
-[Index](index.md). The public names of `lion_hf`. `help(lion_hf.lion_attention)` and the like say more, with shapes and errors.
+[Index](index.md). The public names of `lion_hf`. `help(lion_hf.lion_attention)` and so on give
+shapes and errors.
 
 <!-- Written by docs/make_api.py from the docstrings: edit those. -->"""
 FIELDS = """
 ## Fields of LionConfig
 
-Besides these, it has those of transformers' `PreTrainedConfig`. A field left at None takes its family's choice, and is saved
-resolved.
+It also has the fields of transformers' `PreTrainedConfig`. A field left at None takes the choice of
+its family, and is saved resolved.
 
 | field | default | what it is |
 |---|---|---|"""
@@ -32,6 +36,7 @@ GROUPS = {
     "The operation": lambda name: (
         name in ("choose_form", "explain", "lion_attention", "snake_orders")
     ),
+    "Export": lambda name: name == "portable_export",
     "Training": lambda name: name in ("DataCollatorForPackedLanguageModeling", "LionTrainer"),
     "Checkpoints and the Hub": lambda name: True,
 }
@@ -49,9 +54,8 @@ def line(name: str) -> str:
 def config_rows() -> list[str]:
     """Every field of LionConfig with its default and what the class's docstring says of it."""
     described = {}
-    arguments = (
-        inspect.cleandoc(lion_hf.LionConfig.__doc__).split("Args:\n")[1].split("\nExample:")[0]
-    )
+    arguments = inspect.cleandoc(lion_hf.LionConfig.__doc__).split("Args:\n")[1]
+    arguments = re.split(r"\n(?=\w+:\n)", arguments)[0]  # up to the next section
     for entry in re.split(r"\n    (?=\w+: )", "\n" + arguments)[1:]:
         name, _, said = entry.partition(": ")
         described[name] = " ".join(said.split())

@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; what was there before stays until then."""
     partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain values to a file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_new_folder(output: str | os.PathLike) -> Path:
-    """The absolute path of a folder to write, after the check that it does not exist or is empty; it is not made yet.
+    """The absolute path of a folder to write, which does not exist yet or is empty.
 
     Raises:
         ValueError: if something is there.
@@ -33,11 +42,12 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
     """Writes a folder that appears under its name only if all went well.
 
     Yields:
-        The path to write to, which does not exist yet. Its parent is hidden, beside the output, and this writer's alone: what
-        is left in there goes at the end, after an error or an interruption everything does.
+        The path to write to, which does not exist yet. Its parent is hidden, beside the output, and
+        belongs to this writer alone: what is left there is deleted at the end, and everything
+        after an error or an interruption.
 
     Raises:
-        ValueError: as `check_new_folder`, which a caller with much to do first asks beforehand.
+        ValueError: as `check_new_folder`, which a caller with long work to do should call before.
     """
     output = check_new_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)

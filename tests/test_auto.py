@@ -37,7 +37,7 @@ def image_folder(tmp_path) -> str:
 
 class TestProcessors:
     def test_of_an_image_model(self, image_folder):
-        assert type(AutoProcessor.from_pretrained(image_folder)).__name__ == "BitImageProcessor"
+        assert type(AutoProcessor.from_pretrained(image_folder)).__name__ == "LionImageProcessor"
 
     def test_of_a_text_model(self, tmp_path):
         lion_hf.save_for_hub(text_model(), tmp_path, processing_class=tokenizer())

@@ -320,3 +320,30 @@ def test_figures_of_the_readme_are_those_of_the_results():
     assert len(rows) >= 10
     for row in rows:
         assert row in reports
+
+
+@pytest.mark.slow
+def test_learning_runs_goes_on_and_reports(module, tmp_path, capsys):
+    """Every arm trains a few steps; a second call finds everything done; the report has all arms."""
+    learning = module("learning")
+    words = [f"word{n % 37} and word{n % 11} make a line of text" for n in range(400)]
+    for part in ("train", "validation"):
+        (tmp_path / f"{part}.txt").write_text("\n".join(words), encoding="utf-8")
+    command = ["run", "--data", str(tmp_path), "--quick", "--output", str(tmp_path / "out")]
+    command += ["--rates", "1e-3", "--seeds", "--tasks", "mlm-128", "recall-64"]
+    learning.main(command)
+    log = tmp_path / "out" / "learning.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert len(entries) == 2 * len(learning.ARMS)
+    sizes = [entry["parameters"] for entry in entries]
+    assert max(sizes) <= 1.01 * min(sizes)
+    learning.main(command)
+    assert log.read_text(encoding="utf-8").splitlines() == lines
+    learning.main(["report", "--output", str(tmp_path / "out")])
+    table = (tmp_path / "out" / "learning.md").read_text(encoding="utf-8")
+    assert all(table.count(f"| {arm} |") == 2 for arm in learning.ARMS)
+    assert (tmp_path / "out" / "learning-mlm-128.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        learning.main(["run", "--data", str(tmp_path / "nowhere")])
+    assert "expected a folder with train.txt" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""docs/api.md is what its script writes, and knows every public name and every field of the configuration."""
+"""docs/api.md is what its script writes, and explains every public name and field."""
 
 import importlib.util
 from dataclasses import fields

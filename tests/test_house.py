@@ -9,15 +9,15 @@ import ast
 from support.sources import ROOT, imports, module, tracked, tree
 
 # From top to bottom: a file imports from its own room and from the rooms below it.
+BESIDE = ()  # the other files beside the rooms: hub, auto, timm_models, presets, plots, folders
 ROOMS = (
-    ("lion_hf", "lion_hf.cli", "lion_hf.__main__", "lion_hf.startup", "lion_hf.moved"),
+    ("lion_hf", "lion_hf.cli", "lion_hf.__main__"),
     ("lion_hf.tasks",),
     ("lion_hf.linearize",),
     ("lion_hf.convert",),
     ("lion_hf.training",),
     ("lion_hf.data",),
-    ("lion_hf.presets", "lion_hf.plots", "lion_hf.hub", "lion_hf.auto", "lion_hf.timm_models"),
-    ("lion_hf.folders",),
+    BESIDE,
     ("lion_hf.modeling",),
 )
 GROUND_FLOOR = "lion_hf.modeling.configuration_lion"  # imports nothing of ours
@@ -36,11 +36,8 @@ BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try)
 
 def room(name: str) -> int:
     """The number of a module's room, counted from the top."""
-    if name.count(".") == 1:  # a file beside the rooms, or a room's face
-        found = [n for n, names in enumerate(ROOMS) if name in names]
-    else:
-        found = [n for n, names in enumerate(ROOMS) if name.rpartition(".")[0] in names]
-    return found[0] if found else 0
+    folder = name.rpartition(".")[0] if name.count(".") > 1 else name
+    return next((n for n, names in enumerate(ROOMS) if folder in names), ROOMS.index(BESIDE))
 
 
 def imported(name: str) -> set[str]:

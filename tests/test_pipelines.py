@@ -1,4 +1,4 @@
-"""transformers' pipelines on saved folders: the same answers for any batch size, padding side and form."""
+"""transformers' pipelines on saved folders: equal answers for any batch size, padding and form."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ TASKS = {
 }
 
 
-# transformers took question-answering out of its pipelines between 5.17 and 5.23; the head is tested below either way.
+# transformers removed the question-answering pipeline after 5.17; the head is tested below anyway.
 AVAILABLE = [task for task in TASKS if task in PIPELINE_REGISTRY.get_supported_tasks()]
 
 
@@ -132,7 +132,7 @@ def test_all_tasks_but_question_answering_are_pipelines():
 
 
 def test_question_answering_by_hand():
-    """The answer's first word is the same alone, in a padded batch, and with padding on the left."""
+    """The first word is the same alone, in a padded batch, and with padding on the left."""
     network, tokenizer = (
         model("QuestionAnswering", text_config(vocab_size=len(VOCABULARY))),
         BertTokenizer(vocab=VOCABULARY),

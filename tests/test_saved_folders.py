@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow  # the shared processes import transformers, which
 
 @pytest.fixture(scope="module")
 def saved(author, published) -> dict:
-    """Folders saved after loading from the Hub with lion_hf, and what their models answer."""
+    """Folders saved with lion_hf from a folder for the Hub, and what their models answer."""
     code = """
         from peft import LoraConfig, get_peft_model
         from sentence_transformers import SentenceTransformer
@@ -19,7 +19,8 @@ def saved(author, published) -> dict:
 
         os.makedirs("saved")
         os.chdir("saved")
-        model = AutoModelForMaskedLM.from_pretrained("owner/lion")
+        AutoModelForMaskedLM.from_pretrained("owner/lion").save_pretrained("by-name")
+        model = AutoModelForMaskedLM.from_pretrained("../owner-lion-0")
         model.save_pretrained("again")
         AutoModelForMaskedLM.from_pretrained("again").save_pretrained("twice")
         AutoConfig.from_pretrained("owner/lion").save_pretrained("config")
@@ -30,9 +31,9 @@ def saved(author, published) -> dict:
         trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer())
         trainer.train()
         get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained("adapter")
-        encoder = SentenceTransformer(modules=[Transformer("owner/lion"), Pooling(32)])
+        encoder = SentenceTransformer(modules=[Transformer("../owner-lion-0"), Pooling(32)])
         encoder.save("sentences")
-        models = ("again", "twice", "trainer/checkpoint-1")
+        models = ("by-name", "again", "twice", "trainer/checkpoint-1")
         result = {
             "folder": os.getcwd(),
             "numbers": {name: load(name, trust=False) for name in models},
@@ -51,7 +52,7 @@ def test_no_auto_map_without_code(saved):
             assert (config.parent / f"{code.split('.')[0]}.py").is_file(), config
 
 
-@pytest.mark.parametrize("name", ["again", "twice", "trainer/checkpoint-1"])
+@pytest.mark.parametrize("name", ["by-name", "again", "twice", "trainer/checkpoint-1"])
 def test_models_open_elsewhere(reader, saved, name):
     loaded = reader.run("result = load(folder)", folder=f"{saved['folder']}/{name}")
     assert loaded == pytest.approx(saved["numbers"][name], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing in them runs, they are refused in seconds and in little memory, and nothing is left behind."""
+"""Files made to do harm: nothing in them runs, and nothing is left behind."""
 
 import argparse
 import json
@@ -75,7 +75,7 @@ def test_convert_writes_only_the_output(tmp_path, monkeypatch):
 
 
 def code_of(folder: Path, made: Path, auto_class: str, model_type: str = "lion") -> Path:
-    """A folder whose configuration points to code of its own, which makes a file when it is imported."""
+    """A folder whose configuration points to its own code, which makes a file on import."""
     folder.mkdir()
     config = json.loads(text_config().to_json_string()) | {"model_type": model_type}
     names = {name: f"code.{name}" for name in ("AutoConfig", auto_class, "AutoTokenizer")}

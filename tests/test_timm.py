@@ -1,4 +1,4 @@
-"""LION in timm's registry: the numbers of the transformers classes, and what timm's training and feature extraction ask for."""
+"""LION in timm's registry: equal to transformers' classes, and usable by timm's own scripts."""
 
 import copy
 import subprocess

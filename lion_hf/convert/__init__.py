@@ -1,4 +1,4 @@
-"""Checkpoints of the original LION code: reading them safely, the table of names, and the conversion."""
+"""Checkpoints of the original LION code: safe reading, the table of names, the conversion."""
 
 from .conversion import Conversion, convert_checkpoint
 from .errors import ConversionError

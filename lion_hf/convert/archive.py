@@ -1,4 +1,7 @@
-"""Reads the zip archives that torch.save writes: one directory, and nothing that unpacks to more than the file holds."""
+"""Reads the zip archives that torch.save writes.
+
+The directory is read once, and nothing unpacks to more than the file holds.
+"""
 
 import struct
 import zlib
@@ -11,7 +14,8 @@ MAGIC = b"PK\x03\x04"
 MOST_ENTRIES = 100_000
 MOST_DIRECTORY_BYTES = 32 * 2**20
 
-# Layouts of the zip format (PKWARE's APPNOTE, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16), each after its signature.
+# Layouts of the zip format (PKWARE's APPNOTE, sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16), each after
+# its signature.
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")
 END = struct.Struct("<4s4H2IH")
@@ -21,7 +25,7 @@ UNSET = 0xFFFFFFFF  # the true value is in the zip64 part
 
 
 class Entry(NamedTuple):
-    """A file in the archive: where its header begins, its size in bytes, its checksum and where it must end."""
+    """A file in the archive: start of its header, size in bytes, checksum, and latest end."""
 
     start: int
     size: int
@@ -37,8 +41,8 @@ class Archive:
         name: what error messages call it.
 
     Raises:
-        ConversionError: for a file that is truncated or no zip archive, has compressed, encrypted, repeated or
-            overlapping entries, or more of them than `MOST_ENTRIES`.
+        ConversionError: for a file that is truncated or no zip archive, has compressed, encrypted,
+            repeated or overlapping entries, or more of them than `MOST_ENTRIES`.
     """
 
     def __init__(self, file: BufferedReader, name: str):
@@ -90,7 +94,10 @@ class Archive:
         return self._entries(self.file.read(size), count, start)
 
     def _long_end(self, end: int) -> tuple[int, int, int, int] | None:
-        """Place, count, size and start of the zip64 record of the directory's end, which torch always writes."""
+        """The place of the zip64 end record, and the count, size and start that it gives.
+
+        torch always writes one; None if there is none.
+        """
         if end < LOCATOR.size + END_64.size:
             return None
         magic, _, place, _ = self._unpack(LOCATOR, end - LOCATOR.size)
@@ -144,7 +151,8 @@ class Archive:
 
     def _truncated(self) -> ConversionError:
         return ConversionError(
-            f"{self.name} is truncated or no PyTorch checkpoint (a zip archive, as torch.save writes):"
+            f"{self.name} is truncated or no PyTorch checkpoint (a zip archive, as torch.save"
+            " writes):"
             " copy or download it again"
         )
 
@@ -158,7 +166,7 @@ class Archive:
 
 
 def _long_values(extra: bytes, size: int, packed: int, start: int) -> tuple[int, int, int]:
-    """Packed size, size and start, those that need 64 bits from the zip64 part of an entry's extra data."""
+    """Packed size, size and start of an entry, from its zip64 part where they need 64 bits."""
     at = 0
     while UNSET in (size, packed, start):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -1,7 +1,8 @@
-"""Original LION checkpoints to transformers folders: `lion-hf convert`, `python -m lion_hf.convert`, `convert_checkpoint`.
+"""Turns checkpoints of the original LION code into folders for transformers.
 
-What a file tells is read from its tensors' names and shapes and from the settings stored beside them; what it cannot tell is
-asked for. A file is data: nothing in it is executed, and it is checked in full before anything is written.
+What a file tells is read from its tensors' names and shapes and from the settings stored beside
+them; what it cannot tell is asked for. A file is data: nothing in it is executed, and it is checked
+in full before anything is written.
 """
 
 import os
@@ -43,7 +44,7 @@ MOST_LABELS = 100_000  # each of which gets a name; ImageNet-21K has 21,841
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote: the folder, the class and configuration of its model, and what the user should know."""
+    """What a conversion wrote: the folder, the model's class and configuration, and notes."""
 
     folder: Path
     architecture: str
@@ -65,18 +66,23 @@ def convert_checkpoint(
     Args:
         checkpoint: the file, from image training (`{"model": ..., "args": ...}`) or text training
             (`{"state": {"model": ...}}`). It is loaded without executing anything in it.
-        output: the folder to write; it must not exist, or be empty. It appears only if all went well.
-        num_attention_heads: needed for LION-lit where neither stored settings nor 64-wide heads tell it.
-        classifier_pooling: "cls" (the original's `--cls_tok`) or "mean"; needed for images without stored arguments.
+        output: the folder to write; it must not exist, or be empty. It appears only if all went
+            well.
+        num_attention_heads: needed for LION-lit where neither stored settings nor 64-wide heads
+            tell it.
+        classifier_pooling: "cls" (the original's `--cls_tok`) or "mean"; needed for images without
+            stored arguments.
         use_ema: take the moving average of an image model's weights.
         tokenizer: tokenizer to write beside a text model, or its name or folder.
 
     Returns:
-        The folder, the model's class name and configuration, and notes about what was assumed or is left to do.
+        The folder, the model's class name and configuration, and notes about what was assumed or is
+        left to do.
 
     Raises:
-        ConversionError: for a file that is no original LION checkpoint, is damaged or holds other objects than weights and
-            settings, an option that is missing or does not fit, or an output folder that is not empty.
+        ConversionError: for a file that is no original LION checkpoint, is damaged or holds other
+            objects than weights and settings, an option that is missing or does not fit, or an
+            output folder that is not empty.
     """
     output = check_new_folder(output)
     original = read_checkpoint(checkpoint, use_ema)
@@ -145,7 +151,8 @@ def _num_heads(original: Original, hidden_size: int, asked: int | None) -> int:
         heads = original.in_layers[mark].shape[:1].numel()
         if asked not in (None, heads):
             raise ConversionError(
-                f"--num-attention-heads (num_attention_heads) {asked}: the gates are those of {heads} heads"
+                f"--num-attention-heads (num_attention_heads) {asked}: the gates are those of"
+                f" {heads} heads"
             )
         return heads
     if asked is not None:
@@ -156,11 +163,13 @@ def _num_heads(original: Original, hidden_size: int, asked: int | None) -> int:
     if hidden_size % HEAD_DIM == 0 and hidden_size > HEAD_DIM:
         heads = hidden_size // HEAD_DIM
         original.notes.append(
-            f"{heads} heads were assumed, {HEAD_DIM} wide as in the published models; see --num-attention-heads."
+            f"{heads} heads were assumed, {HEAD_DIM} wide as in the published models; see"
+            " --num-attention-heads."
         )
         return heads
     raise ConversionError(
-        "the checkpoint does not tell the number of attention heads: give --num-attention-heads N (num_attention_heads=N),"
+        "the checkpoint does not tell the number of attention heads: give --num-attention-heads N"
+        " (num_attention_heads=N),"
         f" a divisor of the width, {hidden_size}"
     )
 
@@ -168,7 +177,8 @@ def _num_heads(original: Original, hidden_size: int, asked: int | None) -> int:
 def _text_fields(original: Original, mask_type: str, pooling: str | None) -> dict[str, Any]:
     if pooling is not None:
         raise ConversionError(
-            "--classifier-pooling (classifier_pooling) is for image checkpoints; text reads the first token"
+            "--classifier-pooling (classifier_pooling) is for image checkpoints; text reads the"
+            " first token"
         )
     words, hidden_size = original.shape("bert.embeddings.word_embeddings.weight", 2)
     fields = {name: original.setting(name, kind) for name, kind in STORED_TEXT_SETTINGS.items()}
@@ -198,7 +208,8 @@ def _image_fields(original: Original, mask_type: str, pooling: str | None) -> di
         side = round((tokens - 1) ** 0.5)
         if side**2 != tokens - 1:
             raise ConversionError(
-                f"pos_embed has {tokens} positions: expected those of a class token and a square of patches"
+                f"pos_embed has {tokens} positions: expected those of a class token and a square"
+                " of patches"
             )
         image_size = side * patch_size
     snake = any(name.startswith("attn.a2_i") for name in original.in_layers)
@@ -207,7 +218,8 @@ def _image_fields(original: Original, mask_type: str, pooling: str | None) -> di
     cls_tok = original.setting("cls_tok", bool)
     if pooling is None and cls_tok is None:
         raise ConversionError(
-            "the checkpoint does not tell how its classifier pools: give --classifier-pooling cls (trained with --cls_tok) or"
+            "the checkpoint does not tell how its classifier pools: give --classifier-pooling cls"
+            " (trained with --cls_tok) or"
             " mean (classifier_pooling in Python)"
         )
     if pooling not in (None, *CLASSIFIER_POOLINGS):
@@ -244,7 +256,7 @@ def _label_fields(original: Original, num_labels: int) -> dict[str, Any]:
 
 
 def _build(original: Original, architecture: str, config: LionConfig) -> LionPreTrainedModel:
-    """The model with the checkpoint's weights, after the check that names and shapes are exactly those expected."""
+    """The model with the checkpoint's weights, after a check of all names and shapes."""
     try:
         with torch.device("meta"):
             model = getattr(modeling_lion, architecture)(config)
@@ -297,7 +309,8 @@ def _check_names(fault: str, names: set[str]) -> None:
         first, more = sorted(names)[:5], len(names) - 5
         others = f" and {more} more" if more > 0 else ""
         raise ConversionError(
-            f"the checkpoint {fault} tensors: {', '.join(first)}{others}. Is it an original LION checkpoint?"
+            f"the checkpoint {fault} tensors: {', '.join(first)}{others}. Is it an original LION"
+            " checkpoint?"
         )
 
 

@@ -7,8 +7,8 @@ class ConversionError(ValueError):
     """A checkpoint that cannot be converted, or an option that is missing or does not fit.
 
     Args:
-        message: what is wrong. Parts of it may come from the file, so it becomes one line of printable
-            characters of bounded length.
+        message: what is wrong. Parts of it may come from the file, so it becomes one line of
+            printable characters of bounded length.
     """
 
     def __init__(self, message: str):

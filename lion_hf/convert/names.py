@@ -8,7 +8,7 @@ TEXT_LAYER, IMAGE_LAYER = LAYERS["text"], LAYERS["image"]
 
 
 class Source(NamedTuple):
-    """Original tensors, or modules with weight and bias, that make up one of ours: concatenated, or a third of one."""
+    """Original tensors, or modules, that make up one of ours: concatenated, or a third of one."""
 
     names: tuple[str, ...]
     third: int | None = None
@@ -63,14 +63,16 @@ GATES: dict[tuple[str, str, str], dict[str, "str | Source"]] = {
     ("image", "selective", "raster"): {GATE: CURVES[0]},
     ("image", "selective", "snake"): {GATE: Source(CURVES)},
 }
-# In the files without a use: a buffer, the decoder's bias a second time, and positions that only LION-lit adds.
+# In the files without a use: a buffer, the decoder's bias a second time, and positions that only
+# LION-lit adds.
 UNUSED = {
     "bert.embeddings.position_ids",
     "bert.embeddings.position_embeddings.weight",
     "cls.predictions.bias",
 }
 
-# The tensor of a layer that gives the family away, and whose first size is the number of heads. Without any it is LION-lit.
+# The tensor of a layer that gives the family away, and whose first size is the number of heads.
+# Without any it is LION-lit.
 FAMILY_MARKS = {
     "text": {"attention.self.Wa_i.weight": "selective", "attention.self.ai": "decay"},
     "image": {"attn.a_i.weight": "selective", "attn.a_i": "decay"},
@@ -105,6 +107,8 @@ STORED_TEXT_SETTINGS: dict[str, type | tuple[type, ...]] = {
 HEAD_DIM = 64  # of all published models
 
 TOKENIZER_NOTE = (
-    "no tokenizer was written: the original models used uncased BERT WordPiece (30,522 words). Convert again with"
-    " --tokenizer NAME_OR_FOLDER (google-bert/bert-base-uncased is that one), or save one into the folder with save_pretrained."
+    "no tokenizer was written: the original models used uncased BERT WordPiece (30,522 words)."
+    " Convert again with"
+    " --tokenizer NAME_OR_FOLDER (google-bert/bert-base-uncased is that one), or save one into the"
+    " folder with save_pretrained."
 )

@@ -1,4 +1,8 @@
-"""Reads pickles as data. Nothing named in them is imported or called: a few names stand for plain values, the rest is refused."""
+"""Reads pickles as data.
+
+Nothing that they name is imported or called. A few names stand for plain values; all others are
+refused.
+"""
 
 import struct
 from collections.abc import Callable
@@ -34,7 +38,7 @@ class Broken(Exception):
 
 
 class Opaque:
-    """What takes the place of harmless objects beside the weights (paths, random states): nothing is known of it."""
+    """Stands for a harmless object beside the weights, such as a path or a random state."""
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file, not read yet; its numbers are inside its storage, and no more than that has."""
+    """A tensor in a file, not read yet. All of its numbers lie inside its storage."""
 
     storage: Storage
     offset: int
@@ -109,9 +113,9 @@ OPAQUE_NAMES = {
 class Unpickler:
     """Reads one pickle after another from some bytes.
 
-    Every operation costs time and memory that do not depend on the rest of the pickle, and there are at most
-    `MOST_OPERATIONS`. Only keys that are text, whole numbers below 2^63 or None are kept: others are of no use here,
-    and how long they take to hash is the file's choice.
+    Every operation costs time and memory that do not depend on the rest of the pickle, and there
+    are at most `MOST_OPERATIONS`. Only keys that are text, whole numbers below 2^63 or None are
+    kept: others are of no use here, and how long they take to hash is the file's choice.
 
     Args:
         data: the bytes.
@@ -129,8 +133,10 @@ class Unpickler:
         """The next object; where it stops is the place that the next call begins at.
 
         Raises:
-            Broken: for bytes that are no pickle of protocol 2 as torch.save writes it, or too many of them.
-            ConversionError: for one that holds an object which is neither a tensor nor a plain setting.
+            Broken: for bytes that are no pickle of protocol 2 as torch.save writes it, or too many
+                of them.
+            ConversionError: for one that holds an object which is neither a tensor nor a plain
+                setting.
         """
         self.stack, self.marks, self.memo = [], [], {}
         try:
@@ -216,8 +222,10 @@ class Unpickler:
             self.stack.append(OPAQUE)
         else:
             raise ConversionError(
-                f"{self.name} holds {name[:80]}, which is neither a tensor nor a plain setting, so it was not loaded. If you"
-                " trust the file, load it yourself and save it again with its weights and arguments only"
+                f"{self.name} holds {name[:80]}, which is neither a tensor nor a plain setting, so"
+                " it was not loaded. If you"
+                " trust the file, load it yourself and save it again with its weights and"
+                " arguments only"
             )
 
     def _call(self) -> None:
@@ -309,7 +317,8 @@ CALLS: dict[str, Callable] = {
 }
 
 STOP = ord(".")
-# Code of an operation -> what it does; names and meanings are those of the standard library's pickletools.
+# Code of an operation -> what it does; names and meanings are those of the standard library's
+# pickletools.
 OPERATIONS: dict[int, Callable[[Unpickler], Any]] = {
     0x80: lambda self: self._take(1),  # PROTO
     ord("("): lambda self: self.marks.append(len(self.stack)),  # MARK

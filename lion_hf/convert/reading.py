@@ -1,4 +1,4 @@
-"""Reads the files of the original LION code as data: nothing in them is executed, and what they claim is checked."""
+"""Reads the files of the original LION code as data, and checks what they claim."""
 
 import os
 import re
@@ -36,7 +36,8 @@ class Original:
     Args:
         modality: "text" or "image".
         tensors: the state dict, without the prefixes of wrappers.
-        settings: what is stored beside it: the arguments of image training, the BERT configuration of text training.
+        settings: what is stored beside it: the arguments of image training, the BERT configuration
+            of text training.
         notes: what the user should know.
     """
 
@@ -71,7 +72,7 @@ class Original:
         return shape
 
     def setting(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """A stored setting, or None if it is absent or of another type: these files may hold anything."""
+        """A stored setting, or None if it is absent or of another type."""
         value = self.settings.get(name)
         return (
             value if isinstance(value, kind) and isinstance(value, bool) == (kind is bool) else None
@@ -82,8 +83,8 @@ def read_checkpoint(path: str | os.PathLike, use_ema: bool = False) -> Original:
     """Reads an original checkpoint.
 
     Args:
-        path: the file. Image training wrote `{"model": ..., "model_ema": ..., "args": ...}`, text training
-            `{"state": {"model": ...}}`.
+        path: the file. Image training wrote `{"model": ..., "model_ema": ..., "args": ...}`, text
+            training `{"state": {"model": ...}}`.
         use_ema: take `model_ema`, the moving average of an image model's weights.
 
     Raises:
@@ -105,7 +106,8 @@ def _parts(
     if isinstance(state, dict):
         if use_ema:
             raise ConversionError(
-                "--use-ema (use_ema) is for image checkpoints: a text checkpoint holds one set of weights"
+                "--use-ema (use_ema) is for image checkpoints: a text checkpoint holds one set of"
+                " weights"
             )
         keys = ("state", "integrations", "huggingface", "model", "config", "content")
         return state, _dig(checkpoint, *keys), "text", []
@@ -132,7 +134,8 @@ def _choose_weights(
         if isinstance(checkpoint, dict):
             content = f"keys {sorted(str(key)[:80] for key in islice(checkpoint, 20))}"
         raise ConversionError(
-            f"{path} holds {content}: an original LION checkpoint holds 'model' or 'model_ema' with an image model's weights,"
+            f"{path} holds {content}: an original LION checkpoint holds 'model' or 'model_ema'"
+            " with an image model's weights,"
             " or 'state' with a text model's"
         )
     if use_ema and "model_ema" not in found:
@@ -160,7 +163,7 @@ def _unwrap(state: dict) -> dict[str, Any]:
 
 
 def _check_tensors(tensors: Mapping[str, Any]) -> None:
-    """Raises ConversionError unless these are tensors that a model of a size that people train may have."""
+    """Raises ConversionError unless these can be the tensors of a model."""
     if len(tensors) > MOST_TENSORS:
         raise ConversionError(
             f"the checkpoint has {len(tensors)} tensors: expected at most {MOST_TENSORS}"

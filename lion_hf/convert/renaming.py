@@ -8,7 +8,10 @@ Row = TypeVar("Row")
 
 
 class Place(NamedTuple):
-    """Where a tensor is: the number of its layer, or "", and what follows its module's name, as ".weight", or ""."""
+    """The number of a tensor's layer, and what follows its module's name, such as ".weight".
+
+    Both are "" if there is none.
+    """
 
     layer: str
     leaf: str

@@ -1,4 +1,4 @@
-"""Opens the files that torch.save writes, of its zip format and of the older one, without torch.load."""
+"""Opens files that torch.save wrote, in its zip format or the older one, without torch.load."""
 
 import contextlib
 import os
@@ -31,14 +31,16 @@ class TorchFile:
         """Reads tensors, each with memory of its own unless it shares its storage.
 
         Raises:
-            ConversionError: if they are damaged, or so many share storage that they are far more than the file holds.
+            ConversionError: if they are damaged, or so many share storage that they are far more
+                than the file holds.
         """
         storages = {tensor.storage.key: tensor.storage for tensor in stored.values()}
         sizes = [tensor.nbytes for tensor in stored.values()]
         held = sum(storage.nbytes for storage in storages.values())
         if sum(sizes) > held + max(sizes, default=0) + SHARED_BYTES:  # tied weights occur twice
             raise ConversionError(
-                f"the tensors have {sum(sizes)} bytes, but the file holds {held} for them: too many share storage"
+                f"the tensors have {sum(sizes)} bytes, but the file holds {held} for them: too"
+                " many share storage"
             )
         read = {key: self._storage(storage) for key, storage in storages.items()}
         return {
@@ -57,8 +59,8 @@ def open_torch_file(path: str | os.PathLike) -> Iterator[TorchFile]:
     """Opens a file as torch.save writes it; its tensors can be read until the block ends.
 
     Raises:
-        ConversionError: for a file that is missing, damaged or of another format, or holds other objects than tensors and
-            plain settings.
+        ConversionError: for a file that is missing, damaged or of another format, or holds other
+            objects than tensors and plain settings.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,7 +99,8 @@ def _open_archive(file: BufferedReader, name: str) -> TorchFile:
         held = archive.entries[entry].size if entry in archive.entries else 0
         if held < storage.nbytes:
             raise ConversionError(
-                f"{name} is damaged: a storage claims {storage.nbytes} bytes, but the file holds {held} for it"
+                f"{name} is damaged: a storage claims {storage.nbytes} bytes, but the file holds"
+                f" {held} for it"
             )
         return archive.read(entry)
 
@@ -115,7 +118,8 @@ def _open_old(file: BufferedReader, name: str) -> TorchFile:
         known = False
     if not known:
         raise ConversionError(
-            f"{name} is truncated or no PyTorch checkpoint (a file as torch.save writes): copy or download it again"
+            f"{name} is truncated or no PyTorch checkpoint (a file as torch.save writes): copy or"
+            " download it again"
         )
     system, content, keys = (unpickler.load() for _ in range(3))
     if not isinstance(system, dict) or system.get("little_endian") is not (

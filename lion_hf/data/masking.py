@@ -6,8 +6,18 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many embeddings a tokenizer needs: its largest id and one.
+
+    This is more than `len(tokenizer)` for a vocabulary with gaps.
+    """
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 class MaskTokens:
-    """Chooses tokens to predict, as BERT: of the chosen 80 % become the mask token, 10 % a random one, 10 % stay.
+    """Chooses tokens to predict, as BERT does.
+
+    Of these, 80 % become the mask token, 10 % a random one, and 10 % stay.
 
     Args:
         tokenizer: with a mask token.
@@ -15,7 +25,8 @@ class MaskTokens:
         whole_words: choose words, by the row's `word_ids`, with all their tokens.
 
     Returns (when called with a row):
-        The row's columns as int64 tensors, with `labels` (-100 where nothing was chosen) and without `word_ids`.
+        The row's columns as int64 tensors, with `labels` (-100 where nothing was chosen) and
+        without `word_ids`.
     """
 
     def __init__(
@@ -42,7 +53,8 @@ class MaskTokens:
         ):
             shown = None if units is None else units[:8].tolist()
             raise ValueError(
-                f"word_ids {shown}: expected for each of {len(tokens)} tokens the number of its word, from 0"
+                f"word_ids {shown}: expected the number of its word, from 0, for each of"
+                f" {len(tokens)} tokens"
             )
         if len(tokens) == 0:
             return {**row, "labels": tokens}
@@ -56,9 +68,10 @@ class MaskTokens:
 
 
 def pad_rows(rows: list[dict[str, torch.Tensor]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """A batch from rows of different lengths: columns of tensors (L,) become (B, longest L); others are left out.
+    """A batch from rows of different lengths.
 
-    `labels` are padded with -100, `input_ids` with the padding token, `seq_idx` with the row's last, others with 0. An
+    Columns of tensors (L,) become (B, longest L); others are left out. `labels` are padded with
+    -100, `input_ids` with the padding token, `seq_idx` with the row's last, and others with 0. An
     `attention_mask` is made if there is padding.
     """
     longest = max(len(row["input_ids"]) for row in rows)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from transformers import DataCollatorForLanguageModeling
 
+from .masking import vocabulary_size
+
 LONGEST_ROW = 2**31 - 1  # tokens
 
 
@@ -15,27 +17,28 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
 
     Args:
         lengths: tokens of each document.
-        row_length: tokens a row.
+        row_length: tokens per row.
 
     Returns:
         For every row the indices of its documents.
 
     Raises:
-        ValueError: if a document has no tokens, or more than a row, or for a row length that is no integer of at least 1.
+        ValueError: if a document has no tokens or more than a row, or the row length is not an
+            integer of at least 1.
     """
     _check_row_length(row_length)
     for index, length in enumerate(lengths):
         if not 1 <= length <= row_length:
             raise ValueError(
-                f"document {index} of the batch has {length} tokens: expected 1 to row_length={row_length}; cut longer ones"
-                " (truncation=True, max_length=...) or make the rows longer"
+                f"document {index} of the batch has {length} tokens: expected 1 to"
+                f" row_length={row_length}; cut longer ones (truncation=True, max_length=...) or"
+                " make the rows longer"
             )
     rows: list[list[int]] = []
     room = np.full(len(lengths), row_length, dtype=np.int32)
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = int(
-            (room[: len(rows) + 1] >= lengths[index]).argmax()
-        )  # by numpy: a stream packs tens of thousands
+        # numpy is fast enough for the tens of thousands of a stream
+        row = int((room[: len(rows) + 1] >= lengths[index]).argmax())
         if row == len(rows):
             rows.append([])
         rows[row].append(index)
@@ -50,7 +53,8 @@ def _check_row_length(row_length: int) -> None:
         or not 1 <= row_length <= LONGEST_ROW
     ):
         raise ValueError(
-            f"row_length={row_length!r}: expected an integer of at least 1 (and at most {LONGEST_ROW})"
+            f"row_length={row_length!r}: expected an integer of at least 1 (and at most"
+            f" {LONGEST_ROW})"
         )
 
 
@@ -58,22 +62,22 @@ def _check_row_length(row_length: int) -> None:
 class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
     """Packs documents into rows of one length and masks tokens for masked language modelling.
 
-    The batch has `input_ids`, `labels` (-100 where nothing was masked), `attention_mask`, and `seq_idx`, the number of each
-    token's document in its row, by which LION models keep documents apart; all are (rows, row_length) int64. What does not fill
-    a row is padding. A training batch of n documents has as many rows as they need, so choose `per_device_train_batch_size`
-    by documents.
+    The batch has `input_ids`, `labels` (-100 where nothing was masked), `attention_mask`, and
+    `seq_idx`, the number of each token's document in its row, by which LION models keep documents
+    apart. All are (rows, row_length) int64. What does not fill a row is padding. A batch of n
+    documents has as many rows as they need, so `per_device_train_batch_size` counts documents.
 
     Args:
         tokenizer: with a mask and a padding token.
-        row_length: tokens a row.
+        row_length: tokens per row.
         mlm_probability: share of tokens to predict; special tokens and padding are spared.
         mask_replace_prob: share of these that the mask token replaces.
         random_replace_prob: share of these that a random token replaces.
         seed: for masks that do not depend on the global state.
 
     Raises:
-        ValueError: for a row length below 1, causal language modelling, whole-word masking (which needs unpacked offsets), or a
-            document that is empty or longer than a row.
+        ValueError: for a row length below 1, causal language modelling, whole-word masking (which
+            needs unpacked offsets), or a document that is empty or longer than a row.
 
     Example:
         >>> collator = DataCollatorForPackedLanguageModeling(tokenizer, row_length=512, mlm_probability=0.3)
@@ -86,9 +90,8 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
         _check_row_length(self.row_length)
         for name in ("mlm_probability", "mask_replace_prob", "random_replace_prob"):
             share = getattr(self, name)
-            if (
-                not isinstance(share, int | float) or not 0 <= share <= 1
-            ):  # transformers lets NaN pass
+            # transformers lets NaN pass
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise ValueError(f"{name}={share!r}: expected a probability in [0, 1]")
         if self.seed is not None and not isinstance(self.seed, int):
             raise ValueError(f"seed={self.seed!r}: expected None or an integer")
@@ -105,14 +108,16 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
                 )
         if self.tokenizer.pad_token_id is None:
             raise ValueError(
-                "the tokenizer has no padding token, which fills the rows' ends: set tokenizer.pad_token"
+                "the tokenizer has no padding token, which fills the rows' ends: set"
+                " tokenizer.pad_token"
             )
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Packs and masks tokenised documents.
 
         Args:
-            examples: each with `input_ids`, and optionally `token_type_ids` and `attention_mask`, whose zeros are left out.
+            examples: each with `input_ids`, and optionally `token_type_ids` and `attention_mask`,
+                whose zeros are left out.
         """
         if not examples:
             raise ValueError("an empty list of documents: expected at least one")
@@ -121,9 +126,8 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
         names = ["input_ids"] + ["token_type_ids"] * any(
             "token_type_ids" in example for example in examples
         )
-        words = len(self.tokenizer)
         documents = [
-            self._document(names, index, example, words) for index, example in enumerate(examples)
+            self._document(names, index, example) for index, example in enumerate(examples)
         ]
         rows = pack([document.shape[1] for document in documents], self.row_length)
         shape = len(rows), self.row_length
@@ -149,39 +153,40 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
         """Not offered: packed rows are made as tensors."""
         raise ValueError("return_tensors='np': packed rows are made with 'pt' only")
 
-    def _document(
-        self, names: list[str], index: int, example: dict[str, Any], words: int
-    ) -> torch.Tensor:
+    def _document(self, names: list[str], index: int, example: dict[str, Any]) -> torch.Tensor:
         """The named tokens of a document without padding, (names, tokens)."""
         place = f"document {index} of the batch"
         missing = [name for name in names if name not in example]
         if missing:
             raise ValueError(f"{place} has no {missing[0]}: expected {names} in every document")
-        columns = []
-        for name in (*names, *["attention_mask"] * ("attention_mask" in example)):
-            try:
-                column = torch.as_tensor(example[name])
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise ValueError(
-                    f"{place} has {name} of {type(example[name]).__name__}: expected integers"
-                ) from error
-            if column.numel() > 0 and (
-                column.is_floating_point() or column.is_complex() or column.device.type == "meta"
-            ):
-                raise ValueError(
-                    f"{place} has {name} of {column.dtype} on {column.device}: expected integers"
-                )
-            columns.append(column)
+        padding = ["attention_mask"] * ("attention_mask" in example)
+        columns = [_integers(example[name], f"{place} has {name}") for name in (*names, *padding)]
         if any(column.shape != columns[0].shape or column.dim() != 1 for column in columns):
             shapes = [tuple(column.shape) for column in columns]
             raise ValueError(
-                f"{place} has columns of shapes {shapes}: expected one number a token in each"
+                f"{place} has columns of shapes {shapes}: expected one number per token in each"
             )
         tokens = torch.stack(columns[: len(names)]).long()
-        tokens = tokens[:, columns[-1] != 0] if "attention_mask" in example else tokens
+        tokens = tokens[:, columns[-1] != 0] if padding else tokens
+        words = len(self.tokenizer)
+        if tokens.numel() > 0 and not 0 <= tokens[0].min() <= tokens[0].max() < words:
+            words = vocabulary_size(self.tokenizer)  # with gaps, it has larger ids than words
         wrong = tokens[0][(tokens[0] < 0) | (tokens[0] >= words)]
         if wrong.numel() > 0:
             raise ValueError(
-                f"{place} has the id {wrong[0]}: expected 0 to {words - 1}, the words of the tokenizer"
+                f"{place} has the id {wrong[0]}: expected 0 to {words - 1}, the ids of the"
+                " tokenizer"
             )
         return tokens
+
+
+def _integers(values: Any, what: str) -> torch.Tensor:
+    """A tensor of integers; `what` begins the error's text."""
+    try:
+        column = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what} of {type(values).__name__}: expected integers") from error
+    other = column.is_floating_point() or column.is_complex() or column.device.type == "meta"
+    if column.numel() > 0 and other:
+        raise ValueError(f"{what} of {column.dtype} on {column.device}: expected integers")
+    return column

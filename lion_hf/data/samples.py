@@ -1,4 +1,4 @@
-"""Data for training: samples whose randomness is their own, masked tokens, packed rows."""
+"""Samples whose randomness is their own."""
 
 import logging
 import random
@@ -15,18 +15,14 @@ MOST_SKIPPED = 100  # unusable samples in a row, after which the data set itself
 
 
 def sample_seed(*numbers: int) -> int:
-    """One seed below 2^63 from several numbers, such as the run's seed, the epoch and the sample's index."""
-    return int(
-        np.random.SeedSequence([number % 2**32 for number in numbers]).generate_state(1, np.uint64)[
-            0
-        ]
-        >> 1
-    )
+    """One seed below 2^63 from several numbers, such as the run's seed, the epoch and the index."""
+    sequence = np.random.SeedSequence([number % 2**32 for number in numbers])
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's (CPU) random numbers start from the seed inside, and go on as before after it."""
+    """Seeds Python's, numpy's and torch's (CPU) random numbers, and afterwards puts them back."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -46,15 +42,18 @@ class SkippedSample(Exception):
 class SeededDataset(Dataset):
     """Transformed samples whose random choices depend on seed, epoch and index alone.
 
-    So they are the same for any number of workers and processes, and in a run that was interrupted. A sample whose transform
-    raises `SkippedSample` is replaced by the next one; each is named in a warning, and `skipped` counts them over all workers.
+    So they are the same for any number of workers and processes, and in a run that was interrupted.
+    A sample whose transform raises `SkippedSample` is replaced by the next one. Each is named in a
+    warning, and `skipped` counts them over all workers.
 
     Args:
         dataset: samples by index, with a length.
-        transform: from a sample to a dict, under the sample's own random state; None: as it is. Gets "seed" added.
+        transform: from a sample to a dict, under the sample's own random state; None leaves it as
+            it is. The dict gets "seed" added.
         seed: the run's seed.
         vary: whether the choices change from epoch to epoch; False for evaluation.
-        repeats: how often every sample occurs, each time with choices of its own: index i is sample i % len(dataset).
+        repeats: how often every sample occurs, each time with choices of its own: index i is sample
+            i % len(dataset).
 
     Raises:
         ValueError: if the data set is empty, or more than 100 samples in a row are unusable.
@@ -70,16 +69,10 @@ class SeededDataset(Dataset):
     ):
         if len(dataset) == 0:
             raise ValueError("the data set has no samples: expected at least one")
-        self.dataset, self.transform, self.seed, self.vary, self.repeats = (
-            dataset,
-            transform,
-            seed,
-            vary,
-            repeats,
-        )
-        self.epoch = torch.zeros(
-            (), dtype=torch.long
-        ).share_memory_()  # shared, because workers may outlive an epoch
+        self.dataset, self.transform = dataset, transform
+        self.seed, self.vary, self.repeats = seed, vary, repeats
+        # shared, because workers may outlive an epoch
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._skipped = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self) -> int:
@@ -109,5 +102,6 @@ class SeededDataset(Dataset):
             else:
                 return {**sample, "seed": seed}
         raise ValueError(
-            f"{MOST_SKIPPED} samples in a row, from number {index}, cannot be used; the warnings before say why"
+            f"{MOST_SKIPPED} samples in a row, from number {index}, cannot be used; the warnings"
+            " before say why"
         )

@@ -5,27 +5,34 @@ from itertools import islice
 
 import datasets
 import torch
+from datasets.exceptions import DatasetsError
 from torch.utils.data import get_worker_info
 
+from .documents import reason
 from .samples import sample_seed, seeded
 
 DOCUMENTS_AT_A_TIME = 1000  # read together
 
 
 class TextStream(torch.utils.data.IterableDataset):
-    """Rows for training from a stream of documents, without end: epoch after epoch, shards in random order, rows in buffers.
+    """Endless rows for training from a stream of documents, epoch after epoch.
 
-    Shards (files) are divided among all processes' workers; with fewer shards than workers several share one, each taking its
-    part of the documents. A buffer of documents is made into rows, these are put in random order, and the next buffer follows.
-    So a row's place is four numbers, and the stream goes on at any place without the rows before it.
+    Shards (files) come in random order, and are divided among all processes' workers. With fewer
+    shards than workers several share one, each taking its part of the documents. A buffer of
+    documents is made into rows, these are put in random order, and the next buffer follows. So a
+    row's place is four numbers, and the stream goes on at any place without the rows before it.
 
     Args:
         source: streamed documents.
         make_rows: from a list of documents to a list of rows (dicts).
         transform: from a row to a sample, under a random state of its own.
         column: the documents' column.
-        buffer_size: documents a buffer.
+        buffer_size: documents per buffer.
         seed: the run's seed.
+
+    Raises:
+        ValueError: for a buffer size below 1; while it is read, if a shard cannot be read or a
+            reader finds no text.
     """
 
     def __init__(
@@ -64,30 +71,33 @@ class TextStream(torch.utils.data.IterableDataset):
         reader = ((0 if worker is None else worker.id) + self.first) % self.workers
         epoch, start, used, done = self.places.get(reader, (0, 0, 0, 0))
         while True:
-            shares = self._shares(epoch)[
-                self.process * self.workers + reader :: self.processes * self.workers
-            ]
+            first = self.process * self.workers + reader
+            shares = self._shares(epoch)[first :: self.processes * self.workers]
             empty = True
             for number in range(start, len(shares)):
-                for before, documents in self._buffers(*shares[number], used):
-                    rows, key = (
-                        self.make_rows(documents),
-                        (self.seed, epoch, *shares[number], before),
-                    )
-                    order = torch.randperm(
-                        len(rows), generator=torch.Generator().manual_seed(sample_seed(*key))
-                    )
-                    for n in range(done, len(rows)):
-                        with seeded(sample_seed(*key, n)):
-                            sample = self.transform(rows[order[n]])
+                for before, rows in self._rows(epoch, shares[number], used):
+                    for n, row in enumerate(rows[done:], start=done):
+                        with seeded(sample_seed(self.seed, epoch, *shares[number], before, n)):
+                            sample = self.transform(row)
                         yield {**sample, "place": (reader, epoch, number, before, n + 1)}
                     done, empty = 0, empty and not rows
                 used = 0
             if empty and start == 0:
                 raise ValueError(
-                    f"the stream has no text in column {self.column!r} for reader {reader} of {self.workers}"
+                    f"the stream has no text in column {self.column!r} for reader {reader} of"
+                    f" {self.workers}"
                 )
             epoch, start = epoch + 1, 0
+
+    def _rows(
+        self, epoch: int, share: tuple[int, int, int], used: int
+    ) -> Iterator[tuple[int, list[dict]]]:
+        """Pairs of documents of the shard used before, and the next buffer's rows in their order."""
+        for before, documents in self._buffers(*share, used):
+            rows = self.make_rows(documents)
+            seed = sample_seed(self.seed, epoch, *share, before)
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+            yield before, [rows[n] for n in order]
 
     def _shares(self, epoch: int) -> list[tuple[int, int, int]]:
         """All (shard, part, parts) in the epoch's order."""
@@ -102,10 +112,20 @@ class TextStream(torch.utils.data.IterableDataset):
         self, shard: int, part: int, parts: int, used: int
     ) -> Iterator[tuple[int, list[str]]]:
         """Pairs of documents of the shard used before, and the next documents of its part."""
-        source = self.source.shard(self.source.num_shards, shard).skip(used)
-        batches = source.iter(DOCUMENTS_AT_A_TIME)
-        texts = (text for batch in batches for text in batch[self.column])
-        documents = islice(texts, part, None, parts)
+        documents = islice(self._documents(shard, used), part, None, parts)
         while buffer := list(islice(documents, self.buffer_size)):
             yield used, [text for text in buffer if text and not text.isspace()]
             used += self.buffer_size * parts
+
+    def _documents(self, shard: int, used: int) -> Iterator[str | None]:
+        """The documents of a shard but for the first ones, which were used before."""
+        source = self.source.shard(self.source.num_shards, shard).skip(used)
+        try:
+            for batch in source.iter(DOCUMENTS_AT_A_TIME):
+                yield from batch[self.column]
+        except (DatasetsError, OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"shard {shard} of the stream cannot be read on: {reason(error)}; mend it, and "
+                "start"
+                " the run again, which continues"
+            ) from error

@@ -2,8 +2,9 @@
 
 from .checkpoint import Linearization, linearize_checkpoint
 from .copying import linearize_model
+from .families import HEADS, MODEL_TYPES
 from .settings import Copying, Distillation
-from .softmax_models import HEADS, MODEL_TYPES, load_softmax_model
+from .softmax_models import load_softmax_model
 
 __all__ = [
     "HEADS",

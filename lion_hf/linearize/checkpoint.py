@@ -23,7 +23,7 @@ from .sources import check_processor_files, license_of, source_folder
 
 @dataclass(frozen=True)
 class Linearization(Conversion):
-    """What was made: the folder, the model's class and configuration, what the user should know, and measured numbers."""
+    """What was made: as in `Conversion`, and the distillation's numbers."""
 
     metrics: dict[str, float]
 
@@ -35,13 +35,16 @@ def linearize_checkpoint(
     distillation: "Distillation | None" = None,
     **options: Any,
 ) -> Linearization:
-    """Turns a pretrained softmax encoder into a LION folder for `from_pretrained`, with all that fits copied.
+    """Turns a pretrained softmax encoder into a LION folder for `from_pretrained`.
 
-    The modules of a sentence-transformers folder come along, so that it loads with sentence-transformers again.
+    The modules of a sentence-transformers folder come along, so that it loads with
+    sentence-transformers again.
 
     Args:
-        source: folder or Hub name of a checkpoint of transformers. No code that comes with it is run.
-        output: the folder to write; it must not exist, or be empty. It appears only if all went well.
+        source: folder or Hub name of a checkpoint of transformers. No code that comes with it is
+            run.
+        output: the folder to write; it must not exist, or be empty. It appears only if all went
+            well.
         distillation: how to teach the copy by the source; None to leave it as copied.
         **options: fields of `Copying`.
 
@@ -49,8 +52,9 @@ def linearize_checkpoint(
         The folder, the model's class name and configuration, notes, and the distillation's numbers.
 
     Raises:
-        ValueError: for a source that is no such checkpoint or has parts that LION lacks, an option of another value, data that
-            do not fit, or an output folder that is not empty. All is checked before training starts.
+        ValueError: for a source that is no such checkpoint or has parts that LION lacks, an option
+            of another value, data that do not fit, or an output folder that is not empty. All is
+            checked before training starts.
     """
     copying = _copying(options)
     output = check_new_folder(output)
@@ -100,7 +104,8 @@ def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
         reason = ""
     if not found:
         return None, [
-            f"the source has no {kind} that can be read{reason}: save one into the folder with save_pretrained."
+            f"the source has no {kind} that can be read{reason}: save one into the folder with"
+            " save_pretrained."
         ]
     if kind == "tokenizer":
         check_words(processor, config)

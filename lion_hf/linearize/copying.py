@@ -1,9 +1,11 @@
-"""Softmax encoders of transformers to LION: `lion-hf linearize`, `linearize_checkpoint`, `linearize_model`.
+"""Copies a softmax encoder into LION.
 
-BERT, RoBERTa, ViT and DeiT are LION's skeleton with another attention. Everything but that is copied; LION's gates are new.
+The families of `families.py` differ from LION in the attention only. Everything else is copied;
+LION's gates are new.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,35 +13,47 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..convert.errors import ConversionError
+from ..convert.renaming import find_row
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
+from .families import FAMILIES, HEADS, NO_POOLER
 from .settings import Copying
-from .softmax_models import (
-    CHANGED,
-    HEADS,
-    MODEL_TYPES,
-    _refuse_names,
-    check_softmax_config,
-    source_name,
-)
+from .softmax_models import _refuse_names, check_softmax_config, source_name, theirs_in
 
 # Fields of LionConfig that mean the same in theirs.
 SAME_FIELDS = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "hidden_dropout_prob",
-    "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "id2label", "label2id", "problem_type",
-)  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "id2label",
+    "label2id",
+    "problem_type",
+)
 SAME_TEXT_FIELDS = (
-    "vocab_size", "max_position_embeddings", "type_vocab_size", "pad_token_id", "classifier_dropout", "tie_word_embeddings",
-)  # fmt: skip
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "pad_token_id",
+    "classifier_dropout",
+    "tie_word_embeddings",
+)
 SAME_IMAGE_FIELDS = ("image_size", "patch_size", "num_channels", "qkv_bias")
-# Fields that some configurations have and others not: of sentence-transformers, and for pooling over layers.
+# Fields that some configurations have and others not: of sentence-transformers, and for pooling
+# over layers.
 OPTIONAL_FIELDS = (
     "sentence_transformers",
     "sbert_ce_default_activation_function",
     "output_hidden_states",
 )
+POOLER_ROW = "lion.pooler.dense"
 NEW = (
     ".attention.gate.",
     ".attention.norm.",
@@ -59,14 +73,15 @@ LION_FIELDS = (
 def linearize_model(
     teacher: PreTrainedModel, **options: Any
 ) -> tuple[LionPreTrainedModel, list[str]]:
-    """A LION model with the weights of a softmax model of transformers, and notes about what LION lacks.
+    """A LION model with the weights of a softmax model, and notes about what LION lacks.
 
     Args:
         teacher: of one of the classes in `HEADS`. It stays as it is.
         **options: fields of `Copying`; what is not of the model is not read.
 
     Raises:
-        ConversionError: for a teacher that LION has no skeleton or head for, or options that do not fit.
+        ConversionError: for a teacher that LION has no skeleton or head for, or options that do not
+            fit.
     """
     copying = _copying(options)
     theirs, architecture = teacher.config, type(teacher).__name__
@@ -80,25 +95,30 @@ def linearize_model(
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ConversionError(
-                f"{name} would have shape {tuple(tensor.shape)}: expected {tuple(expected[name].shape)}"
+                f"{name} would have shape {tuple(tensor.shape)}: expected"
+                f" {tuple(expected[name].shape)}"
             )
     student.load_state_dict(weights, strict=False)
     student.tie_weights()
     sharpen(student, copying.sharpness)
     if copying.half_life:
         set_half_life(student, copying.half_life)
-    notes = []
-    if theirs.model_type == "deit":
-        notes.append(
-            "DeiT's distillation token, its position and its classifier are left out: LION reads the class token."
-        )
+    return student.eval(), _notes(teacher)
+
+
+def _notes(teacher: PreTrainedModel) -> list[str]:
+    """What of a teacher is left out."""
+    architecture, family = type(teacher).__name__, FAMILIES[teacher.config.model_type]
+    notes = [x for x in family.notes if x != NO_POOLER or HEADS[architecture].lion == "LionModel"]
     if architecture == "BertForPreTraining":
         notes.append("the next-sentence head and the pooler are left out: LION has no such head.")
-    if architecture in ("ViTModel", "DeiTModel") and teacher.pooler is not None:
+    if family.modality == "image" and getattr(teacher, "pooler", None) is not None:
         notes.append(
-            "the pooler's dense layer is left out: LION's pooler_output of images is the class token as it is."
+            "the pooler's dense layer is left out: LION's pooler_output of images is the class"
+            " token"
+            " as it is."
         )
-    return student.eval(), notes
+    return notes
 
 
 @torch.no_grad()
@@ -112,7 +132,10 @@ def sharpen(model: LionPreTrainedModel, sharpness: float) -> None:
 
 @torch.no_grad()
 def set_half_life(model: LionPreTrainedModel, half_life: float) -> None:
-    """Sets all gates, LION-S's where the token says nothing, to halve in this number of tokens; LION-lit has none."""
+    """Sets all gates to halve in this number of tokens. LION-lit has none.
+
+    Those of LION-S also depend on the token, through weights that stay as they are.
+    """
     rate = math.log(2) / half_life
     before_sigmoid = -rate - math.log(
         -math.expm1(-rate)
@@ -131,12 +154,12 @@ def _copying(options: dict[str, Any]) -> Copying:
 
 
 def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
-    modality = MODEL_TYPES[theirs.model_type]
+    family = FAMILIES[theirs.model_type]
+    modality = family.modality
     names = SAME_FIELDS + (SAME_TEXT_FIELDS if modality == "text" else SAME_IMAGE_FIELDS)
-    same = {name: getattr(theirs, name) for name in names}
+    same = {name: getattr(theirs, name) for name in names if hasattr(theirs, name)}
     same |= {name: getattr(theirs, name) for name in OPTIONAL_FIELDS if getattr(theirs, name, None)}
-    if theirs.model_type == "roberta":
-        same["max_position_embeddings"] -= theirs.pad_token_id + 1
+    same |= family.settings(theirs)
     if modality == "image" and not isinstance(theirs.patch_size, int):
         same["patch_size"] = theirs.patch_size[0]
     try:
@@ -154,19 +177,47 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
 
 def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str, torch.Tensor]:
     """The teacher's tensors under the student's names, after the check that none is missing."""
+    family = FAMILIES[teacher.config.model_type]
     tensors, prefix = teacher.state_dict(), "lion." if student.base_model is student else ""
-    plan = {
-        name: source_name(prefix + name, teacher)
+    ours = {
+        f"{prefix}{name}": name
         for name in student.state_dict()
-        if not any(x in name for x in NEW)
+        if not _is_new(prefix + name, teacher)
     }
+    plan = {name: source_name(name, teacher) for name in ours if name not in family.zeros}
     _refuse_names(
         f"{type(teacher).__name__} has other weights than expected; missing",
         sorted({*plan.values()} - {*tensors}),
     )
-    weights = {}
+    weights = {
+        ours[name]: torch.zeros_like(student.state_dict()[ours[name]])
+        for name in family.zeros
+        if name in ours
+    }
     for name, theirs in plan.items():
-        change = CHANGED.get((teacher.config.model_type, prefix + name))
         tensor = tensors[theirs].detach().to("cpu", torch.float32)
-        weights[name] = tensor if change is None else change(tensor, teacher.config)
+        weights[ours[name]] = _changed(name, tensor, teacher, tensors)
     return weights
+
+
+def _is_new(name: str, teacher: PreTrainedModel) -> bool:
+    """Whether a parameter of ours has nothing of theirs to be copied from."""
+    pooler = name.startswith("lion.pooler.")
+    return any(x in name for x in NEW) or (
+        pooler and POOLER_ROW not in HEADS[type(teacher).__name__].rows
+    )
+
+
+def _changed(
+    name: str, tensor: torch.Tensor, teacher: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """A tensor of theirs as ours, where it is not the same."""
+    try:
+        change, place = find_row(name, FAMILIES[teacher.config.model_type].changes)
+    except KeyError:
+        return tensor
+
+    def other(row: str) -> torch.Tensor:
+        return tensors[theirs_in(row, place.layer, teacher)].detach().to("cpu", torch.float32)
+
+    return change(tensor, other, teacher.config)

@@ -1,4 +1,4 @@
-"""What sentence-transformers keeps beside a model: poolings, dense layers, norms, prompts, lengths. All of it comes along."""
+"""Keeps what sentence-transformers has beside a model: poolings, norms, prompts, lengths."""
 
 import json
 import re
@@ -22,11 +22,20 @@ TRANSFORMER_FILES = tuple(
 PIPELINES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 
-# Modules that read nothing but what the transformer before them gives, so that they are the same behind LION.
+# Modules that read nothing but what the transformer before them gives, so that they are the same
+# behind LION.
 KEPT_MODULES = (
-    "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout", "WordWeights", "WeightedLayerPooling", "CNN",
-    "SpladePooling", "SparseAutoEncoder",
-)  # fmt: skip
+    "Pooling",
+    "Dense",
+    "Normalize",
+    "LayerNorm",
+    "Dropout",
+    "WordWeights",
+    "WeightedLayerPooling",
+    "CNN",
+    "SpladePooling",
+    "SparseAutoEncoder",
+)
 WITHOUT_FILES = (
     "Normalize",
     "Dropout",
@@ -52,7 +61,7 @@ class SentenceModules:
         return self.folder / self.transformer
 
     def copy_to(self, output: Path) -> None:
-        """Writes them beside a LION model, which takes the transformer's place and the root of the folder."""
+        """Writes them beside a LION model, which takes the transformer's place in the root."""
         if (self.folder / PIPELINE_FILE).is_file():
             shutil.copyfile(self.folder / PIPELINE_FILE, output / PIPELINE_FILE)
         settings = (self.transformer_folder / name for name in TRANSFORMER_FILES)
@@ -69,7 +78,7 @@ class SentenceModules:
 
 
 def find_sentence_modules(folder: Path) -> SentenceModules:
-    """The parts of a folder, after the check that all of them can be kept; of a plain model there are none.
+    """The parts of a folder, after a check that all can be kept. A plain model has none.
 
     Raises:
         ConversionError: for a module, a kind of pipeline or a file that cannot be kept.
@@ -105,7 +114,8 @@ def _checked_modules(folder: Path) -> list[dict[str, Any]]:
         legal = KEPT_MODULES if number else TRANSFORMERS
         if not entry["type"].startswith("sentence_transformers.") or name not in legal:
             raise ConversionError(
-                f"{file}: module {number} is {entry['type']!r}: expected one of {legal}, which LION can keep"
+                f"{file}: module {number} is {entry['type']!r}: expected one of {legal}, which"
+                " LION can keep"
             )
         if not re.fullmatch(r"(\w[\w.-]*)?", entry["path"]) or bool(number) > bool(entry["path"]):
             raise ConversionError(f"{file}: path={entry['path']!r}: expected a folder beside it")

@@ -9,28 +9,28 @@ from ..convert.errors import ConversionError
 class Distillation:
     """How a copy is taught by its source: data, and two stages of training.
 
-    In the first stage every layer's attention learns on its own to answer the teacher's hidden states as the teacher's
-    attention does; the rest of the network waits. In the second the whole network learns the teacher's answers.
+    In the first stage every layer's attention learns on its own to answer the teacher's hidden
+    states as the teacher's attention does; the rest of the network waits. In the second the whole
+    network learns the teacher's answers.
     """
 
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Text: a document a line (.txt), or a table (CSV, JSON lines, parquet); images: parquet."
+            "help": "Text: a document per line (.txt), CSV, JSON lines, parquet. Images: parquet."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "The same to measure on."})
     data_path: str | None = field(
         default=None,
-        metadata={
-            "help": "Images: folder with train/ and val/, validation/ or test/, a folder a class."
-        },
+        metadata={"help": "Images: folder with train/ and val/, validation/ or test/, by class."},
     )
     text_columns: list[str] = field(
-        default_factory=list, metadata={"help": "One or two columns of text, if not plain."}
+        default_factory=list,
+        metadata={"help": "One or two columns of text, if their names do not tell."},
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "Column of labels, if not plain."}
+        default=None, metadata={"help": "Column of labels, if its name does not tell."}
     )
     layer_steps: int = field(default=300, metadata={"help": "Steps of the first stage."})
     layer_learning_rate: float = field(default=1e-3, metadata={"help": "Its peak learning rate."})
@@ -41,8 +41,8 @@ class Distillation:
         metadata={"help": "Weight of the teacher in the second stage; the rest is the labels'."},
     )
     tau: float = field(default=1.0, metadata={"help": "Temperature of the teacher's answers."})
-    batch_size: int = field(default=64, metadata={"help": "Samples a step."})
-    max_length: int = field(default=128, metadata={"help": "Tokens of a text."})
+    batch_size: int = field(default=64, metadata={"help": "Samples per step."})
+    max_length: int = field(default=128, metadata={"help": "Tokens per text."})
     mask_probability: float = field(
         default=0.15, metadata={"help": "Share of masked tokens, for masked language models."}
     )
@@ -80,9 +80,9 @@ class Distillation:
 class Copying:
     """What the copy is to be: fields of LionConfig, and how its attention starts.
 
-    Softmax attention is positive and its rows sum to one, so a positive feature map and division by the row sum are the nearest
-    to it. It is also sharper than a product of features: `sharpness` multiplies queries and keys, which makes elu(x) + 1 nearer
-    to relu(x).
+    Softmax attention is positive and its rows sum to one, so a positive feature map and division by
+    the row sum are the nearest to it. It is also sharper than a product of features: `sharpness`
+    multiplies queries and keys, which makes elu(x) + 1 nearer to relu(x).
     """
 
     mask_type: str = field(default="selective", metadata={"help": "lit, decay or selective."})
@@ -102,7 +102,7 @@ class Copying:
     half_life: float = field(
         default=1000.0,
         metadata={
-            "help": "Tokens in which all gates halve at first; 0 for LION's own, spaced over the heads."
+            "help": "Tokens in which gates halve at first; 0 for LION's own, which vary by head."
         },
     )
     sharpness: float = field(default=2.0, metadata={"help": "Factor of queries and keys, above 0."})

@@ -36,15 +36,27 @@ WEIGHT_FILES = {
     "pytorch_model.bin": ("pytorch_model.bin", "pytorch_model-*.bin"),
 }
 TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "bpe.codes", "dict.txt", "added_tokens.json",
-    "sentencepiece.bpe.model", "spiece.model", "sentencepiece.model",
-)  # fmt: skip
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "added_tokens.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "sentencepiece.model",
+)
 OTHER_FILES = (
-    "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "chat_template.jinja",
-)  # fmt: skip
+)
 
-# Largest sizes in a configuration, by the names of all families. Above all published models, below what exhausts memory.
+# Largest sizes in a configuration, by the names of all families. Above all published models, below
+# what exhausts memory.
 MOST = {
     **dict.fromkeys(
         ("hidden_size", "dim", "embedding_size", "num_attention_heads", "n_heads"), 2**16
@@ -59,7 +71,7 @@ MOST = {
 
 
 def source_folder(source: str | os.PathLike) -> Path:
-    """The folder of a source, fetched from the Hub if it is a name; weights are fetched by `read_weights`.
+    """The folder of a source, fetched from the Hub if it is a name; without its weights.
 
     Raises:
         ConversionError: for a name that is no folder and cannot be fetched.
@@ -70,7 +82,8 @@ def source_folder(source: str | os.PathLike) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=list(SMALL_FILES)))
     except Exception as error:  # the Hub's client passes on the errors of its HTTP library
         raise ConversionError(
-            f"source={str(source)!r} has no configuration that transformers can read: it is no folder, and the"
+            f"source={str(source)!r} has no configuration that transformers can read: it is no"
+            " folder, and the"
             f" Hub does not give it ({error})"
         ) from error
 
@@ -103,7 +116,8 @@ def read_config(folder: Path, model_types: Mapping[str, Any]) -> PreTrainedConfi
         model_types: those that are allowed.
 
     Raises:
-        ConversionError: if there is none, or it is not one of an allowed model of a size that exists.
+        ConversionError: if there is none, or it is not one of an allowed model of a size that
+            exists.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -170,10 +184,13 @@ def _shards(index: Path, pattern: str) -> list[Path]:
 
 
 def check_parameters(config: PreTrainedConfig, model_class: type, files: list[Path]) -> None:
-    """Compares what a configuration asks for with what the files can hold, before anything is allocated.
+    """Compares what a configuration asks for with what the files can hold.
+
+    Nothing is allocated for it.
 
     Raises:
-        ConversionError: if the model has more parameters than half of the files' bytes, and some to spare.
+        ConversionError: if the model has more parameters than half of the files' bytes, and some to
+            spare.
     """
     room = sum(file.stat().st_size for file in files) // 2
     try:
@@ -186,7 +203,8 @@ def check_parameters(config: PreTrainedConfig, model_class: type, files: list[Pa
     if needed > room + SPARE_PARAMETERS:
         sizes = {name: config.to_dict()[name] for name in MOST if name in config.to_dict()}
         raise ConversionError(
-            f"config.json describes a model of {needed:,} parameters, but {files[0].name} has room for {room:,}: {sizes}"
+            f"config.json describes a model of {needed:,} parameters, but {files[0].name} has room"
+            f" for {room:,}: {sizes}"
         )
 
 
@@ -232,7 +250,7 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
 
 
 def check_processor_files(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises ConversionError if a file of the tokenizer or image processor is larger than its model's words explain."""
+    """Raises ConversionError if a tokenizer or image processor is too large for its model."""
     words = getattr(config, "vocab_size", 0)
     most = min(MOST_TOKENIZER_BYTES, MEBIBYTE + BYTES_PER_WORD * words)
     for file, limit in _limits(folder, most):

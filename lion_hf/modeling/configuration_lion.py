@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -26,29 +26,13 @@ FORMS_WITHOUT_SCORES = ("recurrent", "chunk")  # they cannot drop scores out
 BACKENDS = ("auto", "torch", "triton")
 FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu")
 CLASSIFIER_POOLINGS = ("cls", "mean")
-# Patch order -> curves along which the patches are read, each with its own gates. The curves
-# themselves are in lion_orders.py.
+# Patch order -> number of curves (see lion_orders.py), each with its own gates.
 CURVES = {"raster": 1, "snake": 2}
 PATCH_ORDERS = tuple(CURVES)
 
-T = TypeVar("T")
-if TYPE_CHECKING:
-    Resolved = Annotated[T, "resolved"]
-else:
-
-    class Resolved:
-        """`Resolved[T]` is T or None: a field that may be left at None, which then is replaced."""
-
-        def __class_getitem__(cls, kind):
-            return kind | None
-
-
-FAMILY_CHOICE: Any = None  # the choice of the family, in `family_defaults`
-
 CODE = Path(__file__).resolve().parent  # the files that travel with saved models
 
-# Legal values of the fields that name a choice. They are checked on assignment too, so that
-# `config.attention_form = "chnk"` raises.
+# Legal values of the fields that name a choice, which are checked on assignment too.
 CHOICES = {
     "modality": MODALITIES,
     "mask_type": MASK_TYPES,
@@ -160,14 +144,39 @@ def family_defaults(modality: str, mask_type: str) -> dict:
     }
 
 
+class FieldTypeError(StrictDataclassFieldValidationError, ValueError):
+    """A field of the configuration got a value of another type."""
+
+    def __init__(self, name: str, value: object, expected: str):
+        Exception.__init__(self, f"{name}={value!r}: expected {expected}")
+
+
+def value_errors(cls: type) -> type:
+    """Makes one line of the errors of `strict`, with the value first, and ValueErrors of them."""
+    checked_setattr = cls.__setattr__
+    types = {field.name: field.type for field in fields(cls)}
+
+    def __setattr__(self, name, value):
+        try:
+            checked_setattr(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            expected = types.get(name)
+            shown = expected.__name__ if isinstance(expected, type) else str(expected)
+            raise FieldTypeError(name, value, shown) from error
+
+    cls.__setattr__ = __setattr__
+    return cls
+
+
+@value_errors
 @strict
 class LionConfig(PreTrainedConfig):
     """Configuration of a LION encoder (arXiv 2502.16249) for text (like BERT) or images (like ViT).
 
     By itself it describes the models of the paper: text models normalise after each block, image
     models before it. `pre_norm`, `conv_kernel_size`, `gated_mlp` and `scale_output_init` make the
-    modern block of the presets `modern-lion-*`. A field left at None takes the
-    choice of the model family that `modality` and `mask_type` name, and is saved resolved.
+    modern block of the presets `modern-lion-*`. A field left at None takes the choice of the model
+    family that `modality` and `mask_type` name, and is saved resolved.
 
     Args:
         modality: "text" or "image".
@@ -200,8 +209,8 @@ class LionConfig(PreTrainedConfig):
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the
             output projection. None: True for lit text, else False.
-        pre_norm: whether the norms come before attention and MLP, with a last norm after the layers,
-            and not after each of them. None: False for text, True for images.
+        pre_norm: whether the norms come before attention and MLP, with a last norm after the
+            layers, and not after each of them. None: False for text, True for images.
         conv_kernel_size: width of a depthwise convolution on queries, keys and values, an odd
             number of tokens, or of patches in both directions of an image. It sees neither padding
             nor other documents. None: no convolution.
@@ -253,21 +262,21 @@ class LionConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: Resolved[float | int] = FAMILY_CHOICE
-    attention_probs_dropout_prob: Resolved[float | int] = FAMILY_CHOICE
-    drop_path_rate: Resolved[float | int] = FAMILY_CHOICE
-    layer_norm_eps: Resolved[float] = FAMILY_CHOICE
+    hidden_dropout_prob: float | int | None = None
+    attention_probs_dropout_prob: float | int | None = None
+    drop_path_rate: float | int | None = None
+    layer_norm_eps: float | None = None
     initializer_range: float = 0.02
     qkv_bias: bool = True
-    feature_map: Resolved[str] = FAMILY_CHOICE
-    normalize_attention: Resolved[bool] = FAMILY_CHOICE
-    attention_norm: Resolved[bool] = FAMILY_CHOICE
-    pre_norm: Resolved[bool] = FAMILY_CHOICE
+    feature_map: str | None = None
+    normalize_attention: bool | None = None
+    attention_norm: bool | None = None
+    pre_norm: bool | None = None
     conv_kernel_size: int | None = None
     gated_mlp: bool = False
     scale_output_init: bool = False
-    use_position_embeddings: Resolved[bool] = FAMILY_CHOICE
-    classifier_pooling: Resolved[str] = FAMILY_CHOICE
+    use_position_embeddings: bool | None = None
+    classifier_pooling: str | None = None
     classifier_dropout: float | int | None = None
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -342,7 +351,8 @@ class LionConfig(PreTrainedConfig):
         if auto_map:
             if not folder.is_file():  # which the method below refuses
                 save_code(folder)
-            saved.auto_map = auto_map_of(folder, auto_map)
+            if entries := auto_map_of(folder, auto_map):
+                saved.auto_map = entries
         super(LionConfig, saved).save_pretrained(save_directory, *args, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
@@ -382,19 +392,18 @@ class LionConfig(PreTrainedConfig):
 
     def _check_numbers(self) -> None:
         for name, least in (*((name, 1) for name in SIZES), ("num_hidden_layers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: expected an integer of at least {least}"
-                )
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name}={value}: expected an integer of at least {least}")
         for name in PROBABILITIES:
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1)")
-        least_values = {"layer_norm_eps": SMALLEST_EPS, "initializer_range": 0.0}
-        for name, lowest in least_values.items():
-            if not lowest <= getattr(self, name) < math.inf:
+            value = getattr(self, name) or 0
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value}: expected a probability in [0, 1)")
+        for name, least in (("layer_norm_eps", SMALLEST_EPS), ("initializer_range", 0)):
+            value = getattr(self, name)
+            if not least <= value < math.inf:
                 raise ValueError(
-                    f"{name}={getattr(self, name)}: expected a finite number of at least"
-                    f" {lowest:.3g}"
+                    f"{name}={value}: expected a finite number of at least {least:.3g}"
                 )
 
     def _check_text(self) -> None:
@@ -409,14 +418,11 @@ class LionConfig(PreTrainedConfig):
             )
 
     def _check_image(self) -> None:
-        if isinstance(self.image_size, list) and len(self.image_size) != 2:
-            raise ValueError(
-                f"image_size={self.image_size}: expected one integer or a pair (height, width)"
-            )
-        if any(side < 1 or side % self.patch_size for side in self.image_height_width):
-            raise ValueError(
-                f"image_size={self.image_size}: expected multiples of patch_size={self.patch_size}"
-            )
+        sides, patch = self.image_size, self.patch_size
+        if isinstance(sides, list) and len(sides) != 2:
+            raise ValueError(f"image_size={sides}: expected one integer or a pair (height, width)")
+        if any(side < 1 or side % patch for side in self.image_height_width):
+            raise ValueError(f"image_size={sides}: expected multiples of patch_size={patch}")
 
     @property
     def head_dim(self) -> int:

@@ -8,9 +8,7 @@ from transformers import BitImageProcessor
 from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-MAX_BYTES = (
-    420_000_000  # that decoding a picture may take: 100 million pixels of a plain photograph
-)
+MAX_BYTES = 380_000_000  # that decoding may take; enough for a photograph of 90 megapixels
 MOST_PIXELS = 1 << 23  # of a picture after reading; larger ones are shrunk by a whole factor
 LONGEST_SIDE = 1 << 15
 LONGEST_RATIO = 32  # of the sides; more of a strip is never inside the centre crop
@@ -18,6 +16,7 @@ LONGEST_RATIO = 32  # of the sides; more of a strip is never inside the centre c
 REFUSED_FORMATS = ("EPS", "ICO", "ICNS")
 # Bytes per pixel that a decoder needs beside the picture itself.
 DECODER_BYTES = {"JPEG2000": 16, "AVIF": 8, "WEBP": 10}
+MOST_SCANS = 64  # of a progressive JPEG; each passes over the whole picture, and may cost 60 bytes
 ORIENTATION = 0x0112  # the EXIF tag; its values say how to turn what was stored
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,7 +54,7 @@ def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
     _check_header(image)
     _check_memory(image, decoding_bytes(image), max_bytes)
     image.load()
-    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # of a PNG it may stand at the end
+    turn = _turn(image)  # after loading, because a PNG may say so at its end
     if turn is not None:
         _check_memory(image, decoding_bytes(image) + _copy_bytes(image, 4), max_bytes)
     rgb = _to_rgb(image)
@@ -76,18 +75,40 @@ def decoding_bytes(image: Image.Image) -> int:
         per_pixel += 4
     if image.info.get("progressive"):  # JPEG: all coefficients, in 16 bits
         per_pixel += 2 * len(image.getbands())
-    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format or "", 0))
+    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format, 0))
 
 
 def _copy_bytes(image: Image.Image, per_pixel: int) -> int:
     return per_pixel * image.width * image.height + 24 * max(image.size)  # a pointer per row
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a picture has to be turned. One whose EXIF is broken stays as it is stored."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # Pillow raises many kinds
+        return None
+
+
 def _check_header(image: Image.Image) -> None:
     if image.format in REFUSED_FORMATS:
         raise ValueError(f"image format {image.format}: convert it to PNG or JPEG first")
+    scans = _count_scans(image)
+    if scans > MOST_SCANS:
+        raise ValueError(f"JPEG of {scans} scans: expected at most {MOST_SCANS}; save it again")
     if min(image.size) < 1:
         raise ValueError(f"image of {image.width} x {image.height} pixels: expected at least 1 x 1")
+
+
+def _count_scans(image: Image.Image) -> int:
+    file = getattr(image, "fp", None)
+    if not image.info.get("progressive") or file is None:  # not progressive, or decoded already
+        return 0
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")  # the marker; inside a scan it cannot occur
+    file.seek(place)
+    return scans
 
 
 def _check_memory(image: Image.Image, needed: int, max_bytes: int) -> None:
@@ -120,7 +141,7 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return grey
 
 
-class LionImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+class LionImageKwargs(ImagesKwargs, total=False):
     """
     max_bytes (`int`, *optional*):
         Memory that decoding a picture may take, in bytes.

@@ -108,6 +108,36 @@ def default_chunk_size(length: int, device_type: str) -> tuple[int, str]:
     raise AssertionError("the last row of CHUNK_SIZES fits everything")
 
 
+def why_quadratic(config: Any) -> str | None:
+    """Says which setting makes training quadratic in the length, and what it costs.
+
+    Args:
+        config: the configuration of any model.
+
+    Returns:
+        A sentence, or None for a LION that trains in linear time, and for other models.
+    """
+    if getattr(config, "model_type", None) != "lion":
+        return None
+    dropout = config.attention_probs_dropout_prob
+    if config.attention_form == "auto" and dropout:
+        setting = (
+            f"attention_probs_dropout_prob={dropout} drops scores out, so attention_form='auto'"
+        )
+        cure = "attention_probs_dropout_prob=0"
+    elif config.attention_form == "attention":
+        setting, cure = (
+            "attention_form='attention'",
+            "attention_form='auto', without score dropout,",
+        )
+    else:
+        return None
+    return (
+        f"{setting} trains in the attention form: its time grows with the square of the length;"
+        f" {cure} trains in linear time"
+    )
+
+
 def explain(
     config: PreTrainedConfig | PreTrainedModel,
     length: int,

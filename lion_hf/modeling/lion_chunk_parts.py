@@ -28,7 +28,7 @@ class ChunkInputs(NamedTuple):
     key: torch.Tensor  # (B, H, L, D)
     value: torch.Tensor  # (B, H, L, Dv)
     left_to_right: torch.Tensor  # (K, B or 1, H or 1, L or 1)
-    right_to_left: torch.Tensor
+    right_to_left: torch.Tensor  # likewise
     order: torch.Tensor | None  # (K, L), for rows of one chunk
     scale: float
     chunk_size: int | None

@@ -205,7 +205,14 @@ def chunkwise_backward(
     dF over all later places.
     """
     tensors = query, key, value, left_to_right, right_to_left, order
-    inputs = ChunkInputs(*tensors, scale, chunk_size)
+    return _gradients(ChunkInputs(*tensors, scale, chunk_size), grad, states)
+
+
+def _gradients(
+    inputs: ChunkInputs, grad: torch.Tensor, states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `chunkwise_backward` returns."""
+    query, key, value, left_to_right = inputs[:4]
     if states.dim() == 1:  # exported programs do not keep them
         states = _forward(inputs, True)[1]
     length, dtype, chunk_size = query.shape[2], compute_type(value), inputs.tokens_per_chunk()
@@ -377,12 +384,17 @@ def _backward(ctx, grad: torch.Tensor, _):
 
 
 def chunks_again(inputs: ChunkInputs) -> torch.Tensor:
-    """What `chunkwise_forward` computes, by operations that autograd knows."""
-    orders = [None] if inputs.order is None else inputs.order
-    directions = [Directions(*x) for x in zip(orders, inputs.left_to_right, inputs.right_to_left)]
-    operands = inputs.query, inputs.key, inputs.value
-    with full_precision(inputs.value):
-        return along_orders(chunks_at_once, operands, directions, inputs.scale, inputs.chunk_size)
+    """The chunk form by operations that autograd knows, with decays as `chunkwise_forward`.
+
+    Without decay the log-decays may be None.
+    """
+    query, key, value, left_to_right, right_to_left, order, scale, chunk_size = inputs
+    if left_to_right is None or right_to_left is None:
+        return chunkwise(query, key, value, None, None, scale, chunk_size)
+    orders = [None] if order is None else order
+    directions = [Directions(*x) for x in zip(orders, left_to_right, right_to_left)]
+    with full_precision(value):
+        return along_orders(chunks_at_once, (query, key, value), directions, scale, chunk_size)
 
 
 chunkwise_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -110,6 +110,7 @@ def check_token_labels(
     if labels is None:
         return None, kwargs
     labels = check_labels("labels", labels, tokens.shape[:2], num_labels)
+    labels = labels.contiguous()  # the losses of transformers take a view of them
     items = _items(labels, kwargs.get("num_items_in_batch"))
     return labels, {**kwargs, "num_items_in_batch": items}
 

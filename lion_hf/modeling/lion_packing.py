@@ -271,9 +271,7 @@ def _sign_of_packing(
 ) -> str | None:
     """Which input tells of several documents in a row, if one does."""
     for name, x in offsets.items():
-        if x is not None and not (
-            has_values(x) and ((x[..., 1:] > x[..., :-1]).sum(-1) <= 1).all()
-        ):
+        if x is not None and (not has_values(x) or _several_documents(x)):
             return name
     mask, position_ids, seq_idx = rows["attention_mask"], rows["position_ids"], rows["seq_idx"]
     found = position_ids if seq_idx is None else seq_idx
@@ -291,3 +289,11 @@ def _sign_of_packing(
     if mask is not None:
         seq_idx = seq_idx.expand(shape[0], -1).gather(1, nearest_token(mask != 0))
     return "seq_idx" if (seq_idx[:, 1:] != seq_idx[:, :-1]).any() else None
+
+
+def _several_documents(cu_seq_lens: torch.Tensor) -> bool:
+    """Whether offsets tell of more than one document in a row that is not empty."""
+    if cu_seq_lens.dim() == 0:
+        return False
+    sizes = cu_seq_lens[..., 1:] - cu_seq_lens[..., :-1]
+    return bool(((sizes > 0).sum(-1) > 1).any())

@@ -1,4 +1,4 @@
-"""The GPU kernels that are made of matrix products; lion_triton.py launches them.
+"""The GPU kernels that are made of matrix products; lion_triton_launch.py launches them.
 
 See lion_triton_parts.py for the mathematics and the names.
 """

@@ -1,4 +1,4 @@
-"""The parts that the GPU kernels share, and their mathematics; lion_triton.py launches the kernels.
+"""The parts that the GPU kernels share, and their mathematics; lion_triton_launch.py launches them.
 
 A row is cut into chunks. With F_i the log-decay (to base 2) from a chunk's first token to its token
 i, read left to right, and B_i the one from the token behind the chunk to i, read right to left,

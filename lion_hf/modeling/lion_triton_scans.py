@@ -1,4 +1,4 @@
-"""The GPU kernels that scan a row or map its tokens one by one; lion_triton.py launches them.
+"""The GPU kernels that scan a row or map its tokens; lion_triton_launch.py launches them.
 
 See lion_triton_parts.py for the mathematics and the names. `ltr` means left to right, and
 `rtl` right to left.

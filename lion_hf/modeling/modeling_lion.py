@@ -1,13 +1,10 @@
-"""LION encoders for text and images (arXiv 2502.16249): the encoder and its heads."""
-
-from typing import Any
+"""LION encoders for text and images (arXiv 2502.16249): their heads."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
-    BaseModelOutputWithPooling,
     MaskedImageModelingOutput,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
@@ -15,13 +12,10 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_lion import LionConfig
-from .lion_convolution import Grid, Layout, convolution_layout
-from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
-from .lion_layers import LionLayer, LionPooler
+from .lion_encoder import LionModel
 from .lion_loss import (
     LionImageClassifierOutput,
     check_token_labels,
@@ -30,165 +24,8 @@ from .lion_loss import (
     pixel_loss,
     span_loss,
 )
-from .lion_packing import check_rows, document_indices, flat_choices, refuse_packing, repad, unpad
+from .lion_packing import flat_choices, refuse_packing
 from .lion_pretrained import LionPreTrainedModel
-
-
-class LionModel(LionPreTrainedModel):
-    """The encoder: text or patch embeddings, layers, with `pre_norm` a last norm, and a pooler.
-
-    Args:
-        add_pooling_layer: whether to compute `pooler_output`.
-        use_mask_token: whether an image model has the token that replaces masked patches.
-    """
-
-    input_modalities = ("text", "image")
-
-    def __init__(
-        self, config: LionConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
-    ):
-        super().__init__(config)
-        text, depth = config.modality == "text", config.num_hidden_layers
-        self.embeddings: Any  # of texts or of images
-        if text:
-            self.embeddings = LionTextEmbeddings(config)
-        else:
-            self.embeddings = LionImageEmbeddings(config, use_mask_token)
-        rates = [config.drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
-        self.layers = nn.ModuleList([LionLayer(config, rate) for rate in rates])
-        norm = None
-        if config.pre_norm:
-            norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        # Under one name, transformers would take it for the masked-LM head's norm when it loads.
-        self.norm: nn.Module | None = None if text else norm
-        self.last_norm = norm if text else None
-        self.pooler = LionPooler(config) if add_pooling_layer else None
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return getattr(self.embeddings, self._input_embeddings())
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        setattr(self.embeddings, self._input_embeddings(), value)
-
-    def _input_embeddings(self) -> str:
-        return "word_embeddings" if self.config.modality == "text" else "patch_embeddings"
-
-    def _may_unpad(self, kwargs: dict) -> bool:
-        """Whether padding may be taken out.
-
-        It may in "auto" form, if nobody looks at the layers' outputs or needs their scores.
-        """
-        outputs = ("output_attentions", "output_hidden_states")
-        recorded = any(kwargs.get(name, getattr(self.config, name)) for name in outputs)
-        scores = self.training and self.config.attention_probs_dropout_prob > 0
-        return self.config.attention_form == "auto" and not (recorded or scores)
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        bool_masked_pos: torch.Tensor | None = None,
-        seq_idx: torch.Tensor | None = None,
-        cu_seq_lens_q: torch.Tensor | None = None,
-        cu_seq_lens_k: torch.Tensor | None = None,
-        max_length_q: int | torch.Tensor | None = None,
-        max_length_k: int | torch.Tensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """Encodes a batch.
-
-        Args:
-            input_ids: ids of tokens, (B, L); text models.
-            attention_mask: (B, L), 1 for tokens and 0 for padding, which may be anywhere.
-            token_type_ids: (B, L), zeros if None.
-            position_ids: (B or 1, L). Where they restart, a new document begins, which does not see
-                the others.
-            inputs_embeds: (B, L, hidden) in place of `input_ids`.
-            pixel_values: (B, channels, height, width); image models.
-            bool_masked_pos: (B, patches), nonzero where the mask token replaces a patch.
-            seq_idx: (B or 1, L), integers that change where a new document begins.
-            cu_seq_lens_q: offsets of the documents, (documents + 1,) in one flat row (B = 1), or
-                (B, documents + 1) in every row, where the last offset may be repeated.
-            cu_seq_lens_k: the same; collators pass both.
-            max_length_q: not read. Named because collators pass it beside the offsets.
-            max_length_k: not read.
-            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
-
-        Returns:
-            `last_hidden_state` (B, L, hidden), not to be read at padding, and `pooler_output`
-            (B, hidden), which knows nothing of packing. With `output_attentions` also the layers'
-            mixing matrices, (B, heads, L, L), in any form.
-
-        Raises:
-            ValueError: for inputs of the other modality, both or none of `input_ids` and
-                `inputs_embeds`, an image size that the patch does not divide, or a mask of another
-                length.
-        """
-        order = packed = None
-        conv_layout: Layout = None
-        if self.config.modality == "text":
-            if pixel_values is not None:
-                raise ValueError(
-                    "a text model takes either input_ids or inputs_embeds (and no pixel_values)"
-                )
-            shape = check_rows(
-                self.config.hidden_size,
-                input_ids,
-                inputs_embeds,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                seq_idx=seq_idx,
-                cu_seq_lens_q=cu_seq_lens_q,
-                cu_seq_lens_k=cu_seq_lens_k,
-            )
-            if seq_idx is None:
-                cu_seq_lens = cu_seq_lens_q, cu_seq_lens_k
-                seq_idx = document_indices(shape, attention_mask, position_ids, *cu_seq_lens)
-            hidden_states = self.embeddings(
-                input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx
-            )
-            if attention_mask is not None and self._may_unpad(kwargs):
-                packed = unpad(hidden_states, attention_mask, seq_idx)
-            if packed is not None:
-                hidden_states, seq_idx, places = packed
-            if self.config.conv_kernel_size is not None:
-                mask = attention_mask if packed is None else None
-                rows = hidden_states.shape[0], hidden_states.shape[1]
-                width = self.config.conv_kernel_size
-                conv_layout = convolution_layout(width, rows, mask, seq_idx)
-        else:
-            if pixel_values is None or input_ids is not None or inputs_embeds is not None:
-                raise ValueError(
-                    "an image model takes pixel_values (and no input_ids or inputs_embeds)"
-                )
-            order = self.embeddings.reading_orders(pixel_values)
-            conv_layout = Grid(*self.embeddings.patch_grid(pixel_values))
-            hidden_states = self.embeddings(pixel_values, bool_masked_pos)
-        recorded = kwargs.get("output_attentions", self.config.output_attentions) or False
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=attention_mask if packed is None else None,
-                seq_idx=seq_idx,
-                order=order,
-                conv_layout=conv_layout,
-                output_attentions=recorded,
-            )
-        if packed is not None:
-            hidden_states = repad(hidden_states, places, shape)
-        last_norm = self.last_norm or self.norm
-        if last_norm is not None:
-            hidden_states = last_norm(hidden_states)
-        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 class LionForMaskedLM(LionPreTrainedModel):
@@ -205,7 +42,7 @@ class LionForMaskedLM(LionPreTrainedModel):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -423,7 +260,7 @@ class LionForMultipleChoice(LionPreTrainedModel):
         packing = rows["seq_idx"], cu_seq_lens_q, cu_seq_lens_k
         refuse_packing(self, rows["attention_mask"], rows["position_ids"], *packing)
         outputs = self.lion(**rows, **_for_encoder(kwargs))
-        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
+        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         loss = None
         if labels is not None:
@@ -441,7 +278,7 @@ class LionForImageClassification(LionPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.lion = LionModel(config)
-        self.classifier: nn.Module = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.distiller = None
         if config.distillation_head:
             self.distiller = nn.Linear(config.hidden_size, config.num_labels)
@@ -507,9 +344,11 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
         pixels = self.decoder(outputs.last_hidden_state[:, 1:]).mT
         reconstruction = F.pixel_shuffle(pixels.unflatten(-1, grid), size)
         loss = None
-        if bool_masked_pos is not None and pixel_values is not None:
-            mask = bool_masked_pos.bool().unflatten(-1, grid)
-            items = kwargs.get("num_items_in_batch")
+        if bool_masked_pos is not None:
+            mask, items = (
+                bool_masked_pos.bool().unflatten(-1, grid),
+                kwargs.get("num_items_in_batch"),
+            )
             loss = pixel_loss(reconstruction, pixel_values, mask, items)
         return MaskedImageModelingOutput(
             loss, reconstruction, outputs.hidden_states, outputs.attentions

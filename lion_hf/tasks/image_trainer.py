@@ -167,6 +167,12 @@ class ImageTrainer(LionTrainer):
             }
             save_file(weights, os.path.join(output_dir or self.args.output_dir, AVERAGE_FILE))
 
+    def saved_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from super().saved_tensors()
+        if self.average is not None:
+            for name, value in self.average.module.named_parameters():
+                yield f"the average of {name}", value
+
     def load_weights(self, folder: str | os.PathLike) -> None:
         """As in LionTrainer; the average of a finished run is in its folder ema/."""
         super().load_weights(folder)

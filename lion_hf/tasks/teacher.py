@@ -4,14 +4,17 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+
+from ..convert.pickles import StoredTensor
+from ..convert.torch_files import open_torch_file
 
 # Where training scripts keep a state dict, the average of the weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -41,13 +44,11 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.model, self.image_size = model.eval().requires_grad_(False), image_size
-        own_mean, own_std, other_mean, other_std = (
+        mean, std, student_mean, student_std = (
             torch.tensor(x)[:, None, None] for x in (mean, std, student_mean, student_std)
         )
-        self.scale: torch.Tensor
-        self.shift: torch.Tensor
-        self.register_buffer("scale", other_std / own_std)
-        self.register_buffer("shift", (other_mean - own_mean) / own_std)
+        self.register_buffer("scale", student_std / std)
+        self.register_buffer("shift", (student_mean - mean) / std)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -118,29 +119,32 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: if the file is missing, cannot be read, or holds no weights.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"teacher_path={str(path)!r}: there is no such file")
-    content: Any
     try:
-        if Path(path).suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for damaged and foreign files
+        read = load_file if Path(path).suffix == ".safetensors" else _read_torch_file
+        weights = read(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"teacher_path={str(path)!r} cannot be read as weights:"
-            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"teacher_path={str(path)!r} cannot be read as weights: {error}"
         ) from error
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(
-            f"teacher_path={str(path)!r} holds no state dict: expected names with tensors, alone or"
-            f" under one of {', '.join(WRAPPERS)}"
-        )
-    return {_without_prefixes(name): tensor for name, tensor in content.items()}
+    return {_without_prefixes(name): tensor for name, tensor in weights.items()}
+
+
+def _read_torch_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    with open_torch_file(path) as file:
+        content = file.content
+        for key in WRAPPERS:
+            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+        if not isinstance(content, Mapping) or not all(
+            isinstance(name, str) and isinstance(tensor, StoredTensor)
+            for name, tensor in content.items()
+        ):
+            raise ValueError(
+                "it holds no state dict: expected names with tensors, alone or under one of"
+                f" {', '.join(WRAPPERS)}"
+            )
+        return file.tensors(content)
 
 
 def _transformers_teacher(name: str, num_labels: int, student: tuple) -> Teacher:

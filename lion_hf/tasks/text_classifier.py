@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from ..data.masking import vocabulary_size
 from ..folders import has_weights
 from ..presets import find_preset
 from ..training.settings import parse_overrides
+from .loading import read_config, read_tokenizer
 
 
 def load_config(
@@ -39,12 +39,7 @@ def load_config(
             allow the value, cannot train in the form chosen, or has too few positions.
     """
     path = find_preset(path)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {path}: expected a folder with config.json or a name on the Hub ({error})"
-        ) from error
+    config = read_config(path, trust_remote_code)
     if getattr(config, "modality", "text") != "text":
         raise ValueError(f"model {path} is for images: expected a text model")
     for name, value in {**parse_overrides(overrides, config), **changes}.items():
@@ -79,19 +74,11 @@ def load_tokenizer(
     Raises:
         ValueError: if there is none, it has more words than the model, or no padding token.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        words = len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
-    except (OSError, ValueError) as error:
+    tokenizer = read_tokenizer(name, "tokenizer_name", trust_remote_code)
+    words = vocabulary_size(tokenizer)
+    if words > config.vocab_size:
         raise ValueError(
-            f"{name} has no tokenizer that can be read ({error}): tokenizer_name takes another"
-        ) from error
-    if words == 0:  # what transformers makes up where there is none
-        raise ValueError(f"{name} has no tokenizer: tokenizer_name takes another")
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"tokenizer of {name}: {len(tokenizer)} words; expected at most the model's "
-            f"{config.vocab_size}"
+            f"tokenizer of {name}: {words} words; expected at most the model's {config.vocab_size}"
         )
     if tokenizer.pad_token_id is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Training: a run from start to end, the trainer, its callbacks and checkpoints, settings, several processes."""
+"""Training: runs, the trainer with its checkpoints, settings, and several processes."""
 
 from ..folders import write_json
 from .callbacks import Curves

@@ -10,7 +10,7 @@ from .. import plots
 
 
 class Progress(ProgressCallback):
-    """Trainer's progress bar with the latest numbers behind it, instead of a line for every log entry."""
+    """Trainer's progress bar with the latest numbers, instead of a line per log entry."""
 
     SHOWN = (
         "loss",
@@ -33,9 +33,10 @@ class Progress(ProgressCallback):
 
 
 class LogAtCheckpoints(TrainerCallback):
-    """Logs wherever a checkpoint is written: the log's means are then over the same steps in a run that was cut there.
+    """Logs at every checkpoint and at the last step.
 
-    And at the last step, so that the log, from which the mean loss of the training is taken, lacks none.
+    The means in the log are then over the same steps in a run that continues from a checkpoint,
+    and the mean loss of the training, which is computed from the log, includes all steps.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -45,7 +46,7 @@ class LogAtCheckpoints(TrainerCallback):
 
 
 class SetEpoch(TrainerCallback):
-    """Tells the data which epoch begins. accelerate's loaders do so for one process, but forget it for several."""
+    """Tells the data which epoch begins. accelerate's loaders do so for one process only."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         dataset = getattr(train_dataloader, "dataset", None)

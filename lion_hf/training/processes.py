@@ -1,4 +1,4 @@
-"""Several processes: started where accelerate would start one, on CPUs without being told, and FSDP2 on CPUs too."""
+"""Several processes: started where accelerate would start one, on CPUs too, and with FSDP2."""
 
 import os
 import sys
@@ -8,20 +8,21 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
-# How accelerate's launcher is called: `accelerate launch`, `accelerate-launch`, `python -m accelerate.commands.launch`.
+# Names of accelerate's launcher: `accelerate launch`, `accelerate-launch`, and as a module.
 LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
-# One of these is set in every process that a launcher of several, torchrun or MPI, has started.
+# Launchers of several processes, such as torchrun or MPI, set one of these in each.
 RANKS = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def start_processes() -> None:
-    """Turns the one process that `accelerate launch --cpu --num_processes N` starts into the N that it was asked for.
+    """Starts the N processes that `accelerate launch --cpu --num_processes N` asks for.
 
-    Without MPI accelerate starts a single process for CPUs, and says nothing. This replaces it by torchrun with the same
-    script; anywhere else it does nothing. A script calls it before it reads its options.
+    Without MPI, accelerate silently starts a single process on CPUs. This replaces it by torchrun
+    with the same script. Under other launchers it does nothing. A script calls it before it reads
+    its options.
 
     Raises:
-        SystemExit: if N cannot be found out.
+        SystemExit: if N cannot be determined.
     """
     asked = (
         os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_PORT" in os.environ
@@ -32,8 +33,9 @@ def start_processes() -> None:
     count = None if launcher is None else _asked_processes(launcher.cmdline())
     if count is None:
         raise SystemExit(
-            "accelerate launch --cpu starts one process: for N of them use torchrun --nproc_per_node N, or accelerate launch"
-            " --config_file configs/accelerate/ddp.yaml --num_processes N"
+            "accelerate launch --cpu starts one process: for N of them use"
+            " torchrun --nproc_per_node N, or"
+            " accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N"
         )
     if count > 1:
         address = [
@@ -50,7 +52,10 @@ def start_processes() -> None:
 
 
 def _asked_processes(command: list[str]) -> int | None:
-    """The number of processes in accelerate's command line, or in its settings file; None if it is no such command."""
+    """The number of processes that accelerate's command line or its settings file asks for.
+
+    None if this is not a command of accelerate's launcher.
+    """
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
@@ -67,19 +72,22 @@ def _asked_processes(command: list[str]) -> int | None:
 
 
 def use_cpu_without_accelerator() -> None:
-    """Lets the processes of torchrun find each other on a machine without GPU; by itself each would train on its own."""
+    """Connects the processes of torchrun on a machine without GPU.
+
+    Without this each of them would train alone.
+    """
     if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def settle_fsdp(accelerator: Accelerator) -> bool:
-    """Makes FSDP what it was asked to be: also on CPUs, for which accelerate drops it, and with exact sums and losses.
+    """Sets FSDP up as it was asked for: on CPUs too, and with exact sums and losses.
 
-    With bf16 or fp16 FSDP2 computes in that type. accelerate would also add up the processes' gradients in it, and round the
-    loss to it.
+    accelerate drops FSDP on CPUs. With bf16 or fp16, FSDP2 computes in that type; accelerate would
+    also add up the processes' gradients in it, and round the loss to it.
 
     Args:
-        accelerator: made, but not used yet.
+        accelerator: has not been used yet.
 
     Returns:
         Whether it uses FSDP.
@@ -87,9 +95,8 @@ def settle_fsdp(accelerator: Accelerator) -> bool:
     state = accelerator.state
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if state.distributed_type == DistributedType.MULTI_CPU and asked:
-        state.fsdp_plugin = (
-            FullyShardedDataParallelPlugin()
-        )  # reads the launcher's settings from the environment
+        # reads the launcher's settings from the environment
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
         if state.mixed_precision != "no":
             state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
@@ -106,7 +113,10 @@ def settle_fsdp(accelerator: Accelerator) -> bool:
 
 @torch.no_grad()
 def share_weights(model: torch.nn.Module, device: torch.device) -> None:
-    """Gives all processes the first one's weights. DDP does so by itself; FSDP2 would cut up what each process has made."""
+    """Gives all processes the first one's weights.
+
+    DDP does so by itself. FSDP2 would shard the different weights of each process.
+    """
     for tensor in model.state_dict().values():
         shared = tensor.to(device)
         torch.distributed.broadcast(shared, 0)

@@ -1,12 +1,13 @@
-"""A training run from start to end: continue or start, train, evaluate, and leave a usable model."""
+"""A training run from start to end: start or continue, train, evaluate, leave a usable model."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate.utils import gather_object
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput
 
 from ..folders import has_weights, write_json
@@ -15,8 +16,9 @@ from ..modeling.modeling_lion import LionPreTrainedModel
 from .callbacks import Curves
 from .checkpoints import RESUME, find_checkpoint
 from .data_record import check_data, write_data
+from .lock import run_lock
 from .run_state import on_first_process
-from .settings import SETTINGS_FILE, differences, resolved_settings, save_settings
+from .settings import SETTINGS_FILE, differences, load_yaml, resolved_settings, save_settings
 from .trainer import LionTrainer
 
 logger = logging.getLogger(__name__)
@@ -82,37 +84,24 @@ def run(
 
     Raises:
         ValueError: for `resume` as in `find_checkpoint`, for other data than the run began with,
-            and if there is nothing to do, or nothing to do it with.
-        FloatingPointError: if the loss is not finite.
+            if another run uses the folder, and if there is nothing to do, or nothing to do it with.
+        FloatingPointError: if the loss, the gradient or the model is not finite.
         OSError: if a checkpoint cannot be written, or the folder not be uploaded.
     """
     args = trainer.args
     _check_actions(trainer, predict_dataset, write_predictions)
-    if args.do_train:
+    if not args.do_train:
+        metrics = _evaluate(trainer, settings)
+        return metrics | _predict(trainer, predict_dataset, write_predictions)
+    with run_lock(args):
         curves = Curves(title, metric)
         metrics = _train(trainer, curves, settings, data)
-        results = {
-            name.removeprefix("eval_"): value
-            for name, value in metrics.items()
-            if name.startswith("eval_")
-        }
-        save(trainer, dataset, name, results)
-        if trainer.is_world_process_zero():
-            curves.write(args, trainer.state)
-            write_json(Path(args.output_dir, METRICS_FILE), metrics)
+        _finish(trainer, curves, dataset, name, metrics)
         if finish is not None:
             finish(metrics)
-    else:
-        _load_trained(trainer, settings)
-        metrics = trainer.evaluate() if args.do_eval else {}
-        if args.do_eval and trainer.is_world_process_zero():
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
-    if args.do_predict:
-        assert write_predictions is not None  # given beside predict_dataset
         metrics |= _predict(trainer, predict_dataset, write_predictions)
-    if args.do_train and args.push_to_hub:
-        trainer.upload_output()
+        if args.push_to_hub:
+            trainer.upload_output()
     return metrics
 
 
@@ -153,6 +142,26 @@ def _train(
     return metrics
 
 
+def _finish(
+    trainer: LionTrainer,
+    curves: Curves,
+    dataset: str | None,
+    name: str | None,
+    metrics: Mapping[str, float],
+) -> None:
+    """Writes the model and the results of a training; `metrics.json` says that all is there."""
+    file = Path(trainer.args.output_dir, METRICS_FILE)
+    if trainer.is_world_process_zero():
+        file.unlink(missing_ok=True)
+    results = {
+        key.removeprefix("eval_"): value for key, value in metrics.items() if key[:5] == "eval_"
+    }
+    save(trainer, dataset, name, results)
+    if trainer.is_world_process_zero():
+        curves.write(trainer.args, trainer.state)
+        write_json(file, metrics)
+
+
 def _same_checkpoint(args: Any) -> Path | None:
     """The checkpoint to continue from, on which all processes agree; None to start anew."""
     checkpoint = find_checkpoint(args.output_dir, args.resume)
@@ -171,8 +180,29 @@ def _same_checkpoint(args: Any) -> Path | None:
             f"{checkpoint} holds a model only (save_only_model), with which no run can be"
             " continued: choose another output_dir, or remove it"
         )
+    file = Path(checkpoint, TRAINER_STATE_NAME)
+    try:
+        TrainerState.load_from_json(str(file))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}): remove {checkpoint.name}, and the run continues from"
+            " the checkpoint before, or choose another output_dir"
+        ) from error
     logger.warning("continuing from %s", checkpoint)
     return checkpoint
+
+
+def _evaluate(trainer: LionTrainer, settings: Sequence[Any]) -> dict[str, float]:
+    """Loads the model to evaluate or to predict with, and evaluates it if that is asked for."""
+    args = trainer.args
+    _load_trained(trainer, settings)
+    if not args.do_eval:
+        return {}
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
+    return metrics
 
 
 def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
@@ -181,7 +211,7 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
     folder = Path(args.output_dir)
     if args.resume not in RESUME:
         source = find_checkpoint(args.output_dir, args.resume, alone=False)
-    elif has_weights(folder) and folder.is_dir() and _same_model(folder, settings):
+    elif Path(folder, METRICS_FILE).is_file() and _same_model(folder, settings):
         source = folder
     else:
         source = None
@@ -205,7 +235,9 @@ def _same_model(folder: Path, settings: Sequence[Any]) -> bool:
 def _predict(
     trainer: LionTrainer, predict_dataset: Any, write_predictions: Callable
 ) -> dict[str, float]:
-    """Predicts and writes; returns the metrics, which there are if the data have labels."""
+    """Predicts and writes if that is asked for; returns the metrics, which need labels."""
+    if not trainer.args.do_predict:
+        return {}
     output = trainer.predict(predict_dataset)
     metrics = dict(output.metrics or {})
     if trainer.is_world_process_zero():
@@ -219,44 +251,44 @@ def _predict(
 def save(
     trainer: LionTrainer, dataset: str | None, name: str | None, metrics: Mapping[str, float]
 ) -> None:
-    """Writes the trainer's model to its folder, with code and a card that has the metrics if it is one of LION's."""
-    folder, model = (
-        trainer.args.output_dir,
-        trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
-    )
+    """Writes the trainer's model to its folder; every process calls this.
+
+    Models of LION's classes get their code and a card with the metrics.
+
+    Raises:
+        FloatingPointError: if the model holds values that are not finite.
+    """
+    folder = trainer.args.output_dir
+    trainer.check_finite(f"the model for {folder}")
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, LionPreTrainedModel):
         trainer.save_model(folder, _internal_call=True)  # otherwise it would upload here, too
         if trainer.args.push_to_hub:
             trainer.create_model_card(model_name=name, dataset=dataset)
         return
-    state_dict = trainer.accelerator.get_state_dict(
-        trainer.model_wrapped
-    )  # on all processes: shares are gathered
-    state_dict = {
-        name.replace("_orig_mod.", ""): weight for name, weight in state_dict.items()
-    }  # as torch.compile calls them
+    # on all processes, because shares are gathered
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # torch.compile adds a prefix
+    state_dict = {name.replace("_orig_mod.", ""): weight for name, weight in state_dict.items()}
     for tied in model.all_tied_weights_keys:  # gathered apart, it would be saved twice
         state_dict.pop(tied, None)
     if trainer.args.should_save:
-        speed = (
-            "runtime",
-            "samples_per_second",
-            "steps_per_second",
-            "model_preparation_time",
-        )  # of each evaluation set
-        results = {
-            name: round(value, 4) for name, value in metrics.items() if not name.endswith(speed)
-        }
         save_for_hub(
             model,
             folder,
             processing_class=trainer.processing_class,
             repo_id=trainer.hub_model_id or name,
             dataset=dataset,
-            metrics=results if dataset else None,
+            metrics=_results(metrics) if dataset else None,
             state_dict=state_dict,
         )
     trainer.accelerator.wait_for_everyone()
+
+
+def _results(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Rounded metrics for a model card, without the speeds of each evaluation set."""
+    speed = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    return {name: round(value, 4) for name, value in metrics.items() if not name.endswith(speed)}
 
 
 def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
@@ -268,7 +300,12 @@ def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
 def _settings_before(folder: Path) -> dict[str, Any]:
     """The settings that a run left in its folder; empty if they cannot be read."""
     try:
-        before = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        before = load_yaml((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError(f"it holds a {type(before).__name__}")
+    except FileNotFoundError:
         return {}
-    return before if isinstance(before, dict) else {}
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read and is not compared: %s", folder / SETTINGS_FILE, error)
+        return {}
+    return before

@@ -1,9 +1,8 @@
-"""Runs that are skipped once they are finished: what each depends on is kept beside its result, and compared."""
+"""Finished runs are skipped: what a run depends on is kept beside its result, and compared."""
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from transformers import TrainingArguments
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..folders import write_json
+from .checkpoints import checkpoints, remove
+from .lock import folder_lock
 from .settings import differences
 
 STATE_FILE = "run.json"  # what a run depends on, and, once it is finished, its metrics
@@ -39,28 +40,52 @@ def finished(
     Args:
         folder: the run's.
         settings: what it depends on, as plain values.
-        redo: whether to delete what is there.
+        redo: whether to delete the result and the checkpoints.
 
     Raises:
-        ValueError: if the run was made, or begun, with other settings; it names them.
+        ValueError: if the run was made, or begun, with other settings, which it names; if its file
+            cannot be read; or with `redo`, if the run is still going on.
     """
     file = Path(folder, STATE_FILE)
-    if redo:
-        shutil.rmtree(folder, ignore_errors=True)
     if not file.is_file():
         return None
-    state = json.loads(file.read_text(encoding="utf-8"))
-    changes = "; ".join(differences(state["settings"], json.loads(json.dumps(settings))).values())
+    if redo:
+        with folder_lock(folder):
+            for checkpoint in checkpoints(folder):
+                remove(checkpoint)
+            file.unlink()
+        return None
+    before, metrics = _read(file)
+    changes = "; ".join(differences(before, json.loads(json.dumps(settings))).values())
     if changes:
         raise ValueError(
             f"{folder} was made with other settings ({changes}): choose another output_dir, or redo"
         )
-    return state.get("metrics")
+    return metrics
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, float] | None]:
+    """Settings and metrics of a run.
+
+    Raises:
+        ValueError: if the file is not one that `begin` or `finish` has written.
+    """
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        settings, metrics = state["settings"], state.get("metrics")
+        if not isinstance(settings, dict) or not isinstance(metrics, dict | None):
+            raise TypeError("it does not hold settings and metrics")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): remove it to run again from"
+            " the last checkpoint, or choose another output_dir, or redo"
+        ) from error
+    return settings, metrics
 
 
 def on_first_process(args: TrainingArguments, function: Callable[[], Any]) -> Any:
-    """What the function returns on process 0, or the ValueError that it raises there, on all processes."""
-    answer: list[Any] = [None, None]
+    """Calls a function on the first process; all return its value or raise its ValueError."""
+    answer = [None, None]
     if args.process_index == 0:
         try:
             answer[0] = function()
@@ -78,7 +103,7 @@ def digest(value: Any) -> str:
 
 
 def model_digest(path: str, weights: bool = True) -> str:
-    """A hash of a folder's configuration and weights, or the name and commit of a model on the Hub."""
+    """A hash of a folder's configuration and weights, or name and commit of a model on the Hub."""
     if not Path(path).is_dir():
         file = cached_file(path, CONFIG_NAME)  # .../snapshots/COMMIT/config.json
         return f"{path}@{Path(file).parent.name}"

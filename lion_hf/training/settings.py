@@ -1,10 +1,11 @@
-"""Settings of the scripts: dataclasses filled from a YAML file and from the command line, which wins."""
+"""Settings: dataclasses filled from a YAML file and from the command line, which wins."""
 
 import argparse
 import difflib
 import enum
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -14,12 +15,50 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from ..folders import write_text
 from ..presets import find_recipe
 from .processes import start_processes
 
 SETTINGS_FILE = "settings.yaml"
-# What a program is asked to do with a run. It is no part of the run's settings.
+# What a program is asked to do with a run. It is not one of the run's settings.
 ACTIONS = ("do_train", "do_eval", "do_predict")
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # of configurations
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads no, on, 12:30 and 007 as text, and 1e-3 as a number, close to YAML 1.2."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader`, or a reader of YAML 1.1, would take for something else."""
+
+
+FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$"
+)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("int", re.compile("([-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$"), "-+0123456789"),
+    ("float", FLOAT, "-+.0123456789"),
+    ("float", re.compile(r"\.(nan|NaN|NAN)$"), "."),
+    ("merge", re.compile("<<$"), "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values from YAML; `no`, `yes`, `on`, `off`, dates and 007 stay text.
+
+    Raises:
+        ValueError: if the text is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def parse_settings(
@@ -29,11 +68,12 @@ def parse_settings(
     prog: str | None = None,
     positional: Mapping[str, str] | None = None,
 ) -> tuple:
-    """Dataclass instances from `--config FILE.yaml` and the options beside it, which overrule the file.
+    """Dataclass instances from the options and from `--config FILE.yaml`, which they override.
 
     Args:
         description: what `--help` says first; the script's docstring.
-        *types: dataclasses; every field is an option, spelt with underscores or hyphens, and a key of the file.
+        *types: dataclasses; every field is an option, spelt with underscores or hyphens, and a key
+            of the file.
         argv: the command line without the program's name; None for the program's own.
         prog: the program's name for messages; None for that of the running one.
         positional: arguments that are required and have no option's name, and their help.
@@ -42,8 +82,8 @@ def parse_settings(
         The positional arguments, then one instance of each type.
 
     Raises:
-        SystemExit: with a message for an unknown key or option, which names the nearest legal one, a file that cannot be
-            read, a value of the wrong type, or what the dataclasses' own checks raise as ValueError.
+        SystemExit: with a message, for an unknown key or option (it names the nearest legal one), a
+            file that cannot be read, a value of the wrong type, or a ValueError of the dataclasses.
     """
     if argv is None:
         start_processes()
@@ -64,7 +104,8 @@ def parse_settings(
     parser.add_argument(
         "--config",
         metavar="FILE.yaml",
-        help="Settings, one per line, by the options' names: a file, or a recipe of the package by name.",
+        help="Settings, one per line, by the options' names: a file, or the name of a recipe of the"
+        " package.",
     )
     legal = sorted(
         {
@@ -95,11 +136,11 @@ def parse_settings(
 
 
 def save_settings(folder: str | os.PathLike, *instances: Any) -> dict[str, Any]:
-    """Writes the instances' fields that have a value to `settings.yaml` in the folder, for `--config`; returns them."""
+    """Writes the fields that have a value to `settings.yaml`, for `--config`; returns them."""
     settings = resolved_settings(*instances)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    Path(folder, SETTINGS_FILE).write_text(text, encoding="utf-8")
+    text = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    write_text(Path(folder, SETTINGS_FILE), text)
     return settings
 
 
@@ -146,8 +187,8 @@ def parse_mapping(text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        return yaml.safe_load(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
-    except (yaml.YAMLError, RecursionError) as error:
+        return load_yaml(text if text.startswith("{") else "{" + text.replace("=", ": ") + "}")
+    except ValueError as error:
         raise ValueError(f"{text!r}: expected name=value,name=value") from error
 
 
@@ -155,13 +196,16 @@ def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any
     """Fields of a configuration as `parse_mapping` reads them.
 
     Raises:
-        ValueError: for a text of another form, or a name that the configuration does not have, with the nearest one.
+        ValueError: for a text of another form, or a name that the configuration does not have (it
+            names the nearest one).
     """
     overrides = parse_mapping(text)
     legal = sorted(set(config.to_dict()) - {"model_type", "architectures", "transformers_version"})
     for name in overrides:
         if name not in legal:
             raise ValueError(_unknown("field", str(name), legal).replace(" (--help shows all)", ""))
+        if isinstance(getattr(config, name, None), bool) and overrides[name] in SWITCHES:
+            overrides[name] = SWITCHES[overrides[name]]
     return overrides
 
 
@@ -175,22 +219,25 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str]) -> list[str]:
     """The settings of a YAML file as a command line."""
     try:
-        settings = yaml.safe_load(Path(find_recipe(file)).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        text = Path(find_recipe(file)).read_text(encoding="utf-8")
+        settings, words = load_yaml(text) or {}, yaml.load(text, yaml.BaseLoader)
+    except (OSError, ValueError) as error:
         parser.error(f"--config {file} cannot be read: {error}")
     if not isinstance(settings, dict):
         parser.error(
-            f"--config {file} holds a {type(settings).__name__}: expected lines of the form `key: value`"
+            f"--config {file} holds a {type(settings).__name__}: expected lines of the form"
+            " `key: value`"
         )
     options = []
     for key, value in settings.items():
         option = f"--{key}"
         if option not in legal or option in ("--config", "--help"):
-            parser.error(
-                f"--config {file}: {_unknown('key', str(key), [name.removeprefix('--') for name in legal])}"
-            )
+            keys = [name.removeprefix("--") for name in legal]
+            parser.error(f"--config {file}: {_unknown('key', str(key), keys)}")
+        if type(value) in (int, float):
+            value = words.get(key, value)  # as it is written, since it may be meant as text
         if isinstance(value, list):
-            options += [option, *map(str, value)]
+            options += [option, *map(str, words.get(key, value))]
         elif value is not None:
             options.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")
     return options

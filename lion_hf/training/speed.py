@@ -13,11 +13,13 @@ from ..modeling.modeling_lion import LionPreTrainedModel
 def items_and_flops(
     model: Any, inputs: dict[str, Any]
 ) -> tuple[int | torch.Tensor, float | torch.Tensor]:
-    """Tokens (or images) of a batch, padding not counted, and the floating-point operations of a training step on them.
+    """Tokens (or images) of a batch without padding, and the FLOPs of a training step on them.
 
-    Two operations a weight and token forward, four backward, for every matrix that is multiplied; and for LION the mixing of
-    tokens, which is the lesser of 4 L D (scores) and 8 D^2 (two states) a token and head forward. What a form, recomputation or
-    padding needs beyond is not counted, as usual for model FLOPs utilisation (arXiv 2204.02311, appendix B).
+    These are two operations per weight and token in the forward pass and four in the backward pass,
+    for every matrix that is multiplied. LION's mixing of tokens adds, per token and head, the
+    lesser of 4 L D (scores) and 8 D^2 (two states) in the forward pass. What a form, recomputation
+    or padding needs beyond that is not counted, as usual for model FLOPs utilisation (arXiv
+    2204.02311, appendix B).
 
     Args:
         model: a model of transformers; for others both numbers are 0.
@@ -64,10 +66,8 @@ def items_and_flops(
 def matmul_rate(
     device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.3
 ) -> float:
-    """Floating-point operations a second of square matrix products, measured: the best of several."""
-    size = size or (
-        2048 if device.type == "cpu" else 8192
-    )  # on a GPU smaller ones end before they are well begun
+    """Floating-point operations per second of square matrix products: the best of several."""
+    size = size or (2048 if device.type == "cpu" else 8192)  # small ones do not fill a GPU
     synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     matrix @ matrix

@@ -1,4 +1,4 @@
-"""Training on a stream of text that cannot be indexed, continued at the very next row after an interruption."""
+"""Training on a stream of text, which continues at the next row after an interruption."""
 
 import json
 from collections.abc import Callable
@@ -18,8 +18,8 @@ class StreamingTrainer(LionTrainer):
     A run continues with the number of processes and workers that it began with.
 
     Raises:
-        ValueError: without `max_steps`, to evaluate, save or log by epochs, which never end, or if training continues with
-            other processes or workers.
+        ValueError: without `max_steps`; to evaluate, save or log by epochs, which never end; or if
+            training continues with other processes or workers.
     """
 
     def __init__(self, *args, **kwargs):
@@ -43,14 +43,7 @@ class StreamingTrainer(LionTrainer):
         args = self.args
         workers = max(args.dataloader_num_workers, 1)
         if self.checkpoint is not None:
-            saved = json.loads(self._file(self.checkpoint).read_text(encoding="utf-8"))
-            if (saved["processes"], saved["workers"]) != (args.world_size, workers):
-                raise ValueError(
-                    f"{args.world_size} processes with dataloader_num_workers={args.dataloader_num_workers}: a stream continues"
-                    f" as it began, with {saved['processes']} of {saved['workers']}"
-                )
-            self.places = {int(reader): tuple(place) for reader, place in saved["places"].items()}
-            self.last_reader = saved["last_reader"]
+            self.places, self.last_reader = self._saved_places(self.checkpoint, workers)
         self.train_dataset.divide(
             args.process_index,
             args.world_size,
@@ -66,6 +59,29 @@ class StreamingTrainer(LionTrainer):
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+
+    def _saved_places(self, checkpoint: str, workers: int) -> tuple[dict[int, tuple], int]:
+        """The readers' places in a checkpoint, and the number of the last reader."""
+        file, count = self._file(checkpoint), self.args.world_size
+        if not file.is_file():  # a process that the run did not have
+            file = Path(checkpoint, "stream-0.json")
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            before = saved["processes"], saved["workers"]
+            places = {int(reader): tuple(place) for reader, place in saved["places"].items()}
+            last = int(saved["last_reader"])
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({type(error).__name__}: {error}): remove"
+                f" {Path(checkpoint).name}, and the run continues from the checkpoint before"
+            ) from error
+        if before != (count, workers):
+            raise ValueError(
+                f"{count} processes with"
+                f" dataloader_num_workers={self.args.dataloader_num_workers}: a stream continues as"
+                f" it began, with {before[0]} of {before[1]}"
+            )
+        return places, last
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch=None
@@ -101,7 +117,10 @@ class _WithPlace:
 
 
 class _Continue(TrainerCallback):
-    """What Trainer does for data that it can skip: puts back the random state, and counts epochs from the run's beginning."""
+    """Does what Trainer does for data that it can skip.
+
+    It restores the random state, and counts epochs from the beginning of the run.
+    """
 
     def __init__(self, trainer: StreamingTrainer):
         self.trainer = trainer

@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProgressCallback
 
+from ..modeling.configuration_lion import check_score_dropout
+from ..modeling.lion_choice import why_quadratic
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
 from .arguments import LionTrainingArguments
@@ -29,6 +31,7 @@ __all__ = ["LionTrainer", "LionTrainingArguments"]
 
 logger = logging.getLogger(__name__)
 
+WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "(os error ")
 CURES = (
     "Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16,"
     " other data."
@@ -55,15 +58,8 @@ class LionTrainer(UploadingTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        config = getattr(self.model, "config", None)
-        form = getattr(config, "attention_form", "auto")
-        dropout = getattr(config, "attention_probs_dropout_prob", 0)
-        if form in ("chunk", "recurrent") and dropout:
-            raise ValueError(
-                f"attention_form={form!r} with attention_probs_dropout_prob={dropout}: only"
-                " 'attention' (which 'auto' then picks) keeps scores to drop; set the dropout to 0"
-                " to train in this form"
-            )
+        if self.args.do_train:
+            check_score_dropout(getattr(self.model, "config", None))
         if self.is_fsdp_enabled and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             raise ValueError(
                 "bf16_full_eval or fp16_full_eval with FSDP: expected neither, because they would"
@@ -96,6 +92,10 @@ class LionTrainer(UploadingTrainer):
                 trainer can then train again, from a checkpoint.
             OSError: if a checkpoint cannot be written.
         """
+        check_score_dropout(getattr(self.model, "config", None))
+        quadratic = why_quadratic(getattr(self.model, "config", None))
+        if quadratic is not None and self.is_world_process_zero():
+            logger.warning(quadratic)
         self._watch.reset()
         self._items, self._flops, self._since = 0, 0.0, None
         saves = self.args.save_strategy != "no"
@@ -302,9 +302,8 @@ class LionTrainer(UploadingTrainer):
         Raises:
             FloatingPointError: if the model holds values that are not finite.
         """
-        if not _internal_call:  # a checkpoint is checked before
-            folder = output_dir or self.args.output_dir
-            self.check_finite(f"the model for {folder}", together=self.is_fsdp_enabled)
+        folder = output_dir or self.args.output_dir
+        self.check_finite(f"the model for {folder}", together=self.is_fsdp_enabled)
         super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -393,14 +392,12 @@ def _mean_loss(log_history: list[dict[str, float]]) -> float:
 def _cannot_write(error: BaseException) -> bool:
     """Whether an error means that a file could not be written.
 
-    Python has OSError for that. safetensors has its own error, torch.save raises RuntimeError, and
-    tokenizers a bare Exception with the number of the system's error in its text.
+    Python has OSError for that, and safetensors its own error. torch.save raises RuntimeError and
+    tokenizers a bare Exception, which only their texts tell from others.
     """
     if isinstance(error, OSError | SafetensorError):
         return True
-    if isinstance(error, RuntimeError):
-        return any(word in str(error) for word in ("PytorchStreamWriter", "inline_container"))
-    return isinstance(error, Exception) and "(os error " in str(error)
+    return isinstance(error, Exception) and any(word in str(error) for word in WRITE_ERRORS)
 
 
 def _with_labels(batch: dict) -> dict:

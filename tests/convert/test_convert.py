@@ -1,4 +1,4 @@
-"""Conversion of original checkpoints: what a file tells, what is asked for, names and shapes, and the command line."""
+"""Conversion of original checkpoints: what a file tells, options, names, shapes, the command."""
 
 import datetime
 import pathlib

@@ -1,4 +1,4 @@
-"""Whatever a file asks for, `lion-hf convert` refuses it in seconds, in little memory, with one line, and writes nothing."""
+"""`lion-hf convert` refuses hostile files in seconds and little memory, and writes nothing."""
 
 import pytest
 from support.hostile_files import cost_of, hostile_files
@@ -17,7 +17,10 @@ def test_hostile_files_are_refused_cheaply(tmp_path):
     for name, (answer, seconds, mebibytes) in costs.items():
         honest = files[name].stat().st_size / 2**20 if files[name].is_file() else 0
         assert answer != "accepted" and "executed" not in answer, (name, answer)
-        assert not answer.startswith("RAW") and answer.isprintable() and len(answer) <= 1000, (name, answer)
+        assert not answer.startswith("RAW") and answer.isprintable() and len(answer) <= 1000, (
+            name,
+            answer,
+        )
         assert seconds < MOST_SECONDS, (name, seconds)
         assert mebibytes < MOST_MEBIBYTES + 2 * honest, (name, mebibytes)
     assert "folder, expected a file" in costs["a folder with code"][0]

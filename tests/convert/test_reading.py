@@ -1,4 +1,4 @@
-"""Files that are damaged, hostile or of another format are refused with a clear message, and nothing in them runs."""
+"""Damaged files and files of another format get a clear message, and nothing in them runs."""
 
 import pickle
 import random

@@ -1,4 +1,4 @@
-"""Checkpoints of the original system, converted, give the original's logits and hidden states in every form."""
+"""Converted checkpoints give the original's logits and hidden states in every form."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ TOLERANCE = {"rtol": 0, "atol": 1e-4}
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def converted(request, tmp_path_factory):
-    """A converted model, loaded from its folder through the Auto class, and the original's inputs and outputs."""
+    """A converted model, loaded by the Auto class, and the original's inputs and outputs."""
     case = json.loads((request.param / "case.json").read_text())
     (checkpoint,) = (
         request.param / name for name in CHECKPOINTS if (request.param / name).exists()

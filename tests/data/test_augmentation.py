@@ -1,45 +1,67 @@
-"""Images, their augmentation, mixing and order, distillation's losses: what run_image_classification.py is made of."""
+"""Augmentation, mixing, repeated sampling and distillation of images."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.images import noise
+from support.models import image_config
 from torch.nn import functional as F
 
-from lion_hf import LionConfig, LionForImageClassification
+from lion_hf import LionForImageClassification
 from lion_hf.auto import image_processor
 from lion_hf.data.augmentation import (
     Augmentation,
     ImageCollator,
     RepeatedSampler,
     TrainingTransform,
+    operations,
+    posterize,
 )
-from lion_hf.data.images import open_image
-from lion_hf.data.samples import SeededDataset
+from lion_hf.data.samples import SeededDataset, seeded
 from lion_hf.linearize.distillation import distillation_loss
+from lion_hf.modeling.image_processing_lion import upright_rgb
 from lion_hf.tasks.teacher import Teacher
 
-
-def noise(seed: int) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 255, (18, 20, 3), dtype=np.uint8)
-    )
+RECIPES = ["rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5", "original", "v0r", "augmix-m5-w4", "3a"]
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
 
 
-@pytest.mark.parametrize(
-    "mode, value", [("L", 200), ("I;16", 200 * 256), ("P", None), ("RGBA", None), ("1", None)]
-)
-def test_all_kinds_of_images_become_rgb(tmp_path, mode, value):
-    image = Image.new(mode, (4, 3), value or 0)
-    image.save(tmp_path / "image.png")
-    for source in (
-        str(tmp_path / "image.png"),
-        (tmp_path / "image.png").read_bytes(),
-        {"path": str(tmp_path / "image.png")},
-    ):
-        opened = open_image(source)
-        assert (opened.mode, opened.size) == ("RGB", (4, 3))
-        assert value is None or opened.getpixel((0, 0)) == (200, 200, 200)
+def transform(recipe: str) -> TrainingTransform:
+    return TrainingTransform(Augmentation(aa=recipe), 16, image_processor(16))
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:-1])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_operation_at_every_magnitude_on_every_mode(recipe, mode):
+    """Without noise on the magnitudes, which then are 0, 0.5, ..., 10."""
+    image = upright_rgb(noise(1).convert(mode) if mode != "LAB" else Image.new("LAB", (20, 18)))
+    found = list(operations(transform(recipe).augment))
+    assert len({operation.name for operation in found}) > 5
+    for operation in found:
+        operation.prob, operation.magnitude_std = 1.0, 0
+        for operation.magnitude in np.arange(0, 10.5, 0.5):
+            changed = operation(image)
+            assert (changed.mode, changed.size) == ("RGB", image.size), operation
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_with_noise_on_their_magnitudes(recipe):
+    """Noise may push any magnitude to 10, where the recipe's posterize asked for no bits."""
+    augment = transform(recipe)
+    for operation in operations(augment.augment):
+        operation.magnitude = 9.9
+    for seed in range(150):
+        with seeded(seed):
+            pixels = augment((noise(seed), 0))["pixel_values"]
+        assert pixels.shape == (3, 16, 16) and pixels.isfinite().all()
+
+
+def test_posterize_keeps_at_least_one_bit():
+    image = Image.fromarray(np.arange(256, dtype=np.uint8)[None].repeat(3, 0))
+    for bits in range(-1, 10):
+        kept = len(np.unique(np.asarray(posterize(image, bits))))
+        assert kept == 2 ** min(8, max(1, bits))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +163,7 @@ def test_distillation_loss(tau):
 
 
 def test_distillation_head_votes(tmp_path):
-    config = LionConfig(modality="image", image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=8, num_labels=3, distillation_head=True, initializer_range=0.5)  # fmt: skip
+    config = image_config(image_size=8, distillation_head=True, initializer_range=0.5)
     model, image = LionForImageClassification(config).eval(), torch.randn(2, 3, 8, 8)
     tokens = model.lion(pixel_values=image).last_hidden_state
     one, two = model.classifier(tokens.mean(1)), model.distiller(tokens[:, 0])

@@ -1,4 +1,4 @@
-"""Teaching a LION copy by its softmax source: the stages, the data, and the command `lion-hf linearize`."""
+"""Teaching a LION copy by its softmax source: the stages, the data, `lion-hf linearize`."""
 
 import json
 import re
@@ -15,8 +15,9 @@ from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.data import lesson_data
 from lion_hf.linearize.distillation import Lesson, measure
+from lion_hf.linearize.families import HEADS
 from lion_hf.linearize.settings import Distillation
-from lion_hf.linearize.softmax_models import HEADS, load_softmax_model
+from lion_hf.linearize.softmax_models import load_softmax_model
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
 
@@ -155,7 +156,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            (["--steps", "5"], "without data"),
+            (["--steps", "5"], "but no data"),
             (["--train_file", "nowhere.csv", "--max_length", "9"], "no such file"),
             (
                 ["--train_file", "{}/train.csv", "--max_length", "100"],
@@ -232,7 +233,7 @@ class TestCommand:
         lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9, batch_size=4)
         with pytest.raises(
             ValueError,
-            match="attention_form='chunk' with the source's attention_probs_dropout_prob=0.1",
+            match="attention_probs_dropout_prob=0.1 with attention_form='chunk'",
         ):
             linearize_checkpoint(
                 text_source, tmp_path / "model", attention_form="chunk", distillation=lessons

@@ -1,4 +1,4 @@
-"""Whatever a source's files ask for, `lion-hf linearize` refuses it in seconds, in little memory, and writes nothing."""
+"""`lion-hf linearize` refuses hostile sources in seconds and little memory."""
 
 import json
 
@@ -55,7 +55,9 @@ def test_honest_weights_of_every_kind_are_read(tmp_path, kind):
             for file in set(names.values()):
                 part = {name: x for name, x in tensors.items() if names[name] == file}
                 torch.save(part, tmp_path / file)
-            (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": names}))
+            (tmp_path / "pytorch_model.bin.index.json").write_text(
+                json.dumps({"weight_map": names})
+            )
         else:
             old = kind == "old pickle"
             torch.save(

@@ -1,4 +1,4 @@
-"""Softmax models to LION: everything but the attention is the teacher's, and what does not fit is refused."""
+"""Softmax models to LION: all but the attention is copied, and what does not fit is refused."""
 
 import json
 
@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, RobertaT
 
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
-from lion_hf.linearize.softmax_models import HEADS, load_softmax_model
+from lion_hf.linearize.families import HEADS
+from lion_hf.linearize.softmax_models import load_softmax_model
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
 
@@ -52,7 +53,9 @@ class TestCopy:
             ours = answers_of(linearize_model(teacher)[0](**inputs))[0]
         assert (theirs - ours).abs().max() > 0.01
 
-    @pytest.mark.parametrize("architecture", ["BertModel", "RobertaModel"])
+    @pytest.mark.parametrize(
+        "architecture", ["BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel"]
+    )
     def test_poolers_of_text_are_copied(self, architecture, softmax):
         teacher, inputs = softmax_model(architecture), inputs_of(architecture)
         with torch.no_grad():
@@ -159,6 +162,49 @@ class TestCopy:
         assert all(torch.equal(x, before[name]) for name, x in teacher.state_dict().items())
 
 
+class TestFamilies:
+    def test_the_layer_scale_of_dinov2_is_folded_into_the_projections(self):
+        teacher = softmax_model("Dinov2Model")
+        student, notes = linearize_model(teacher)
+        theirs, ours = teacher.encoder.layer[1], student.layers[1]
+        scales = theirs.layer_scale1.lambda1, theirs.layer_scale2.lambda1
+        rows = (
+            (theirs.attention.o_proj, ours.attention.o_proj, scales[0]),
+            (theirs.mlp.fc2, ours.mlp.fc2, scales[1]),
+        )
+        for source, copy, scale in rows:
+            assert (scale - 1).abs().max() > 0.1  # the premise
+            torch.testing.assert_close(copy.weight, source.weight * scale[:, None])
+            torch.testing.assert_close(copy.bias, source.bias * scale)
+        assert notes == []
+
+    def test_the_discriminator_of_electra_is_taken_as_an_encoder(self, tmp_path, softmax):
+        config = softmax_model("ElectraModel").config
+        torch.manual_seed(0)
+        teacher = transformers.ElectraForPreTraining(config).eval()
+        teacher.save_pretrained(tmp_path)
+        loaded, notes = load_softmax_model(tmp_path)
+        assert type(loaded).__name__ == "ElectraModel"
+        assert any("discriminator_predictions" in note for note in notes)
+        inputs = inputs_of("ElectraModel")
+        with torch.no_grad():
+            expected = teacher.electra(**inputs).last_hidden_state
+            found = as_softmax(loaded)(**inputs).last_hidden_state
+        kept = inputs["attention_mask"].bool()
+        torch.testing.assert_close(found[kept], expected[kept], atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("architecture", ["DistilBertModel", "ElectraModel"])
+    def test_a_missing_pooler_is_told(self, architecture):
+        assert any("no pooler" in note for note in linearize_model(softmax_model(architecture))[1])
+
+    def test_heads_without_a_pooler_need_no_note(self):
+        assert linearize_model(softmax_model("DistilBertForMaskedLM"))[1] == []
+
+    def test_distilbert_has_no_token_types(self):
+        student, _ = linearize_model(softmax_model("DistilBertModel"))
+        assert not student.embeddings.token_type_embeddings.weight.any()
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("architecture", "changes", "words"),
@@ -191,6 +237,26 @@ class TestRefusals:
             ),
             ("RobertaForMaskedLM", {"hidden_act": "relu"}, "hidden_act='relu'"),
             ("RobertaForMaskedLM", {"pad_token_id": None}, "pad_token_id=None"),
+            ("XLMRobertaForMaskedLM", {"hidden_act": "relu"}, "hidden_act='relu'"),
+            ("ElectraForMaskedLM", {"hidden_act": "relu"}, "hidden_act='relu'"),
+            ("ElectraModel", {"embedding_size": 12}, "embedding_size=12"),
+            (
+                "ElectraModel",
+                {"architectures": ["ElectraForSequenceClassification"]},
+                "expected one of .*ElectraForTokenClassification",
+            ),
+            (
+                "DistilBertForMaskedLM",
+                {"architectures": ["DistilBertForSequenceClassification"]},
+                "expected one of .*DistilBertForTokenClassification",
+            ),
+            ("DistilBertForMaskedLM", {"activation": "unheard_of"}, "hidden_act='unheard_of'"),
+            (
+                "Dinov2Model",
+                {"architectures": ["Dinov2ForImageClassification"]},
+                "expected one of .*'Dinov2Model'",
+            ),
+            ("Dinov2Model", {"use_swiglu_ffn": True}, "use_swiglu_ffn=True"),
             ("BertForQuestionAnswering", {"num_labels": 3}, "qa_outputs.bias .2,., not .3,."),
             ("ViTForMaskedImageModeling", {"encoder_stride": 2}, "encoder_stride=2"),
             ("ViTForImageClassification", {"patch_size": [2, 4]}, "patch_size="),
@@ -213,7 +279,7 @@ class TestRefusals:
         ).save_pretrained(tmp_path)
         with pytest.raises(
             ValueError,
-            match=r"model_type='gpt2': expected one of \('bert', 'roberta', 'vit', 'deit'\)",
+            match=r"model_type='gpt2': expected one of \('bert', 'roberta', ",
         ):
             linearize_checkpoint(tmp_path, tmp_path / "model")
         with pytest.raises(ValueError, match="has no configuration"):

@@ -1,4 +1,7 @@
-"""Folders of sentence-transformers keep all of their modules: with softmax in place of LION's mixing the answers are the source's."""
+"""Folders of sentence-transformers keep all of their modules.
+
+With softmax in place of LION's mixing, the answers are the source's.
+"""
 
 import json
 import shutil
@@ -126,15 +129,19 @@ class TestSentenceEncoders:
 
     def test_pooling_over_layers(self, tmp_path, softmax):
         folder = backbone(tmp_path / "backbone", output_hidden_states=True)
-        layers = randomized(dense_modules.WeightedLayerPooling(24, num_hidden_layers=2, layer_start=1))
+        layers = randomized(
+            dense_modules.WeightedLayerPooling(24, num_hidden_layers=2, layer_start=1)
+        )
         modules = [dense_modules.Transformer(folder), layers, pooling()]
         source = SentenceTransformer(modules=modules, device="cpu")
         source.save(str(tmp_path / "source"))
         made = linearize_checkpoint(tmp_path / "source", tmp_path / "lion", **COPY)
-        same(SentenceTransformer(str(made.folder), device="cpu").encode(TEXTS), source.encode(TEXTS))
+        same(
+            SentenceTransformer(str(made.folder), device="cpu").encode(TEXTS), source.encode(TEXTS)
+        )
 
     def test_folders_of_old_versions(self, tmp_path, softmax):
-        """The transformer in a folder of its own, pickled weights of a module, old names of types and files."""
+        """A folder for the transformer, pickled weights of a module, old names."""
         folder = tmp_path / "source"
         modules = [dense_modules.Transformer(backbone(tmp_path / "backbone")), pooling(), dense()]
         source = SentenceTransformer(modules=modules, device="cpu")
@@ -144,7 +151,9 @@ class TestSentenceEncoders:
         for file in [x for x in folder.iterdir() if x.is_file() and x.name != "modules.json"]:
             shutil.move(file, inner / file.name)
         (inner / "sentence_bert_config.json").unlink()
-        (inner / "sentence_roberta_config.json").write_text('{"max_seq_length": 9, "do_lower_case": false}')
+        (inner / "sentence_roberta_config.json").write_text(
+            '{"max_seq_length": 9, "do_lower_case": false}'
+        )
         entries = json.loads((folder / "modules.json").read_text())
         for entry in entries:
             entry["type"] = f"sentence_transformers.models.{entry['type'].rpartition('.')[2]}"
@@ -237,9 +246,17 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("number", "change", "match"),
         [
-            (1, {"type": "sentence_transformers.models.Router"}, "module 1 is .*Router.*expected one"),
+            (
+                1,
+                {"type": "sentence_transformers.models.Router"},
+                "module 1 is .*Router.*expected one",
+            ),
             (1, {"type": "custom_code.Pooling"}, "module 1 is 'custom_code.Pooling'"),
-            (0, {"type": "sentence_transformers.models.StaticEmbedding"}, "module 0 is .*StaticEmb"),
+            (
+                0,
+                {"type": "sentence_transformers.models.StaticEmbedding"},
+                "module 0 is .*StaticEmb",
+            ),
             (0, {"type": "sentence_transformers.models.CLIPModel"}, "module 0 is .*CLIPModel"),
             (1, {"path": "../elsewhere"}, "path='../elsewhere'"),
             (1, {"path": ""}, "path=''"),
@@ -259,7 +276,11 @@ class TestRefusals:
         [
             ("modules.json", "[", "cannot be read as JSON"),
             ("modules.json", "[]", "expected a list of modules"),
-            ("config_sentence_transformers.json", '{"model_type": "MultiVectorEncoder"}', "MultiVector"),
+            (
+                "config_sentence_transformers.json",
+                '{"model_type": "MultiVectorEncoder"}',
+                "MultiVector",
+            ),
             ("config_sentence_transformers.json", "no", "cannot be read as JSON"),
             ("sentence_bert_config.json", "[1]", "expected an object"),
             ("1_Pooling/config.json", "{", "cannot be read as JSON"),

@@ -279,12 +279,7 @@ def test_configurations(modality, changes):
     outcome = []
 
     def build():
-        try:
-            outcome.append(LionConfig(**{"modality": modality, **SMALL, **changes}))
-        except Exception as error:  # the strict dataclass has an error of its own
-            if type(error).__module__.startswith("huggingface_hub"):
-                raise ValueError(str(error)) from error
-            raise
+        outcome.append(LionConfig(**{"modality": modality, **SMALL, **changes}))
 
     if refused(build, "|".join(changes)) or any(isinstance(x, int) and abs(x) > 100 for x in changes.values()):
         return

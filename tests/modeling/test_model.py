@@ -22,6 +22,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BertConfig,
     DataCollatorWithFlattening,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -30,7 +31,13 @@ import lion_hf
 from lion_hf import AUTO_MODELS, LionConfig, LionForImageClassification, LionForMaskedLM, LionModel
 from lion_hf.auto import image_processor
 from lion_hf.modeling import lion_layers
-from lion_hf.modeling.configuration_lion import CHOICES, FEATURE_MAP_NAMES, FORMS, MASK_TYPES
+from lion_hf.modeling.configuration_lion import (
+    CHOICES,
+    FEATURE_MAP_NAMES,
+    FORMS,
+    MASK_TYPES,
+    check_score_dropout,
+)
 from lion_hf.modeling.lion_layers import drop_path
 from lion_hf.modeling.lion_naive import FEATURE_MAPS
 
@@ -140,7 +147,7 @@ def test_auto_takes_padding_out_of_the_layers(mask_type, packed):
         ({"output_attentions": True}, {}),
         ({"output_hidden_states": True}, {}),
         ({}, {"attention_form": "recurrent"}),
-        ({}, {"training": True}),
+        ({}, {"training": True, "attention_probs_dropout_prob": 0.1}),
         ({"attention_mask": torch.tensor([[1] * 12] * 3 + [[1] * 11 + [0]])}, {}),
     ],
     ids=("maps", "hidden states", "a form is set", "score dropout", "too little padding"),
@@ -252,7 +259,7 @@ def test_left_padded_position_ids_as_transformers_makes_them(mask_type):
 
 
 def test_dropout_of_scores_needs_the_attention_form():
-    network = model("Model", text_config()).train()
+    network = model("Model", text_config(attention_probs_dropout_prob=0.1)).train()
     network(token_ids(1, 6))
     network.config.attention_form = "chunk"
     with pytest.raises(ValueError, match="attention_probs_dropout_prob"):
@@ -677,6 +684,15 @@ def test_feature_maps(name, definition):
         ({"chunk_size": 0}, "chunk_size=0: expected None or an integer of at least 1"),
         ({"hidden_size": 100}, "hidden_size=100 is not a multiple of num_attention_heads=12"),
         ({"num_attention_heads": 0}, "num_attention_heads=0: expected an integer of at least 1"),
+        ({"num_attention_heads": -3}, "num_attention_heads=-3: expected an integer of at least 1"),
+        ({"hidden_size": -12}, "hidden_size=-12: expected an integer of at least 1"),
+        ({"intermediate_size": 0}, "intermediate_size=0: expected an integer of at least 1"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1: expected an integer of at least 0"),
+        ({"hidden_size": 12.0}, "hidden_size=12.0: expected int"),
+        ({"num_attention_heads": "4"}, "num_attention_heads='4': expected int"),
+        ({"chunk_size": 2.5}, "chunk_size=2.5: expected int | None"),
+        ({"qkv_bias": "no"}, "qkv_bias='no': expected bool"),
+        ({"modality": None}, "modality=None: expected str"),
         ({"modality": "image", "image_size": 30}, "image_size=30: expected multiples of patch_size=16"),
         ({"modality": "image", "image_size": [32, 40]}, "image_size=[32, 40]: expected multiples of patch_size=16"),
         ({"modality": "image", "image_size": [32]}, "image_size=[32]: expected one integer or a pair (height, width)"),
@@ -687,8 +703,26 @@ def test_feature_maps(name, definition):
     ],
 )
 def test_configs_that_make_no_model(change, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    """One line that begins with the field and its value."""
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         LionConfig(**change)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_field_that_is_assigned_another_type():
+    config = text_config()
+    with pytest.raises(ValueError, match="^hidden_size='x': expected int$"):
+        config.hidden_size = "x"
+
+
+@pytest.mark.parametrize("form", ("recurrent", "chunk"))
+def test_score_dropout_needs_a_form_with_scores(form):
+    check_score_dropout(text_config(attention_form=form, attention_probs_dropout_prob=0))
+    check_score_dropout(text_config(attention_form="auto", attention_probs_dropout_prob=0.1))
+    check_score_dropout(BertConfig())  # one without our fields
+    message = f"attention_probs_dropout_prob=0.1 with attention_form='{form}': this form stores no scores"
+    with pytest.raises(ValueError, match=message):
+        check_score_dropout(text_config(attention_form=form, attention_probs_dropout_prob=0.1))
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,8 @@ def test_auto_picks_by_length_and_need():
         (4096, {"chunk_size": 64}, {}, "64 chunks of 64 tokens, because chunk_size=64 is set"),
         (4096, {"attention_form": "recurrent"}, {}, "recurrent form, because attention_form='recurrent' is set"),
         (4096, {"attention_form": "recurrent"}, {"output_attentions": True}, "attention form, because maps"),
-        (4096, {}, {"training": True}, "attention form, because maps and score dropout"),
-        (4096, {"attention_probs_dropout_prob": 0}, {"training": True}, "32 chunks"),
+        (4096, {"attention_probs_dropout_prob": 0.1}, {"training": True}, "attention form, because maps and score dropout"),
+        (4096, {}, {"training": True}, "32 chunks"),
         (4096, {"mask_type": "lit"}, {}, "chunk form, because without decay one state of size head_dim x head_dim serves"),
     ],
 )

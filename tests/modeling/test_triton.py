@@ -20,6 +20,7 @@ from lion_hf.modeling import lion_ops
 from lion_hf.modeling.configuration_lion import FORMS
 
 lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
+lion_triton_launch = pytest.importorskip("lion_hf.modeling.lion_triton_launch")
 # Four units in the last place of the largest entry, twice what the torch forms keep to: they compute in float32, but what the
 # kernels multiply is rounded to the type.
 HALF = [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)]
@@ -64,8 +65,10 @@ def _round_to_nearest(monkeypatch):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 16, so that short rows have several, and blocks and chunks end apart."""
-    blocks = {(size, lion_triton.LARGEST_HEAD): lion_triton.Blocks(16, 16, 16, 4, 1) for size in (2, 4)}
-    monkeypatch.setattr(lion_triton, "BLOCKS", dict.fromkeys(lion_triton.BLOCKS, blocks))
+    small = lion_triton_launch.Blocks(16, 16, 16, 4, 1)
+    blocks = {(size, lion_triton_launch.LARGEST_HEAD): small for size in (2, 4)}
+    for kernel in lion_triton_launch.BLOCKS:
+        monkeypatch.setitem(lion_triton_launch.BLOCKS, kernel, blocks)
 
 
 @pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
@@ -296,6 +299,43 @@ def test_equal_inputs_give_equal_gradients(device):
     inputs.append(F.logsigmoid(torch.randn(1, 3, 1, device=device)).requires_grad_())
     runs = [torch.autograd.grad(fused(*inputs, form="chunk", chunk_size=16).square().sum(), inputs) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*runs))
+
+
+@pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
+@pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 8)])
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_second_derivatives(
+    mask_type, form, chunk_size, padding, packed, ordered, normalize, feature_map, device
+):
+    """The kernels' gradients can be differentiated: then they are those of the torch chunk form."""
+    options = {"batch": 1, "heads": 1, "feature_map": feature_map, "device": device}
+    problem = make_problem(mask_type, 19, padding, packed, ordered, normalize, **options)
+    results = []
+    for backend, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        inputs = {name: x.detach().to(dtype).requires_grad_() for name, x in problem.inputs.items()}
+        options = {"form": form, "chunk_size": chunk_size, "backend": backend}
+        loss = (lion_attention(**inputs, **problem.options, **options) * problem.weight).sum()
+        grads = torch.autograd.grad(loss, list(inputs.values()), create_graph=True)
+        product = sum((g * g).sum() for g in grads)
+        results.append([*grads, *torch.autograd.grad(product, list(inputs.values()))])
+    for x, y in zip(*results):
+        assert (x.double() - y).abs().max() <= 1e-3 * max(y.abs().max().item(), 1.0)
+
+
+def test_second_derivatives_with_dropout_say_what_to_do(device):
+    query = torch.rand(1, 1, 5, 4, device=device, requires_grad=True)
+    output = fused(query, query, query, dropout_p=0.2)
+    with pytest.raises(NotImplementedError, match="dropout_p=0 .*or backend='torch'"):
+        torch.autograd.grad(output.sum(), query, create_graph=True)
+
+
+def test_forward_mode_is_left_to_torch(device):
+    query = torch.rand(1, 1, 5, 4, device=device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(query, query)
+        with pytest.raises(ValueError, match="backend='triton': the kernels are not plain operations"):
+            fused(dual, query, query)
+        assert torch.autograd.forward_ad.unpack_dual(lion_attention(dual, query, query)).tangent is not None
 
 
 def test_autocast_and_mixed_types(device):

@@ -54,7 +54,9 @@ def resources(kernel) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+        usage = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     return {
         "kernel": kernel.metadata.name,
@@ -66,9 +68,13 @@ def resources(kernel) -> dict:
     }
 
 
-def run(case: str, dtype: torch.dtype, head: int, options: tuple[str, ...], length: int, orders: int = 1) -> None:
+def run(
+    case: str, dtype: torch.dtype, head: int, options: tuple[str, ...], length: int, orders: int = 1
+) -> None:
     batch, heads = 2, 2
-    query, key, value = (torch.zeros(batch, length, heads, head, dtype=dtype).transpose(1, 2) for _ in range(3))
+    query, key, value = (
+        torch.zeros(batch, length, heads, head, dtype=dtype).transpose(1, 2) for _ in range(3)
+    )
     edges = (torch.zeros(orders, batch, heads, length),) * 2 if orders else (None, None)
     order = torch.arange(length).expand(orders, -1).contiguous() if orders > 1 else None
     if case == "recurrent":

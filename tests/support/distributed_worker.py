@@ -1,4 +1,4 @@
-"""What every process of test_distributed.py's launches runs: small trainings, by their names, into a folder.
+"""What every process of a launch in test_distributed.py runs: small trainings by name.
 
     torchrun --nproc_per_node 2 tests/support/distributed_worker.py FOLDER BATCH CASE [CASE ...]
 
@@ -14,8 +14,9 @@ from accelerate import PartialState
 from torch.utils.data import IterableDataset
 
 from lion_hf import LionConfig, LionForImageClassification, LionForMaskedLM
+from lion_hf.data.packing import pack
 from lion_hf.data.samples import SeededDataset
-from lion_hf.training.processes import start_processes
+from lion_hf.training.processes import share_weights, start_processes
 from lion_hf.training.run import run
 from lion_hf.training.trainer import LionTrainer, LionTrainingArguments
 
@@ -44,12 +45,13 @@ CASES = {
     "resumed": ("decay", {"save_steps": 3, "max_grad_norm": 0.5}),
     "bf16": ("selective", {"bf16": True, "use_cpu": True}),
     "recomputed": ("selective", {"gradient_checkpointing": True}),
+    "packed": ("selective", {"per_device_eval_batch_size": 8}),
 }
 TEXT_KEYS, IMAGE_KEYS = ("input_ids", "labels", "attention_mask"), ("pixel_values", "labels")
 
 
 def text(row: dict) -> dict:
-    """A row of which a share is to be predicted, from a tenth in the first rows to nine tenths in the last."""
+    """A row with tokens to predict: a tenth in the first rows, nine tenths in the last."""
     chosen = torch.rand(LENGTH) < 0.1 + 0.8 * row["number"] / ROWS
     mask = (torch.arange(LENGTH) < LENGTH - row["number"] % 5).long()
     return {
@@ -72,14 +74,20 @@ class Stream(IterableDataset):
 
 
 def make_model(case: str):
-    """A model with random weights, which every process but the first has to give up for the first one's."""
+    """A model with random weights, which are others in each process: all must take the first's."""
     mask_type = CASES[case][0]
     torch.manual_seed(1 + PartialState().process_index)
     if case == "snake":
         config = LionConfig(
-            modality="image", mask_type=mask_type, patch_order="snake", image_size=16, patch_size=4, num_labels=3, **SIZES,
+            modality="image",
+            mask_type=mask_type,
+            patch_order="snake",
+            image_size=16,
+            patch_size=4,
+            num_labels=3,
+            **SIZES,
             **NO_DROPOUT,
-        )  # fmt: skip
+        )
         return LionForImageClassification(config)
     config = LionConfig(
         modality="text", mask_type=mask_type, vocab_size=WORDS, chunk_size=5, **SIZES, **NO_DROPOUT
@@ -100,9 +108,16 @@ def make_trainer(case: str, folder: str | Path, batch: int, **kwargs) -> LionTra
     keys = IMAGE_KEYS if case == "snake" else TEXT_KEYS
     options = {"max_steps": 6, "per_device_train_batch_size": batch, **CASES[case][1], **kwargs}
     args = LionTrainingArguments(
-        str(folder), learning_rate=1e-2, logging_steps=1, seed=3, disable_tqdm=True, report_to="none", peak_tflops=1.0,
-        save_strategy="steps" if "save_steps" in options else "no", **options,
-    )  # fmt: skip
+        str(folder),
+        learning_rate=1e-2,
+        logging_steps=1,
+        seed=3,
+        disable_tqdm=True,
+        report_to="none",
+        peak_tflops=1.0,
+        save_strategy="steps" if "save_steps" in options else "no",
+        **options,
+    )
 
     def collate(samples: list[dict]) -> dict:
         inputs = {
@@ -127,6 +142,50 @@ def make_trainer(case: str, folder: str | Path, batch: int, **kwargs) -> LionTra
     return trainer
 
 
+def evaluate(folder: Path) -> dict:
+    """Evaluates documents that are packed into rows, whose number differs from batch to batch.
+
+    There are 43 documents in batches of 8, so that the last round has a batch for one process only,
+    which is not full.
+    """
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(4, 30, (43,), generator=generator).tolist()
+    documents = [torch.randint(5, WORDS, (length,), generator=generator) for length in lengths]
+
+    def collate(samples: list[torch.Tensor]) -> dict:
+        rows = pack([len(sample) for sample in samples], 40)
+        shape = len(rows), 40
+        batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "seq_idx")}
+        batch |= {"labels": torch.full(shape, -100), "attention_mask": torch.zeros(shape).long()}
+        for row, members in enumerate(rows):
+            ids = torch.cat([samples[member] for member in members])
+            numbers = [torch.full((len(samples[x]),), n) for n, x in enumerate(members)]
+            batch["input_ids"][row, : len(ids)], batch["attention_mask"][row, : len(ids)] = ids, 1
+            batch["seq_idx"][row] = len(members) - 1
+            batch["seq_idx"][row, : len(ids)] = torch.cat(numbers)
+            batch["labels"][row, : len(ids) : 3] = ids[::3]
+        return batch
+
+    trainer = make_trainer("packed", folder / "packed", 4)
+    trainer.data_collator = collate
+    trainer.compute_metrics = lambda found: {
+        "rows": len(found.label_ids),
+        "labels": int((found.label_ids != -100).sum()),
+        "sum": float(found.predictions.sum()),
+    }
+    if trainer.args.world_size > 1:
+        share_weights(trainer.model, trainer.args.device)  # training would do so
+    found = trainer.predict(documents)
+    metrics = {name: found.metrics[f"test_{name}"] for name in ("rows", "labels", "sum", "loss")}
+    kind = trainer.accelerator.distributed_type.value
+    return {
+        "metrics": metrics,
+        "predictions": found.predictions[:, :, :2].tolist(),
+        "processes": trainer.args.world_size,
+        "kind": kind,
+    }
+
+
 def logged(trainer: LionTrainer) -> dict:
     """The losses, the gradients' norms and where it ran."""
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -139,6 +198,8 @@ def logged(trainer: LionTrainer) -> dict:
 
 
 def train(case: str, folder: Path, batch: int) -> dict:
+    if case == "packed":
+        return evaluate(folder)
     trainer = make_trainer(case, folder / case, batch)
     if case == "broken":
         try:

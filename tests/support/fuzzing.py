@@ -22,7 +22,11 @@ NAN, INF = float("nan"), float("inf")
 
 def fuzz(name: str):
     return settings(
-        max_examples=CASES[name], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=CASES[name],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -37,5 +41,22 @@ def refused(function, names: str) -> bool:
 
 
 ABSURD = st.sampled_from(
-    (None, "x", 0, -1, 3, 10**30, 1.5, NAN, INF, True, [], [[1]], {}, (1, 2, 3), torch.tensor(1), torch.tensor(NAN))
+    (
+        None,
+        "x",
+        0,
+        -1,
+        3,
+        10**30,
+        1.5,
+        NAN,
+        INF,
+        True,
+        [],
+        [[1]],
+        {},
+        (1, 2, 3),
+        torch.tensor(1),
+        torch.tensor(NAN),
+    )
 )

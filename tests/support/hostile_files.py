@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-
 from support.checkpoints import IMAGE, content_of, file_of, saved
 from support.softmax_models import softmax_model
 
@@ -48,7 +47,7 @@ for name, path in json.loads(sys.argv[1]).items():
 
 
 def cost_of(function: str, files: Mapping[str, Path], place: Path) -> dict[str, tuple]:
-    """What a function of lion_hf answers to each file, in CPU seconds and mebibytes beyond those before."""
+    """A function's answer to each file, with the CPU seconds and mebibytes that it took."""
     paths = json.dumps({name: str(path) for name, path in files.items()})
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, paths, "output", function],
@@ -172,14 +171,18 @@ def one_storage_for_all(path: Path, layers: int = 250, size: int = 1024) -> Path
 
 
 PICKLES = {
-    "a bytearray of 2 GB": b"\x80\x02cbuiltins\nbytearray\nq\x00J\xff\xff\xff\x7f\x85Rq\x01h\x00J\xff\xff\xff\x7f\x85R.",
+    "a bytearray of 2 GB": b"\x80\x02cbuiltins\nbytearray\nq\x00"
+    + b"J\xff\xff\xff\x7f\x85Rq\x01h\x00J\xff\xff\xff\x7f\x85R.",
     "a bytearray of Python 2": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     "tuples of 2^60 items": nested_tuples(60),
     "300,000 lists in lists": b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".",
     "text of 4 GB": b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"abc.",
     "12 million small numbers": b"\x80\x02](" + b"K\x01" * 12_000_000 + b"e.",
     "100,000 numbers of 2,000 bits": b"\x80\x02](" + long_number(2**2000) * 100_000 + b"e.",
-    "a number of 80 million bits": b"\x80\x02\x8b" + struct.pack("<i", 10**7) + b"\x7f" * 10**7 + b".",
+    "a number of 80 million bits": b"\x80\x02\x8b"
+    + struct.pack("<i", 10**7)
+    + b"\x7f" * 10**7
+    + b".",
     "a decimal number of a million digits": b"\x80\x02L" + b"9" * 10**6 + b"L\n.",
     "60,000 keys of one hash": b"\x80\x02}("
     + b"".join(long_number(n * PRIME) + b"K\x01" for n in range(1, 60_001))
@@ -236,7 +239,9 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     return pickles | {
         "many entries": many,
         "DATA.PKL": archive(
-            folder / "case.pth", pickle.dumps({"model": {}}, protocol=2), **{"DATA.PKL": nested_tuples(60)}
+            folder / "case.pth",
+            pickle.dumps({"model": {}}, protocol=2),
+            **{"DATA.PKL": nested_tuples(60)},
         ),
         "two directories": two_directories(folder / "directories.pth"),
         "zip64": lying_size(folder / "zip64.pth"),
@@ -289,10 +294,14 @@ def hostile_sources(folder: Path) -> dict[str, Path]:
     source("images of 60,000", "ViTForImageClassification", image_size=[60_000, 60_000])
     source("channels", "ViTForImageClassification", num_channels=65_536, patch_size=4096)
     source("stride", "ViTForMaskedImageModeling", encoder_stride=4096, patch_size=4096)
-    source("labels", "BertForSequenceClassification", id2label={n: "x" for n in range(500_000)})
+    source("labels", "BertForSequenceClassification", id2label=dict.fromkeys(range(500000), "x"))
     source("width", hidden_size=65_536, num_attention_heads=1)
     source("another configuration", configuration_files=["config.0.0.1.json"], vocab_size=10**9)
-    for name, data in {"lists": b"[" * 10**6, "not JSON": b"\xff\xfe", "spaces": b" " * 20_000_000}.items():
+    for name, data in {
+        "lists": b"[" * 10**6,
+        "not JSON": b"\xff\xfe",
+        "spaces": b" " * 20_000_000,
+    }.items():
         (source(name) / "config.json").write_bytes(data)
     pickled = source("a pickle of 2 GB")
     (pickled / "model.safetensors").unlink()
@@ -305,9 +314,13 @@ def hostile_sources(folder: Path) -> dict[str, Path]:
     (index / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "../source-0/model.safetensors"}})
     )
-    header = b"{" + b",".join(
-        b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(400_000)
-    ) + b"}"
+    header = (
+        b"{"
+        + b",".join(
+            b'"%06d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(400_000)
+        )
+        + b"}"
+    )
     names = source("400,000 tensors")
     (names / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     words = source("a vocabulary of 30 MB")

@@ -1,4 +1,6 @@
-"""Runs run_mlm.py in children that are killed at random moments, until it gets through. Prints what happened as JSON.
+"""Runs run_mlm.py in children that are killed at random moments, until it gets through.
+
+It prints what happened as JSON.
 
     python tests/support/killed_runs.py KILLS SEED [arguments of run_mlm.py]
 

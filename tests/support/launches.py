@@ -28,13 +28,13 @@ LAUNCH = [
     "PORT",
 ]
 
-# Name of a launch -> its commands, which run side by side, and the cases of distributed_worker.py that it trains.
+# Name of a launch -> its commands, which run side by side, and the cases of distributed_worker.py.
 LAUNCHES = {
     "accelerate-cpu": ([[*LAUNCH, "--cpu"]], ("selective", "decay", "lit", "stream", "snake")),
-    "torchrun": ([TORCHRUN], ("selective", "resumed", "broken")),
+    "torchrun": ([TORCHRUN], ("selective", "resumed", "broken", "packed")),
     "fsdp2": (
         [[*LAUNCH, "--config_file", str(SETTINGS / "fsdp2.yaml")]],
-        ("selective", "decay", "lit", "snake", "recomputed", "bf16", "resumed", "broken"),
+        ("selective", "decay", "lit", "snake", "recomputed", "bf16", "resumed", "broken", "packed"),
     ),
 }
 

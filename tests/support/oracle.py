@@ -37,12 +37,16 @@ def mask_of(gates: torch.Tensor) -> torch.Tensor:
     row = gates.new_zeros(heads, n)
     for i in reversed(range(n)):  # M_ij = M_(i+1)j a_(i+1) ... for j > i; the source's gate acts
         if i + 1 < n:
-            row = (row + torch.nn.functional.one_hot(torch.tensor(i + 1), n).to(row)) * gates[:, i + 1, None]
+            row = (row + torch.nn.functional.one_hot(torch.tensor(i + 1), n).to(row)) * gates[
+                :, i + 1, None
+            ]
         upper.append(row)
     return torch.stack(lower, 1) + torch.stack(upper[::-1], 1)
 
 
-def definition(query, key, value, log_decay, mask, seq_idx, order, scale, normalize, eps=1e-6) -> torch.Tensor:
+def definition(
+    query, key, value, log_decay, mask, seq_idx, order, scale, normalize, eps=1e-6
+) -> torch.Tensor:
     """(B, H, L, Dv), zeros at padding. `log_decay` is None, or (K, B or 1, H, L or 1) for K orders."""
     batch, heads, length, _ = query.shape
     orders = [torch.arange(length)] if order is None else [o.cpu() for o in order]
@@ -77,7 +81,9 @@ class Problem:
     inputs: dict[str, torch.Tensor]  # leaves by name: query, key, value and log_decay, in float64
     options: dict  # keyword arguments of lion_attention
     weight: torch.Tensor  # gradient of the loss with respect to the output, zero at padding
-    expected: dict[str, torch.Tensor] = field(default_factory=dict)  # output, and every gradient by name
+    expected: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # output, and every gradient by name
 
 
 def make_problem(
@@ -98,12 +104,20 @@ def make_problem(
     """Draws a problem; its inputs are exact in `dtype`, so that half precision is judged on what it was given."""
 
     def draw(*shape):
-        return torch.randn(*shape, dtype=torch.float64).to(dtype).double().to(device).requires_grad_()
+        return (
+            torch.randn(*shape, dtype=torch.float64).to(dtype).double().to(device).requires_grad_()
+        )
 
-    inputs = {"query": draw(batch, heads, length, head_dim), "key": draw(batch, heads, length, head_dim)}
+    inputs = {
+        "query": draw(batch, heads, length, head_dim),
+        "key": draw(batch, heads, length, head_dim),
+    }
     inputs["value"] = draw(batch, heads, length, value_dim)
     if normalize and feature_map == "identity":  # the divisor must not vanish: positive features
-        inputs |= {n: (inputs[n].detach().abs() + 0.1).to(dtype).double().requires_grad_() for n in ("query", "key")}
+        inputs |= {
+            n: (inputs[n].detach().abs() + 0.1).to(dtype).double().requires_grad_()
+            for n in ("query", "key")
+        }
     orders = 2 if ordered else 1
     if mask_type != "lit":
         shape = (orders, 1, heads, 1) if mask_type == "decay" else (orders, batch, heads, length)
@@ -115,13 +129,23 @@ def make_problem(
     if padding != "none":
         options["attention_mask"] = make_mask(padding, batch, length).to(device)
     if packed:  # documents of every row; with orders the same for all, since an order keeps each in one piece
-        options["seq_idx"] = (torch.rand(1 if ordered else batch, length) < min(0.2, 4 / length)).long().cumsum(-1).to(device)
+        options["seq_idx"] = (
+            (torch.rand(1 if ordered else batch, length) < min(0.2, 4 / length))
+            .long()
+            .cumsum(-1)
+            .to(device)
+        )
     if ordered:
         documents = options["seq_idx"][0].cpu() if packed else torch.zeros(length)
-        options["order"] = torch.stack([(documents + torch.rand(length) * 0.9).argsort() for _ in range(2)]).to(device)
+        options["order"] = torch.stack(
+            [(documents + torch.rand(length) * 0.9).argsort() for _ in range(2)]
+        ).to(device)
     mask = options.get("attention_mask")
     keep = torch.ones(batch, length, device=device) if mask is None else mask
-    weight = torch.randn(batch, heads, length, value_dim, dtype=torch.float64).to(device) * keep[:, None, :, None]
+    weight = (
+        torch.randn(batch, heads, length, value_dim, dtype=torch.float64).to(device)
+        * keep[:, None, :, None]
+    )
     problem = Problem(inputs, options, weight.to(dtype).double())
     gates = inputs.get("log_decay")
     output = definition(
@@ -154,7 +178,9 @@ def make_mask(padding: str, batch: int, length: int) -> torch.Tensor:
     return mask
 
 
-def gradients(output: torch.Tensor, problem: Problem, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def gradients(
+    output: torch.Tensor, problem: Problem, inputs: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The output and the gradient of `(output * weight).sum()` for every input, by name."""
     loss = (output.double() * problem.weight.to(output.device)).sum()
     found = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)

@@ -1,11 +1,16 @@
-"""The pages that readers read, README.md and docs/*.md, and the code on them."""
+"""The pages for readers, and the code on them."""
 
 import re
 import shlex
 from pathlib import Path
 
+TRAINING = ("mlm", "glue", "images")  # the commands that train
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))),
+)
 
 
 def text(page: str) -> str:
@@ -25,3 +30,11 @@ def commands(page: str) -> list[list[str]]:
         if language == "bash"
     ]
     return [words for line in sum(lines, []) if (words := shlex.split(line, comments=True))]
+
+
+def task_of(command: list[str]) -> tuple[str, list[str]] | None:
+    """The task and the arguments of a training command, whichever way it is started."""
+    for place, word in enumerate(command[:-1]):
+        if word in ("lion-hf", "lion_hf") and command[place + 1] in TRAINING:
+            return command[place + 1], command[place + 2 :]
+    return None

@@ -1,4 +1,4 @@
-"""Small softmax models of transformers, inputs for them, and folders with such models, for the tests of `lion_hf.linearize`."""
+"""Small softmax models of transformers, inputs for them, and folders with such models."""
 
 import csv
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BertTokenizer, ViTImageProcessor
 
 from lion_hf.linearize.copying import linearize_model
-from lion_hf.linearize.softmax_models import HEADS, MODEL_TYPES
+from lion_hf.linearize.families import FAMILIES, MODEL_TYPES
 from lion_hf.modeling import lion_layers
 
 SIZES = {
@@ -38,10 +38,19 @@ IMAGE = {
 OTHERS = {
     "bert": {"pad_token_id": 0, "type_vocab_size": 2},
     "roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"pad_token_id": 1, "type_vocab_size": 1},
+    "camembert": {"pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {"pad_token_id": 0, "hidden_dim": 40, "activation": "gelu"},
+    "electra": {"pad_token_id": 0, "type_vocab_size": 2, "embedding_size": 24},
     "vit": {},
     "deit": {},
+    "dinov2": {"mlp_ratio": 2, "layerscale_value": 0.5, "image_size": 12},
 }
-TYPE_OF = {name: next(x for x in MODEL_TYPES if name.lower().startswith(x)) for name in HEADS}
+TYPE_OF = {
+    f"{family.classes}{suffix}": name
+    for name, family in FAMILIES.items()
+    for suffix in family.heads
+}
 ONE_OF_EACH = (
     "BertForSequenceClassification",
     "RobertaForMaskedLM",
@@ -51,7 +60,7 @@ ONE_OF_EACH = (
 
 
 def softmax_model(architecture: str, **changes):
-    """A random softmax model in evaluation mode, none of whose parameters has a value that hides a mistake."""
+    """A random softmax model in evaluation mode, without parameters that hide mistakes."""
     kind = TYPE_OF[architecture]
     sizes = TEXT if MODEL_TYPES[kind] == "text" else IMAGE
     if "MaskedImage" in architecture:  # which in transformers takes squares only
@@ -90,7 +99,7 @@ def inputs_of(architecture: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def softmax(monkeypatch):
-    """Puts softmax attention in the place of LION's, in models whose feature map is the identity."""
+    """Puts softmax attention in place of LION's; the feature map must be the identity."""
 
     def attention(query, key, value, log_decay, attention_mask=None, **kwargs):
         mask = None if attention_mask is None else attention_mask[:, None, None].bool()

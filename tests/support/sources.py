@@ -22,7 +22,7 @@ def tree(file: str) -> ast.Module:
 
 
 def module(file: str) -> str:
-    """The name under which a file is imported: "lion_hf/data/masking.py" is lion_hf.data.masking."""
+    """The name to import a file by: "lion_hf/data/masking.py" is lion_hf.data.masking."""
     return ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
 
 

@@ -27,7 +27,9 @@ def noisy(sample: dict) -> dict:
     return sample
 
 
-def trainer(folder: Path, dataset=None, network=None, **settings) -> LionTrainer:
+def trainer(
+    folder: Path, dataset=None, network=None, eval_dataset=None, cls=LionTrainer, **settings
+) -> LionTrainer:
     settings = {
         "max_steps": 12,
         "save_steps": 4,
@@ -44,6 +46,9 @@ def trainer(folder: Path, dataset=None, network=None, **settings) -> LionTrainer
         **settings,
     )
     network = model("SequenceClassification", text_config()) if network is None else network
-    return LionTrainer(
-        network, args, train_dataset=SeededDataset(Rows(), noisy) if dataset is None else dataset
+    return cls(
+        network,
+        args,
+        train_dataset=SeededDataset(Rows(), noisy) if dataset is None else dataset,
+        eval_dataset=eval_dataset,
     )

@@ -1,4 +1,4 @@
-"""run_scripts/run_mlm.py on the words of this repository's README: rows, masks, training, continuing, errors."""
+"""`lion-hf mlm` on the words of this repository's README."""
 
 import csv
 import json
@@ -10,17 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support.marks import slow_except
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertJapaneseTokenizer,
+    BertTokenizer,
+    pipeline,
+)
 
 from lion_hf.data.masking import MaskTokens, pad_rows
+from lion_hf.data.rows import make_rows_of
 from lion_hf.tasks import mlm
 from lion_hf.training.settings import parse_settings
 from lion_hf.training.trainer import LionTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 
-SMALL = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,initializer_range=0.2"
+SMALL = (
+    "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,"
+    "initializer_range=0.2"
+)
 SHORT = [
     "--max_length",
     "32",
@@ -76,7 +85,7 @@ def losses(folder: Path) -> dict[str, tuple[str, str]]:
         }
 
 
-@pytest.mark.parametrize("rows", slow_except(["padded", "blocks", "packed"], "packed"))
+@pytest.mark.parametrize("rows", ["padded", "blocks", "packed"])
 def test_training_from_scratch(folder, rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     others = {path.name for path in folder.iterdir()}
@@ -111,6 +120,154 @@ def test_training_from_scratch(folder, rows, tmp_path, monkeypatch):
     assert "masked_accuracy" in (output / "README.md").read_text()
 
 
+def test_evaluation_and_prediction_without_training(folder):
+    """Of a finished run, which stays as it is, and of a model on its own."""
+    validation = ["--validation_file", str(folder / "validation.txt")]
+    run(folder, "only", "--max_steps", "2")
+    trained = json.loads((folder / "only" / "metrics.json").read_text())
+    before = {file: file.read_bytes() for file in (folder / "only").iterdir() if file.is_file()}
+    metrics = run(folder, "only", "--do_train", "false", "--do_eval", "true")
+    assert metrics["eval_masked_accuracy"] == trained["eval_masked_accuracy"]
+    assert json.loads((folder / "only" / "eval_metrics.json").read_text()) == metrics
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+    argv = ["--model", str(folder / "only"), *SHORT, "--output_dir", str(folder / "alone")]
+    only = ["--do_train", "false", "--do_predict", "true"]
+    found = mlm.main([*argv, *validation, *only])
+    for name in ("loss", "masked_accuracy", "perplexity"):
+        assert found[f"test_{name}"] == pytest.approx(metrics[f"eval_{name}"], rel=1e-5), name
+    lines = (folder / "alone" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    masked = [place for row in rows for place in row["masked"]]
+    right = [place["guesses"][0]["token"] == place["token"] for place in masked]
+    assert len(rows) == 20 and "[MASK]" in "".join(lines) and len(masked) > 20
+    assert sum(right) / len(right) == pytest.approx(metrics["eval_masked_accuracy"])
+    scores = [[guess["score"] for guess in place["guesses"]] for place in masked]
+    assert all(len(x) == 5 and x == sorted(x, reverse=True) and sum(x) <= 1 for x in scores)
+    assert not (folder / "alone" / "model.safetensors").exists()
+    preset = ["--model", "lion-s-base", "--model_overrides", SMALL]
+    preset += ["--tokenizer", str(folder / "model"), "--output_dir", str(folder / "nothing")]
+    with pytest.raises(ValueError, match="holds weights of a trained model"):
+        mlm.main([*SHORT, *preset, *validation, "--do_train", "false", "--do_eval", "true"])
+
+
+def interrupted(folder: Path, output: str, *argv: str) -> list[str]:
+    """A run that ended at its second of four steps; returns its options."""
+    argv = [*argv, "--max_steps", "4", "--save_steps", "2", "--save_total_limit", "9"]
+    run(folder, output, *argv)
+    shutil.rmtree(folder / output / "checkpoint-4")
+    return argv
+
+
+def test_a_run_does_not_continue_with_other_data(folder, tmp_path):
+    files = {name: tmp_path / name for name in ("train.txt", "validation.txt")}
+    for name, file in files.items():
+        shutil.copy(folder / name, file)
+    given = ["--train_file", str(files["train.txt"])]
+    given += ["--validation_file", str(files["validation.txt"])]
+    argv = interrupted(folder, "replaced", *given)
+    for name, file in files.items():
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("e", "a"), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{name}.*was '[0-9a-f]+' and is '[0-9a-f]+'"):
+            run(folder, "replaced", *argv)
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="max_length was 32 and is 16"):
+        run(folder, "replaced", *argv, "--max_length", "16")
+    run(folder, "replaced", *argv)
+    assert (folder / "replaced" / "checkpoint-4").is_dir()
+
+
+def test_a_trained_tokenizer_is_that_of_its_text_and_size(folder, tmp_path):
+    shutil.copy(folder / "train.txt", tmp_path)
+    argv = ["--train_file", str(tmp_path / "train.txt"), "--max_steps", "1", *SHORT]
+    argv += ["--model", "lion-s-base", "--model_overrides", SMALL]
+    argv += ["--train_tokenizer", "--output_dir", str(tmp_path / "out")]
+    mlm.main([*argv, "--vocab_size", "200"])
+    with pytest.raises(SystemExit, match="vocab_size was 200 and is 300.*choose another --output"):
+        mlm.main([*argv, "--vocab_size", "300"])
+    with (tmp_path / "train.txt").open("a") as file:
+        file.write("one more line\n")
+    with pytest.raises(SystemExit, match="train.txt was {'size': [0-9]+.* and is {'size': [0-9]+"):
+        mlm.main([*argv, "--vocab_size", "200"])
+    (tmp_path / "out" / "trained_tokenizer.json").unlink()
+    with pytest.raises(SystemExit, match="pass --tokenizer .*out to use it, or choose another"):
+        mlm.main([*argv, "--vocab_size", "200"])
+
+
+def test_a_tokenizer_written_in_python(folder, tmp_path):
+    """It knows no words, so whole words cannot be masked; everything else works."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["the", "of", "model", "a", "b", "c", "d", "e", "f"],
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertJapaneseTokenizer(
+        str(tmp_path / "vocab.txt"), word_tokenizer_type="basic", subword_tokenizer_type="wordpiece"
+    )
+    assert not tokenizer.is_fast
+    tokenizer.save_pretrained(tmp_path / "python")
+    argv = ["--tokenizer", str(tmp_path / "python"), "--max_steps", "2"]
+    for rows in ("padded", "blocks", "packed"):
+        run(folder, f"python-{rows}", *argv, "--rows", rows)
+    with pytest.raises(SystemExit, match="--whole_words needs a tokenizer that knows words"):
+        run(folder, "python-words", *argv, "--whole_words")
+
+
+def test_a_vocabulary_with_gaps(folder, tmp_path):
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["the", "of", "model", "a", "b", "c", "d", "e", "f"],
+    ]
+    vocabulary = {word: 7 * number for number, word in enumerate(words)}
+    tokenizer = BertTokenizer(vocab=vocabulary)
+    assert max(tokenizer.get_vocab().values()) > len(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "gaps")
+    run(folder, "gaps", "--tokenizer", str(tmp_path / "gaps"), "--max_steps", "2")
+    config = AutoModelForMaskedLM.from_pretrained(folder / "gaps").config
+    assert config.vocab_size == 7 * (len(words) - 1) + 1
+    with pytest.raises(SystemExit, match="the tokenizer has 92 words, .* only 20"):
+        run(
+            folder,
+            "small",
+            *("--tokenizer", str(tmp_path / "gaps")),
+            *("--model_overrides", f"{SMALL},vocab_size=20"),
+        )
+
+
+def test_models_and_tokenizers_that_cannot_be_had(folder, tmp_path):
+    """No network, or an empty folder: one line."""
+    (tmp_path / "empty").mkdir()
+    text = ["--train_file", str(folder / "train.txt"), "--output_dir", str(tmp_path / "out")]
+    for argv, message in (
+        (["--model", "nobody/nothing"], "nobody/nothing has no tokenizer that can be read"),
+        (["--tokenizer", "nobody/nothing"], "nobody/nothing has no tokenizer that can be read"),
+        (["--tokenizer", str(tmp_path / "empty")], "empty has no tokenizer"),
+        (
+            ["--tokenizer", str(folder / "model"), "--model", "nobody/nothing"],
+            "model nobody/nothing: expected a folder with config.json, or a name on the Hub",
+        ),
+        (
+            ["--tokenizer", str(folder / "model"), "--model", str(tmp_path / "empty")],
+            "empty: expected a folder with config.json",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message) as stop:
+            mlm.main([*text, *SHORT, *argv])
+        assert "\n" not in str(stop.value), argv
+    with pytest.raises(SystemExit, match="data set nobody/nothing .* cannot be read: ") as stop:
+        mlm.main([*SHORT, "--dataset", "nobody/nothing", "--output_dir", str(tmp_path / "out")])
+    assert "\n" not in str(stop.value) and not (tmp_path / "out").exists()
+
+
 def test_training_from_half_precision_goes_on_in_single(folder):
     half = AutoModelForMaskedLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
     torch.save(
@@ -137,21 +294,18 @@ def test_a_larger_vocabulary_than_the_tokenizer_s_is_kept(folder):
     assert mlm.build_model(settings, tokenizer).config.vocab_size == len(tokenizer)
 
 
-@pytest.mark.slow
 def test_compiled_weights_have_their_own_names(folder):
     run(folder, "compiled", "--max_steps", "1", "--torch_compile_backend", "eager")
     _, info = AutoModelForMaskedLM.from_pretrained(folder / "compiled", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
-@pytest.mark.slow
 def test_a_checkpoint_of_the_model_only_is_not_continued_from(folder):
     run(folder, "model_only", "--max_steps", "2", "--save_only_model", "true")
     with pytest.raises(ValueError, match="checkpoint-2 holds a model only"):
         run(folder, "model_only", "--max_steps", "4")
 
 
-@pytest.mark.slow
 def test_training_from_a_checkpoint(folder):
     start = AutoModelForMaskedLM.from_pretrained(folder / "model").state_dict()
 
@@ -176,7 +330,6 @@ def test_training_from_a_checkpoint(folder):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("data", ["text", "stream"])
 def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
     argv = [
@@ -203,11 +356,10 @@ def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
     assert (output / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.slow
 def test_streams_say_what_they_need(folder):
     with pytest.raises(SystemExit, match="--max_steps -1: a stream has no end"):
         run(folder, "endless", data="stream")
-    with pytest.raises(ValueError, match="save_strategy='epoch': a stream has no end"):
+    with pytest.raises(SystemExit, match="save_strategy='epoch': a stream has no end"):
         run(folder, "endless", "--max_steps", "2", "--save_strategy", "epoch", data="stream")
     argv = ["--max_steps", "4", "--save_steps", "2"]
     run(folder, "workers", *argv, data="stream")
@@ -216,7 +368,6 @@ def test_streams_say_what_they_need(folder):
         run(folder, "workers", *argv, "--dataloader_num_workers", "3", data="stream")
 
 
-@pytest.mark.slow
 def test_a_folder_like_c4(folder):
     metrics = mlm.main(
         [
@@ -250,7 +401,7 @@ def tokenizer(folder):
 
 @pytest.mark.parametrize("kind", ["padded", "blocks", "packed"])
 def test_rows_hold_all_tokens_in_order(tokenizer, kind):
-    rows = mlm.make_rows_of(DOCUMENTS, tokenizer, kind, 16)
+    rows = make_rows_of(DOCUMENTS, tokenizer, kind, 16)
     special = set(tokenizer.all_special_ids)
     ids = [[token for token in row["input_ids"] if token not in special] for row in rows]
     expected = tokenizer(DOCUMENTS, add_special_tokens=False)["input_ids"]
@@ -278,12 +429,12 @@ def test_rows_hold_all_tokens_in_order(tokenizer, kind):
         assert sum(ids, []) == sum(expected, [])
     if kind == "blocks":
         assert all(len(row["input_ids"]) == 16 for row in rows[:-1])
-    assert mlm.make_rows_of([], tokenizer, kind, 16) == []
+    assert make_rows_of([], tokenizer, kind, 16) == []
 
 
 def test_word_numbers_are_those_of_the_tokenizer(tokenizer):
     text = "linear bidirectional attention"
-    (row,) = mlm.make_rows_of([text], tokenizer, "padded", 64)
+    (row,) = make_rows_of([text], tokenizer, "padded", 64)
     words = tokenizer(text).word_ids()
     assert len(set(words[1:-1])) == 3 < len(words) - 2  # some word has several tokens
     assert row["word_ids"] == [0, *(word + 1 for word in words[1:-1]), 4]
@@ -291,7 +442,7 @@ def test_word_numbers_are_those_of_the_tokenizer(tokenizer):
 
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_masks(tokenizer, whole_words):
-    row = mlm.make_rows_of(
+    row = make_rows_of(
         ["bidirectional linear attention in the recurrent form " * 40], tokenizer, "padded", 600
     )[0]
     mask = MaskTokens(tokenizer, 0.3, whole_words)
@@ -357,18 +508,18 @@ def test_counts_are_the_loss_and_accuracy_of_all_masked_tokens(sparse):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--train_file", "nowhere.txt"], "--train_file nowhere.txt: there is no such file"),
+        (["--train_file", "nowhere.txt"], "--train_file: nowhere.txt: there is no such file"),
         (["--train_file", "model/config.yaml"], "there is no such file"),
         (
             ["--validation_file", "empty.txt"],
-            "--text_column text: all of the 3 documents are empty",
+            "validation text: column 'text': all of the 3 documents are empty",
         ),
-        (["--text_column", "txt"], "--text_column txt: the train data has text"),
+        (["--text_column", "txt"], "--train_file: there is no column 'txt': the data has text"),
         (
-            ["--train_file", "x.csv", "--validation_file", "x.csv", "--text_column", "n"],
-            "--text_column n holds int64: expected text",
+            ["--train_file", "x.jsonl", "--validation_file", "x.jsonl", "--text_column", "n"],
+            "train text: column 'n' holds int64: expected text",
         ),
-        (["--train_file", "train.txt", "x.csv"], "expected files of one kind"),
+        (["--train_file", "train.txt", "x.jsonl"], "expected files of one kind"),
         (["--train_file", "train.docx"], "expected files of one kind among .txt, .json"),
         (
             ["--model_overrides", "hiden_size=3"],
@@ -390,7 +541,7 @@ def test_mistakes(folder, tmp_path, monkeypatch, argv, message):
         shutil.copy(folder / name, tmp_path)
     shutil.copy(folder / "train.txt", tmp_path / "train.docx")
     (tmp_path / "empty.txt").write_text("\n \n\n")
-    (tmp_path / "x.csv").write_text("n\n1\n2\n")
+    (tmp_path / "x.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
     wide = AutoTokenizer.from_pretrained(folder / "model")
     wide.add_tokens([f"word{n}" for n in range(3800)])
     wide.save_pretrained(tmp_path / "wide")
@@ -416,6 +567,13 @@ def test_mistakes(folder, tmp_path, monkeypatch, argv, message):
     ("argv", "message"),
     [
         ([], "expected either --train_file or --dataset"),
+        (["--train_file", "x", "--dataset", "y"], "expected either --train_file or --dataset, not"),
+        (["--do_train", "false"], "expected --validation_file, --test_file or --dataset"),
+        (["--train_file", "x", "--do_predict"], "--do_predict without --test_file"),
+        (
+            ["--do_train", "false", "--do_eval", "true", "--test_file", "x"],
+            "--do_eval without --validation_file: expected text to evaluate on",
+        ),
         (
             ["--train_file", "x", "--max_length", "4"],
             "max_length=4: expected an integer of at least 8",
@@ -429,9 +587,9 @@ def test_mistakes(folder, tmp_path, monkeypatch, argv, message):
     ],
 )
 def test_mistakes_of_the_command_line(capsys, argv, message):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         mlm.main([*argv, "--output_dir", "out"])
-    assert message in capsys.readouterr().err
+    assert message in f"{capsys.readouterr().err}{stop.value}"
 
 
 def test_empty_documents_are_counted(folder, caplog):

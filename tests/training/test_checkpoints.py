@@ -1,9 +1,11 @@
 """Checkpoints are whole or not used, and a run goes on from the newest whole one."""
 
+import io
 import json
 import os
 import random
-import subprocess
+import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from support.models import model, text_config
-from support.trainers import trainer
-from transformers import TrainerCallback
+from support.trainers import Rows, trainer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerCallback
 
 from lion_hf import LionTrainer
 from lion_hf.data.samples import SeededDataset, SkippedSample, sample_seed, seeded
@@ -114,8 +118,8 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_rotation_does_not_count_broken_checkpoints(tmp_path):
-    for step in (5, 10, 20):
-        fill(tmp_path / f"checkpoint-{step}")
+    for step in (4, 5, 10, 20):
+        checkpoints.begin(tmp_path / f"checkpoint-{step}")
     for step in (5, 10):
         checkpoints.seal(tmp_path / f"checkpoint-{step}")
     checkpoints.rotate(tmp_path, 1)
@@ -123,6 +127,110 @@ def test_rotation_does_not_count_broken_checkpoints(tmp_path):
         "checkpoint-10",
         "checkpoint-20",
     ]
+
+
+# What the run did not write
+
+
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_others_wrote_is_not_deleted(tmp_path):
+    """Foreign folders and links that are named like checkpoints survive training and rotation."""
+    run, far = tmp_path / "run", tmp_path / "far"
+    fill(run / "checkpoint-1", "somebody's")
+    fill(run / "checkpoint-8", "somebody's")
+    (run / "checkpoint-1" / checkpoints.MANIFEST).write_text('{"name": "an app"}')
+    moved = fill(far / "checkpoint-2")
+    checkpoints.seal(moved)
+    (run / "checkpoint-2").symlink_to(moved)
+    (run / "checkpoint-3").symlink_to(far / "nothing")
+    (run / "checkpoint-4").write_text("a file")
+    (run / "checkpoint-\u00b2").mkdir()
+    trainer(run, save_total_limit=1, save_steps=2).train()
+    assert checkpoints.damage(moved) is None
+    assert checkpoints.damage(run / "checkpoint-12") is None
+    assert entries(run) == [
+        "checkpoint-1",
+        "checkpoint-12",
+        "checkpoint-2.other",
+        "checkpoint-3",
+        "checkpoint-4.other",
+        "checkpoint-8.other",
+        "checkpoint-\u00b2",
+    ]
+    assert (run / "checkpoint-2.other").resolve() == moved
+    assert (run / "checkpoint-4.other").read_text() == "a file"
+    for name in ("checkpoint-1", "checkpoint-8.other"):
+        assert (run / name / "model.safetensors").read_text() == "somebody's"
+
+
+def test_a_symbolic_link_is_continued_from_and_left_alone(tmp_path):
+    run = tmp_path / "run"
+    trainer(run, max_steps=4).train()
+    moved = (run / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    (run / "checkpoint-4").symlink_to(moved)
+    assert checkpoints.find_checkpoint(run) == run / "checkpoint-4"
+    again = trainer(run, save_total_limit=1)
+    again.train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    assert entries(run) == ["checkpoint-12", "checkpoint-4"]
+    assert checkpoints.damage(run / "checkpoint-4") is None
+    assert not checkpoints.remove(run / "checkpoint-4") and (moved / "model.safetensors").exists()
+
+
+def test_a_best_checkpoint_does_not_cost_others(tmp_path):
+    """With save_total_limit=1 Trainer deletes, in the end, whatever is named like a checkpoint."""
+    fill(tmp_path / "checkpoint-1", "somebody's")
+    made = trainer(
+        tmp_path,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        eval_steps=4,
+        metric_for_best_model="eval_runtime",
+        greater_is_better=False,
+        eval_dataset=Rows(),
+    )
+    made.train()
+    assert "checkpoint-1" in entries(tmp_path) and "checkpoint-12" in entries(tmp_path)
+
+
+def test_removal_that_is_interrupted_can_go_on(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "checkpoint-5")
+    checkpoints.seal(folder)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints.shutil, "rmtree", stop)
+        checkpoints.remove(folder)
+    assert checkpoints.damage(folder) and checkpoints.is_own(folder)
+    checkpoints.begin(folder)
+    assert entries(folder) == [checkpoints.UNSEALED]
+    (folder / "weights").write_text("new")
+    checkpoints.seal(folder)
+    assert entries(folder) == [checkpoints.MANIFEST, "weights"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [1e400, 0]}',
+        '{"a": [1, 2, 3]}',
+        '{"a": null}',
+        "[]",
+        "null",
+        "\x00",
+        '{"a": [[], 0]}',
+    ],
+)
+def test_a_manifest_that_is_none(tmp_path, text):
+    folder = fill(tmp_path / "checkpoint-5")
+    (folder / checkpoints.MANIFEST).write_text(text)
+    assert "manifest.json cannot be read" in (checkpoints.damage(folder) or "") or text == "[]"
+    assert checkpoints.find_checkpoint(tmp_path) is None
 
 
 # Training
@@ -190,45 +298,86 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tmp_path):
 def test_dropout_of_scores_needs_them(tmp_path):
     with pytest.raises(
         ValueError,
-        match="attention_form='chunk' with attention_probs_dropout_prob=0.1: only 'attention'",
+        match="attention_probs_dropout_prob=0.1 with attention_form='chunk': this form stores no",
     ):
-        trainer(
-            tmp_path, network=model("SequenceClassification", text_config(attention_form="chunk"))
-        )
+        config = text_config(attention_form="chunk", attention_probs_dropout_prob=0.1)
+        trainer(tmp_path, network=model("SequenceClassification", config))
 
 
-FULL_DISK = """
-import resource, sys
-from support.trainers import trainer
-from transformers import TrainerCallback
-from pathlib import Path
-run = trainer(Path(sys.argv[1]), max_steps=8)
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"attention_probs_dropout_prob": 0.1}, "attention_probs_dropout_prob=0.1 drops scores"),
+        ({"attention_form": "attention"}, "attention_form='attention' trains in the attention"),
+        ({}, None),
+        ({"attention_form": "chunk"}, None),
+    ],
+)
+def test_a_run_in_quadratic_time_says_so_once(tmp_path, caplog, fields, message):
+    network = model("SequenceClassification", text_config(**fields))
+    trainer(tmp_path, network=network, max_steps=3).train()
+    found = [record.message for record in caplog.records if "square of the length" in record.message]
+    assert len(found) == (message is not None)
+    assert not found or found[0].startswith(message)
+
+
+def small_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer written in Rust, with files of its own in a checkpoint."""
+    words = {word: n for n, word in enumerate(["[PAD]", "[UNK]", *(f"w{n}" for n in range(90))])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def train_with_a_limit(folder: Path, limit: int) -> str:
+    """Trains in a forked process in which no file can grow beyond a limit after step 5.
+
+    Returns:
+        The error that ended it, or nothing.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sys.stdout = sys.stderr = io.StringIO()  # pytest's are files too
+            made = trainer(folder, max_steps=8, logging_steps=100)
+            made.processing_class = small_tokenizer()
+            made.add_callback(Full(limit))
+            made.train()
+        except BaseException as error:
+            os.write(writer, repr(error).encode()[:4000])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        error = pipe.read()
+    os.waitpid(pid, 0)
+    return error
+
+
 class Full(TrainerCallback):
+    def __init__(self, limit: int):
+        self.limit = limit
+
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 6:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-run.add_callback(Full())
-run.train()
-"""
+        if state.global_step == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
 
 
 @pytest.mark.slow
-def test_full_disk(tmp_path):
-    folder, tests = tmp_path / "run", Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests), str(tests.parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    assert done.returncode == 1
-    assert (
-        "checkpoint-8 could not be written and was removed" in done.stderr
-        and "Make room" in done.stderr
-    )
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert checkpoints.damage(folder / "checkpoint-4") is None
+def test_no_file_of_a_checkpoint_stays_half_written(tmp_path):
+    """For each file of a checkpoint, the disk is full in its middle and before its last byte."""
+    assert train_with_a_limit(tmp_path / "whole", 1 << 30) == ""
+    checkpoint = tmp_path / "whole" / "checkpoint-8"
+    sizes = {file.name: file.stat().st_size for file in checkpoint.iterdir()}
+    assert {"tokenizer.json", "model.safetensors", "optimizer.pt", "manifest.json"} <= set(sizes)
+    for level in sorted({n for size in sizes.values() for n in (size - 1, size // 2)}):
+        folder = tmp_path / str(level)
+        error = train_with_a_limit(folder, level)
+        assert error.startswith("OSError") and "Make room" in error, (level, error)
+        assert "checkpoint-8 could not be written and was removed" in error
+        assert [path.name for path in folder.iterdir()] == ["checkpoint-4"], level
+        assert checkpoints.damage(folder / "checkpoint-4") is None, level
+        shutil.rmtree(folder)
 
 
 def test_the_mean_loss_is_that_of_all_steps(tmp_path):

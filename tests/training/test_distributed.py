@@ -1,4 +1,4 @@
-"""Several processes train as one does, with DDP and FSDP2 on CPUs, through every launcher that the project names."""
+"""Several processes train as one does: DDP and FSDP2 on CPUs, through every launcher."""
 
 import json
 import os
@@ -26,13 +26,13 @@ TRAININGS = [
     (launch, case)
     for launch, (_, cases) in LAUNCHES.items()
     for case in cases
-    if case not in ("bf16", "broken")
+    if case not in ("bf16", "broken", "packed")
 ]
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Runs a launch when its first test asks for it, once for all of pytest's workers; gives the folder that it wrote."""
+    """Runs a launch once, when a test first asks for it, and gives the folder that it wrote."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
 
@@ -69,7 +69,7 @@ def logs(folder: Path, case: str) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("launch, case", TRAININGS)
 def test_two_processes_give_the_losses_of_one(launch, case, launched, alone):
-    """The same losses and gradient norms at the same total batch, with predictions spread unevenly over the processes."""
+    """Same losses and norms at the same total batch, with predictions spread unevenly."""
     first, second = logs(launched(launch), case)
     expected = alone(case)
     assert (first["processes"], first["kind"]) == (2, "FSDP" if launch == "fsdp2" else "MULTI_CPU")
@@ -82,7 +82,7 @@ def test_two_processes_give_the_losses_of_one(launch, case, launched, alone):
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", ["torchrun", "fsdp2"])
 def test_resumed_processes_repeat_the_losses(launch, launched):
-    """The newest checkpoint is broken: both processes continue from the one before, to the same numbers bit for bit."""
+    """The newest checkpoint is broken: both continue from the one before, to the same numbers."""
     folder = launched(launch)
     first, second = logs(folder, "resumed")
     assert first["resumed"] == first["losses"] == second["resumed"]
@@ -96,7 +96,7 @@ def test_resumed_processes_repeat_the_losses(launch, launched):
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", ["torchrun", "fsdp2"])
 def test_checkpoints_of_processes_are_whole_models(launch, launched):
-    """The last checkpoint and the final folder load with from_pretrained, without a missing name, to the same logits."""
+    """The last checkpoint and the final folder load with from_pretrained, to the same logits."""
     folder = launched(launch) / "resumed"
     token_ids, logits = torch.arange(5, 16)[None], []
     for place in (folder, folder / "checkpoint-6"):
@@ -128,6 +128,22 @@ def test_nan_in_one_process_stops_both(launch, launched, alone):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launch", ["torchrun", "fsdp2"])
+def test_packed_evaluation_of_two_processes_is_that_of_one(launch, launched, alone):
+    """Rows differ in number between the processes, and the last round has one batch only."""
+    first, second = logs(launched(launch), "packed")
+    expected = alone("packed")
+    assert first["processes"] == 2 and first["metrics"] == second["metrics"]
+    for name in ("rows", "labels"):
+        assert first["metrics"][name] == expected["metrics"][name]
+    for name in ("sum", "loss"):
+        assert first["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(first["predictions"]), torch.tensor(expected["predictions"]), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.slow
 def test_bf16_with_fsdp2_logs_losses_that_are_not_rounded_to_it(launched, alone):
     first, second = logs(launched("fsdp2"), "bf16")
     assert first == second
@@ -143,10 +159,16 @@ def test_run_mlm_with_fsdp2_is_run_mlm(tmp_path):
     (tmp_path / "validation.txt").write_text("\n".join(lines[120:160]), encoding="utf-8")
     sizes = "hidden_size=24,num_hidden_layers=2,num_attention_heads=3,intermediate_size=40"
     options = {
-        "--train_file": tmp_path / "train.txt", "--validation_file": tmp_path / "validation.txt", "--max_length": "24",
-        "--model": ROOT / "configs" / "lion-d-base", "--max_steps": "4", "--logging_steps": "1", "--report_to": "none",
-        "--model_overrides": f"{sizes},hidden_dropout_prob=0,attention_probs_dropout_prob=0", "--learning_rate": "1e-2",
-    }  # fmt: skip
+        "--train_file": tmp_path / "train.txt",
+        "--validation_file": tmp_path / "validation.txt",
+        "--max_length": "24",
+        "--model": ROOT / "configs" / "lion-d-base",
+        "--max_steps": "4",
+        "--logging_steps": "1",
+        "--report_to": "none",
+        "--model_overrides": f"{sizes},hidden_dropout_prob=0,attention_probs_dropout_prob=0",
+        "--learning_rate": "1e-2",
+    }
     argv = [str(word) for pair in options.items() for word in pair]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     expected = mlm.main(

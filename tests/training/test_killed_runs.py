@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,intermediate_size=128,initializer_range=0.1"
+SMALL = "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,intermediate_size=128"
+SMALL += ",initializer_range=0.1"
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -107,4 +108,4 @@ def test_kills(tmp_path, kills, streaming):
     killed, whole = tmp_path / "killed", tmp_path / "killed-whole"
     assert table(killed / "curves.csv") == table(whole / "curves.csv")
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert not list(killed.glob(".*"))  # nothing half-written is left
+    assert not list(killed.glob(".*"))  # nothing half-written is left, and no lock

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from support.models import text_config
 
-from lion_hf.training.settings import parse_overrides, parse_settings, save_settings
+from lion_hf.training.settings import load_yaml, parse_overrides, parse_settings, save_settings
 from lion_hf.training.trainer import LionTrainingArguments
 
 
@@ -169,3 +169,57 @@ def test_overrides():
         parse_overrides("hiden_size=64", config)
     with pytest.raises(ValueError, match="expected name=value,name=value"):
         parse_overrides("hidden_size=[", config)
+
+
+def test_words_that_yaml_takes_for_booleans_are_words(tmp_path):
+    """YAML 1.1 reads no, on and off as booleans, 007 as 7, 12:30 as 750, and a date as a date."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("names: [no, on, 007, 12:30, 2020-01-01, 1e3, Off, '1']\nflag: yes\nrate: 1e-3")
+    words = ["no", "on", "007", "12:30", "2020-01-01", "1e3", "Off", "1"]
+    assert parse("--config", str(file)) == Settings(1e-3, words, flag=True)
+    file.write_text(
+        f"output_dir: {tmp_path}\nreport_to: no\nsave_strategy: no\neval_strategy: no\n"
+    )
+    (args,) = parse_settings("", LionTrainingArguments, argv=["--config", str(file), "--use_cpu"])
+    assert (args.report_to, args.save_strategy, args.eval_strategy) == ([], "no", "no")
+    saved = save_settings(tmp_path, args)
+    assert load_yaml((tmp_path / "settings.yaml").read_text()) == saved
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["no", "1e-3", "1e3", "007", "12:30", "true", "null", "", "2020-01-01", ".inf", "0x1f", "a: b"]
+    + [1e-5, 0.1, 1e22, float("inf"), 3, -7, 1.0, True, None, 2e-7],
+    ids=repr,
+)
+def test_saved_values_are_read_as_they_were(tmp_path, value):
+    @dataclass
+    class One:
+        x: object
+
+    save_settings(tmp_path, One(value))
+    found = load_yaml((tmp_path / "settings.yaml").read_text()) or {}
+    assert found == ({} if value in (None, "") else {"x": value})
+    assert type(found.get("x", value)) is type(value)
+
+
+def test_switches_and_numbers_of_overrides():
+    config = text_config()
+    found = parse_overrides("normalize_attention=no,qkv_bias=on,drop_path_rate=1e-3", config)
+    assert found == {"normalize_attention": False, "qkv_bias": True, "drop_path_rate": 0.001}
+
+
+def test_settings_that_cannot_be_read_are_kept_from_a_run(tmp_path, monkeypatch):
+    """A full disk leaves the old settings, and nothing half-written."""
+    (args,) = parse_settings("", LionTrainingArguments, argv=["--output_dir", str(tmp_path)])
+    save_settings(tmp_path, args)
+    before = (tmp_path / "settings.yaml").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        save_settings(tmp_path, args)
+    assert (tmp_path / "settings.yaml").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.yaml"]

@@ -49,7 +49,7 @@ def head_and_batch(head: str, problem: str = "single_label_classification", rows
 
 
 def trained_gradient(network, inputs, steps: int, folder) -> dict[str, torch.Tensor]:
-    """The gradient that Trainer's optimizer sees when the rows come in `steps` accumulated batches."""
+    """The gradient that the optimizer sees when the rows come in `steps` accumulated batches."""
     rows = len(next(iter(inputs.values())))
     data = [{name: x[row] for name, x in inputs.items()} for row in range(rows)]
     args = TrainingArguments(
@@ -91,7 +91,7 @@ CASES = [(head, "single_label_classification") for head in HEADS] + [
 
 @pytest.mark.parametrize("head, problem", slow_except(CASES, CASES[0], CASES[-1]))
 def test_eight_batches_of_one_are_one_batch_of_eight(head, problem, tmp_path):
-    """Through LionTrainer, with labels spread unevenly over the rows, each head's gradient is the same to rounding."""
+    """Each head's gradient is the same to rounding, with labels spread unevenly over the rows."""
     network, inputs = head_and_batch(head, problem)
     whole, parts = (trained_gradient(network, inputs, steps, tmp_path) for steps in (1, 8))
     assert whole.keys() == parts.keys() and len(whole) > 10
@@ -184,7 +184,7 @@ def test_problem_type_of_texts_follows_the_labels():
 @pytest.mark.parametrize("mask_type", ("lit", "decay", "selective"))
 @pytest.mark.parametrize("head", ("MaskedLM", "ImageClassification", "MaskedImageModeling"))
 def test_weight_decay_spares_what_it_would_spoil(head, mask_type, tmp_path):
-    """LionTrainer: matrices decay; decays, gate biases, norms, class token and position embeddings do not."""
+    """Matrices decay; decays, gate biases, norms, class token and positions do not."""
     network = model(head, (text_config if head == "MaskedLM" else image_config)(mask_type))
     args = TrainingArguments(tmp_path, weight_decay=0.1, report_to="none", use_cpu=True)
     optimizer = LionTrainer(network, args).create_optimizer()
@@ -211,7 +211,7 @@ def test_weight_decay_spares_what_it_would_spoil(head, mask_type, tmp_path):
 
 
 def test_trainer_learns_and_resumes(tmp_path):
-    """A step of everything: Trainer, evaluation, checkpoint, and a resumed run that ends in the same weights."""
+    """Training lowers the loss, and a resumed run ends in the same weights."""
     config = image_config("decay", "snake", initializer_range=0.02, **NO_DROPOUT)
     images, labels = torch.randn(48, 3, 16, 16), torch.arange(48) % 3
     images += labels[:, None, None, None] * 1.0
@@ -219,9 +219,17 @@ def test_trainer_learns_and_resumes(tmp_path):
 
     def trainer(network, **kwargs):
         args = TrainingArguments(
-            tmp_path, per_device_train_batch_size=16, max_steps=30, learning_rate=3e-3, save_steps=15, report_to="none",
-            use_cpu=True, disable_tqdm=True, seed=3, **kwargs,
-        )  # fmt: skip
+            tmp_path,
+            per_device_train_batch_size=16,
+            max_steps=30,
+            learning_rate=3e-3,
+            save_steps=15,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=3,
+            **kwargs,
+        )
         return LionTrainer(network, args, train_dataset=data, eval_dataset=data)
 
     network = model("ImageClassification", config)

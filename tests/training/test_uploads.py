@@ -241,7 +241,7 @@ class TestCommands:
             processor = AutoProcessor.from_pretrained("owner/images", **options)
             result = [model.config.id2label[1] for model in models], type(processor).__name__
         """
-        assert reader.run(code) == [["dog", "dog"], "BitImageProcessor"]
+        assert reader.run(code) == [["dog", "dog"], "LionImageProcessor"]
 
     def test_every_run_of_glue_has_its_repository(self, hub, author, published):
         code = """

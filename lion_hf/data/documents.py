@@ -1,0 +1,165 @@
+"""Documents to train on: files of text, JSON, CSV or parquet, gzipped or not, or the Hub's data."""
+
+import glob
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pyarrow
+from datasets.exceptions import DatasetsError
+
+from .text_files import check_text, text_encoding
+
+LOADERS = {
+    ".txt": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+LOOKED_AT = 1 << 20  # characters of each file, before anything is read
+Documents = datasets.Dataset | datasets.IterableDataset
+
+
+def find_files(patterns: Sequence[str]) -> list[str]:
+    """The files that names or patterns such as data/*.txt stand for. A name comes first.
+
+    Raises:
+        ValueError: for a name or pattern that stands for no file.
+    """
+    found = []
+    for pattern in patterns:
+        if Path(pattern).is_file():
+            found.append(pattern)
+            continue
+        if Path(pattern).is_dir():
+            raise ValueError(f"{pattern} is a folder: expected files, such as {pattern}/*.txt")
+        files = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        if not files:
+            raise ValueError(f"{pattern}: there is no such file")
+        found += files
+    return found
+
+
+def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Documents:
+    """The documents of files of one kind, in their column.
+
+    Args:
+        files: names; `.gz` after the suffix says that a file is packed.
+        column: column of the documents; that of text files is "text".
+        streaming: whether to read them later, while they are used.
+
+    Raises:
+        ValueError: for files of several kinds or of none, files that cannot be read, without the
+            column or without text.
+    """
+    kinds = {LOADERS.get(Path(name.lower().removesuffix(".gz")).suffix) for name in files}
+    if len(kinds) > 1 or None in kinds:
+        raise ValueError(
+            f"{' '.join(files)}: expected files of one kind among {', '.join(LOADERS)}, also packed"
+            " as in .txt.gz"
+        )
+    (kind,) = kinds
+    options: dict[str, Any] = {}
+    if kind != "parquet":
+        files = [name for name in files if _holds_text(name)]
+        if not files:
+            raise ValueError("all files are empty: expected text")
+        options["encoding"] = _encoding(files, kind)
+    if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
+        for name in files:
+            _check_header(name, column, options["encoding"])
+        options |= {"usecols": [column], "converters": {column: str}, "na_filter": False}
+        options["index_col"] = False  # else a longer row's first field would be its name
+    names = [glob.escape(str(Path(name).absolute())) for name in files]
+    try:
+        data = datasets.load_dataset(
+            kind, data_files=names, split="train", streaming=streaming, **options
+        )
+        return select(data, column)
+    except NoColumn:
+        raise
+    except (DatasetsError, OSError, TypeError, ValueError, pyarrow.ArrowException) as error:
+        for name in files if kind != "parquet" else ():
+            check_text(name)  # names the line
+        raise ValueError(f"{' '.join(files)} cannot be read as {kind}: {reason(error)}") from error
+
+
+def read_dataset(
+    name: str, config: str | None, split: str, column: str, streaming: bool = False
+) -> Documents:
+    """The documents of a data set on the Hub, or of a folder that `datasets` can read.
+
+    Raises:
+        ValueError: if it cannot be had, or lacks the split or the column.
+    """
+    try:
+        data = datasets.load_dataset(name, config, split=split, streaming=streaming)
+        return select(data, column)
+    except NoColumn:
+        raise
+    except (DatasetsError, OSError, TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(
+            f"data set {name} (configuration {config}, split {split}) cannot be read:"
+            f" {reason(error)}; check its name and the network"
+        ) from error
+
+
+class NoColumn(ValueError):
+    """A table without the column of the documents."""
+
+
+def select(data: Documents, column: str) -> Documents:
+    """A table with only this column.
+
+    Raises:
+        NoColumn: if there is no such column.
+    """
+    columns = data.column_names or list(next(iter(data), {}))
+    if column not in columns:
+        raise NoColumn(
+            f"there is no column {column!r}: the data has {', '.join(columns) or 'none'}"
+        )
+    return data.select_columns([column])
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause of an error in one line. Loaders wrap it several times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _holds_text(name: str) -> bool:
+    """Whether a file is not empty, after a check of its beginning."""
+    check_text(name, LOOKED_AT)
+    return Path(name).stat().st_size > 0
+
+
+def _encoding(files: Sequence[str], kind: str) -> str:
+    """The encoding of all files; that of UTF-8 with a mark also reads files without."""
+    found = {text_encoding(name).removesuffix("-sig") for name in files}
+    if len(found) > 1:
+        raise ValueError(
+            f"{' '.join(files)}: some files are in {', others in '.join(sorted(found))}; convert"
+            " all to UTF-8"
+        )
+    (encoding,) = found
+    if encoding == "utf-8":
+        return "utf-8-sig"
+    if kind == "json":
+        raise ValueError(f"{files[0]} is in {encoding.upper()}: JSON is in UTF-8, so convert it")
+    return encoding
+
+
+def _check_header(name: str, column: str, encoding: str) -> None:
+    try:
+        columns: Iterable[str] = pandas.read_csv(name, nrows=0, encoding=encoding).columns
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read as csv: {reason(error)}") from error
+    if column not in columns:
+        listed = ", ".join(map(str, itertools.islice(columns, 20)))
+        raise NoColumn(f"{name} has no column {column!r}: it has {listed}")

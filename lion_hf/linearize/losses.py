@@ -1,0 +1,117 @@
+"""How far a copy is from its source: losses of attentions and of answers."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..modeling.modeling_lion import LionPreTrainedModel
+
+
+def distillation_loss(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, kind: str, tau: float
+) -> torch.Tensor:
+    """Loss of a student against its teacher for every sample, (B,).
+
+    Args:
+        logits: the student's, (B, C).
+        teacher_logits: (B, C).
+        kind: "hard" for cross-entropy with the teacher's class, "soft" for tau^2 times the
+            Kullback-Leibler divergence of the softened probabilities (arXiv 1503.02531).
+        tau: temperature of "soft".
+    """
+    logits, teacher_logits = logits.float(), teacher_logits.float()
+    if kind == "hard":
+        return F.cross_entropy(logits, teacher_logits.argmax(-1), reduction="none")
+    student, teacher = (F.log_softmax(x / tau, dim=-1) for x in (logits, teacher_logits))
+    return tau**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+
+
+def relative_error(
+    output: torch.Tensor, target: torch.Tensor, tokens: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Squared error over squared target.
+
+    Args:
+        output: (B, L, ...).
+        target: of the same shape.
+        tokens: (B, L), 0 for those that do not count; None if all do.
+    """
+    error, power = (output.float() - target.float()).square(), target.float().square()
+    if tokens is not None:
+        real = (tokens != 0)[..., None]
+        error, power = error * real, power * real
+    return error.sum() / power.sum().clamp(min=1e-12)
+
+
+def answer_loss(
+    student: LionPreTrainedModel,
+    outputs: Any,
+    answers: Any,
+    batch: dict[str, torch.Tensor],
+    *,
+    tau: float,
+) -> torch.Tensor:
+    """How far a student's outputs are from its teacher's.
+
+    It is a divergence for classes and a relative error for hidden states.
+
+    Args:
+        student: the copy.
+        outputs: the student's.
+        answers: the teacher's, of the same tokens or patches.
+        batch: what both were given; `labels` of masked language models say which tokens count.
+        tau: temperature of probabilities.
+    """
+    head, tokens = type(student).__name__, batch.get("attention_mask")
+    if head == "LionModel":
+        return relative_error(outputs.last_hidden_state, answers.last_hidden_state, tokens)
+    if head == "LionForMaskedImageModeling":
+        return relative_error(outputs.reconstruction, answers.reconstruction)
+    if head == "LionForQuestionAnswering":
+        return sum(
+            distillation_loss(
+                *_real_positions(outputs[name], answers[name], tokens), "soft", tau
+            ).mean()
+            for name in ("start_logits", "end_logits")
+        )
+    logits, targets = outputs.logits, class_logits(answers)
+    kind = problem_type(student)
+    if kind == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits.float(), targets.float().sigmoid())
+    if kind == "regression":
+        return F.mse_loss(logits.float(), targets.float())
+    if head == "LionForMaskedLM":
+        masked = batch["labels"] != -100
+        logits, targets = logits[masked], targets[masked]
+    elif head == "LionForTokenClassification" and tokens is not None:
+        logits, targets = logits[tokens != 0], targets[tokens != 0]
+    losses = distillation_loss(logits.flatten(0, -2), targets.flatten(0, -2), "soft", tau)
+    return losses.mean() if losses.numel() else losses.sum()
+
+
+def _real_positions(
+    logits: torch.Tensor, targets: torch.Tensor, tokens: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits over positions, (B, L), without those of padding."""
+    if tokens is None:
+        return logits, targets
+    return logits.masked_fill(tokens == 0, -1e4), targets.masked_fill(tokens == 0, -1e4)
+
+
+def problem_type(student: LionPreTrainedModel) -> str:
+    """What a model's logits are for, in the words of `problem_type` in transformers."""
+    config = student.config
+    if type(student).__name__ not in (
+        "LionForSequenceClassification",
+        "LionForImageClassification",
+    ):
+        return "single_label_classification"
+    return config.problem_type or (
+        "regression" if config.num_labels == 1 else "single_label_classification"
+    )
+
+
+def class_logits(outputs: Any) -> torch.Tensor | None:
+    """Logits of classes; `BertForPreTraining` has two kinds."""
+    return outputs.get("prediction_logits", outputs.get("logits"))

@@ -1,0 +1,189 @@
+"""The encoder for text and images, without a head."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_lion import LionConfig
+from .lion_convolution import Grid, convolution_layout
+from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
+from .lion_layers import LionLayer, LionPooler
+from .lion_packing import check_rows, document_indices, repad, unpad
+from .lion_pretrained import LionPreTrainedModel
+
+
+class EmbeddedRows(NamedTuple):
+    """What the layers of the encoder get."""
+
+    hidden_states: torch.Tensor  # (B, L, hidden), or (1, tokens, hidden) without padding
+    for_layers: dict[str, Any]  # keyword arguments of every layer
+    places: torch.Tensor | None = None  # of the tokens in the batch, if padding was taken out
+    shape: tuple[int, int] = (0, 0)  # (B, L) of the batch
+
+
+class LionModel(LionPreTrainedModel):
+    """The encoder: text or patch embeddings, layers, with `pre_norm` a last norm, and a pooler.
+
+    Args:
+        add_pooling_layer: whether to compute `pooler_output`.
+        use_mask_token: whether an image model has the token that replaces masked patches.
+    """
+
+    input_modalities = ("text", "image")
+
+    def __init__(
+        self, config: LionConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
+    ):
+        super().__init__(config)
+        text, depth = config.modality == "text", config.num_hidden_layers
+        if text:
+            self.embeddings = LionTextEmbeddings(config)
+        else:
+            self.embeddings = LionImageEmbeddings(config, use_mask_token)
+        rates = [config.drop_path_rate * n / max(depth - 1, 1) for n in range(depth)]
+        self.layers = nn.ModuleList([LionLayer(config, rate) for rate in rates])
+        norm = None
+        if config.pre_norm:
+            norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # Under one name, transformers would take it for the masked-LM head's norm when it loads.
+        self.norm, self.last_norm = (None, norm) if text else (norm, None)
+        self.pooler = LionPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return getattr(self.embeddings, self._input_embeddings())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        setattr(self.embeddings, self._input_embeddings(), value)
+
+    def _input_embeddings(self) -> str:
+        return "word_embeddings" if self.config.modality == "text" else "patch_embeddings"
+
+    def _may_unpad(self, kwargs: dict) -> bool:
+        """Whether padding may be taken out.
+
+        It may in "auto" form, if nobody looks at the layers' outputs or needs their scores.
+        """
+        outputs = ("output_attentions", "output_hidden_states")
+        recorded = any(kwargs.get(name, getattr(self.config, name)) for name in outputs)
+        scores = self.training and self.config.attention_probs_dropout_prob > 0
+        return self.config.attention_form == "auto" and not (recorded or scores)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        seq_idx: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        max_length_q: int | torch.Tensor | None = None,
+        max_length_k: int | torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encodes a batch.
+
+        Args:
+            input_ids: ids of tokens, (B, L); text models.
+            attention_mask: (B, L), 1 for tokens and 0 for padding, which may be anywhere.
+            token_type_ids: (B, L), zeros if None.
+            position_ids: (B or 1, L). Where they restart, a new document begins, which does not see
+                the others.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`.
+            pixel_values: (B, channels, height, width); image models.
+            bool_masked_pos: (B, patches), nonzero where the mask token replaces a patch.
+            seq_idx: (B or 1, L), integers that change where a new document begins.
+            cu_seq_lens_q: offsets of the documents, (documents + 1,) in one flat row (B = 1), or
+                (B, documents + 1) in every row, where the last offset may be repeated.
+            cu_seq_lens_k: the same; collators pass both.
+            max_length_q: not read. Named because collators pass it beside the offsets.
+            max_length_k: not read.
+            **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
+
+        Returns:
+            `last_hidden_state` (B, L, hidden), not to be read at padding, and `pooler_output`
+            (B, hidden), which knows nothing of packing. With `output_attentions` also the layers'
+            mixing matrices, (B, heads, L, L), in any form.
+
+        Raises:
+            ValueError: for inputs of the other modality, both or none of `input_ids` and
+                `inputs_embeds`, an image size that the patch does not divide, or a mask of another
+                length.
+        """
+        if self.config.modality == "text":
+            if pixel_values is not None:
+                raise ValueError(
+                    "a text model takes either input_ids or inputs_embeds (and no pixel_values)"
+                )
+            rows = self._embed_texts(
+                self._may_unpad(kwargs),
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                position_ids=position_ids,
+                seq_idx=seq_idx,
+                cu_seq_lens_q=cu_seq_lens_q,
+                cu_seq_lens_k=cu_seq_lens_k,
+            )
+        else:
+            if pixel_values is None or input_ids is not None or inputs_embeds is not None:
+                raise ValueError(
+                    "an image model takes pixel_values (and no input_ids or inputs_embeds)"
+                )
+            rows = self._embed_images(pixel_values, bool_masked_pos)
+        recorded = kwargs.get("output_attentions", self.config.output_attentions) or False
+        hidden_states = rows.hidden_states
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, output_attentions=recorded, **rows.for_layers)
+        if rows.places is not None:
+            hidden_states = repad(hidden_states, rows.places, rows.shape)
+        last_norm = self.last_norm or self.norm
+        if last_norm is not None:
+            hidden_states = last_norm(hidden_states)
+        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def _embed_texts(self, may_unpad: bool, **inputs: torch.Tensor | None) -> EmbeddedRows:
+        """The first hidden states of a batch of texts, without padding where that pays."""
+        shape = check_rows(self.config.hidden_size, **inputs)
+        mask, position_ids = inputs["attention_mask"], inputs["position_ids"]
+        seq_idx, places = inputs["seq_idx"], None
+        if seq_idx is None:
+            cu_seq_lens = inputs["cu_seq_lens_q"], inputs["cu_seq_lens_k"]
+            seq_idx = document_indices(shape, mask, position_ids, *cu_seq_lens)
+        tokens = inputs["input_ids"], inputs["token_type_ids"], position_ids
+        hidden_states = self.embeddings(*tokens, inputs["inputs_embeds"], mask, seq_idx)
+        packed = None
+        if mask is not None and may_unpad:
+            packed = unpad(hidden_states, mask, seq_idx)
+        if packed is not None:
+            (hidden_states, seq_idx, places), mask = packed, None
+        for_layers = {"attention_mask": mask, "seq_idx": seq_idx}
+        width = self.config.conv_kernel_size
+        if width is not None:
+            rows = hidden_states.shape[0], hidden_states.shape[1]
+            for_layers["conv_layout"] = convolution_layout(width, rows, mask, seq_idx)
+        return EmbeddedRows(hidden_states, for_layers, places, shape)
+
+    def _embed_images(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
+    ) -> EmbeddedRows:
+        """The first hidden states of a batch of images."""
+        order = self.embeddings.reading_orders(pixel_values)
+        grid = Grid(*self.embeddings.patch_grid(pixel_values))
+        hidden_states = self.embeddings(pixel_values, bool_masked_pos)
+        return EmbeddedRows(hidden_states, {"order": order, "conv_layout": grid})
+
+
+__all__ = ["LionModel"]
