@@ -92,7 +92,7 @@ class TextStream(torch.utils.data.IterableDataset):
     def _rows(
         self, epoch: int, share: tuple[int, int, int], used: int
     ) -> Iterator[tuple[int, list[dict]]]:
-        """Pairs of documents of the shard used before, and the next buffer's rows in their order."""
+        """Yields how many documents of the shard are used, and the next buffer's rows in order."""
         for before, documents in self._buffers(*share, used):
             rows = self.make_rows(documents)
             seed = sample_seed(self.seed, epoch, *share, before)
