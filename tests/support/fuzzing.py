@@ -1,4 +1,4 @@
-"""What the tests with random and absurd inputs share. `CASES` says how many cases each of them draws."""
+"""Shared by the tests with random and absurd inputs; `CASES` is how many cases each draws."""
 
 import re
 

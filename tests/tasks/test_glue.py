@@ -1,4 +1,4 @@
-"""run_glue.py on tiny files: all of GLUE's tasks, own data, skipped and resumed runs, and what users can get wrong."""
+"""GLUE on tiny files: all tasks, own data, skipped and resumed runs, and users' mistakes."""
 
 import json
 import os
@@ -138,9 +138,12 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_path, capsys):
-    """One run a task: metrics, table, picture, submissions; RTE, MRPC and STS-B have MNLI's encoder, the others do not."""
+    """One run per task; RTE, MRPC and STS-B start from MNLI's encoder, the others do not."""
     (tmp_path / "recipes.yaml").write_text("mnli: {learning_rate: 1e-1}")  # of the others 1e-5
-    argv = f"--task {','.join(TASKS)} --data_dir {folder}/glue --model_name_or_path {folder}/model --output_dir {tmp_path}"
+    argv = (
+        f"--task {','.join(TASKS)} --data_dir {folder}/glue --model_name_or_path {folder}/model"
+        f" --output_dir {tmp_path}"
+    )
     argv += f" --start_from_mnli --predict --seeds 7 --recipes {tmp_path}/recipes.yaml"
     summary = script.main([*argv.split(), *ONCE])
     assert list(summary["tasks"]) == ["mnli", *[name for name in TASKS if name != "mnli"]]
@@ -173,7 +176,7 @@ def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_p
 
 @pytest.mark.slow
 def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
-    """Named classes are learnt and saved; a second call runs nothing; other settings are refused; --redo repeats."""
+    """Learns named classes; runs nothing twice, refuses other settings, and repeats with --redo."""
     learn = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--total_batch_size", "8"]
     learn += ["--eval_strategy", "no"]
     argv = own(
@@ -266,7 +269,7 @@ def test_other_data_and_other_weights_are_other_runs(script, folder, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_continues(script, folder, tmp_path, monkeypatch):
-    """Killed in step 5 of 6, after a checkpoint at 4, it does two steps more and ends in the same weights and metrics."""
+    """Killed in step 5 of 6, after a checkpoint at 4, it goes on to the same result."""
     argv = "--max_steps 6 --save_strategy steps --save_steps 2 --seed 5 --learning_rate 1e-2"
     argv = [*QUICK, *argv.split(), "--model_overrides", "hidden_dropout_prob=0.1"]
     whole = script.main(own(folder, tmp_path / "whole", *argv))
@@ -389,11 +392,17 @@ def test_own_pairs_with_a_real_valued_target_and_another_model(script, folder, t
         max_position_embeddings=64,
     )
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    files = f"--train_file {folder}/train.jsonl --validation_file {folder}/validation.jsonl --test_file {folder}/train.jsonl"
+    files = (
+        f"--train_file {folder}/train.jsonl --validation_file {folder}/validation.jsonl"
+        f" --test_file {folder}/train.jsonl"
+    )
     columns = (
         "--sentence1_column first --sentence2_column second --label_column stars --max_length 32"
     )
-    start = f"--model_name_or_path {tmp_path}/bert --tokenizer_name {folder}/tokenizer --from_scratch --output_dir {tmp_path}/out"
+    start = (
+        f"--model_name_or_path {tmp_path}/bert --tokenizer_name {folder}/tokenizer --from_scratch"
+        f" --output_dir {tmp_path}/out"
+    )
     summary = script.main([*f"{files} {columns} {start}".split(), *ONCE, "--seed", "1"])
     assert set(summary["tasks"]["own"]["metrics"]) == {"pearson", "spearmanr"}
     config = AutoModelForSequenceClassification.from_pretrained(
@@ -593,7 +602,10 @@ def test_weights_of_another_shape_are_refused(script, folder, tmp_path):
 def test_recipes_and_options_change_the_table(script, folder, tmp_path):
     """The file changes single tasks, an option all; the rest stays the table's."""
     (tmp_path / "recipes.yaml").write_text("rte: {epochs: 7, learning_rate: 3e-5, seeds: 2}\n")
-    argv = f"--task rte,cola --data_dir {folder}/glue --model_name_or_path {folder}/model --output_dir {tmp_path}/out"
+    argv = (
+        f"--task rte,cola --data_dir {folder}/glue --model_name_or_path {folder}/model"
+        f" --output_dir {tmp_path}/out"
+    )
     argv = [*argv.split(), "--recipes", str(tmp_path / "recipes.yaml"), "--weight_decay", "0.5"]
     options, args = script.parse_settings(
         "", script.GlueArguments, script.GlueTrainingArguments, argv=argv
@@ -673,7 +685,7 @@ def test_help_explains_every_option(script, capsys):
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(script, folder, tmp_path):
-    """torchrun on two processes: the task's batch is shared, and losses, metrics and predictions are those of one process."""
+    """With torchrun, two processes share the batch and give the numbers of one process."""
     argv = [
         *QUICK,
         "--seed",

@@ -1,4 +1,4 @@
-"""GLUE's metrics against scikit-learn and scipy, the table of tasks, averages, and the reading of labelled text."""
+"""GLUE's metrics against scikit-learn and scipy, the table of tasks, and labelled text."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_correlations_are_scipys(case):
 
 @pytest.mark.parametrize("metric", (Pearson, Spearman))
 def test_constant_predictions_correlate_with_nothing(metric):
-    """Where scipy answers nan, which would make every mean nan, the answer is 0, also for sums that do not cancel exactly."""
+    """Where scipy answers nan, ours is 0, also for sums that do not cancel exactly."""
     varied = random.normal(size=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
