@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import pandas
@@ -24,7 +24,7 @@ LOADERS = {
     ".parquet": "parquet",
 }
 LOOKED_AT = 1 << 20  # characters of each file, before anything is read
-Documents = datasets.Dataset | datasets.IterableDataset
+Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 def find_files(patterns: Sequence[str]) -> list[str]:
@@ -71,7 +71,7 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         files = [name for name in files if _holds_text(name)]
         if not files:
             raise ValueError("all files are empty: expected text")
-        options["encoding"] = _encoding(files, kind)
+        options["encoding"] = _encoding(files, kind or "")
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
         for name in files:
             _check_header(name, column, options["encoding"])

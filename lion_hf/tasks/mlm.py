@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
     trainer: LionTrainer
     data: dict[str, Any]
-    test: Dataset | None
+    test: Any
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
