@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, PushInProgress
@@ -32,6 +33,8 @@ class UploadingTrainer(Trainer):
     model card, and no settings, pickles or paths of this machine. Checkpoints are uploaded after
     they are sealed, from hard links, so that rotation and later checkpoints do not disturb it.
     """
+
+    model: nn.Module
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`.
