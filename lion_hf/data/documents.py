@@ -1,16 +1,19 @@
 """Documents to train on: files of text, JSON, CSV or parquet, gzipped or not, or the Hub's data."""
 
 import glob
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import pandas
 import pyarrow
 from datasets.exceptions import DatasetsError
 
+from .fingerprints import fingerprint
 from .text_files import check_text, text_encoding
 
 LOADERS = {
@@ -21,7 +24,7 @@ LOADERS = {
     ".parquet": "parquet",
 }
 LOOKED_AT = 1 << 20  # characters of each file, before anything is read
-Documents = datasets.Dataset | datasets.IterableDataset
+Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 def find_files(patterns: Sequence[str]) -> list[str]:
@@ -68,7 +71,7 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         files = [name for name in files if _holds_text(name)]
         if not files:
             raise ValueError("all files are empty: expected text")
-        options["encoding"] = _encoding(files, kind)
+        options["encoding"] = _encoding(files, kind or "")
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
         for name in files:
             _check_header(name, column, options["encoding"])
@@ -76,9 +79,10 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         options["index_col"] = False  # else a longer row's first field would be its name
     names = [glob.escape(str(Path(name).absolute())) for name in files]
     try:
-        data = datasets.load_dataset(
-            kind, data_files=names, split="train", streaming=streaming, **options
-        )
+        # `datasets` knows a file by its time of change; the name also tells its content
+        content = hashlib.sha256(json.dumps(fingerprint(files)).encode()).hexdigest()[:16]
+        options |= {"name": f"{kind}-{content}", "data_files": names, "split": "train"}
+        data = datasets.load_dataset(kind, streaming=streaming, **options)
         return select(data, column)
     except NoColumn:
         raise

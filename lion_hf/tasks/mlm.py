@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
     trainer: LionTrainer
     data: dict[str, Any]
-    test: Dataset | None
+    test: Any
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     logging.basicConfig(
         level=logging.INFO if args.should_log else logging.ERROR, format="%(name)s: %(message)s"
     )
-    set_seed(args.seed)
     try:
+        set_seed(args.seed)
         check_settings(model_settings, data, args)
         if args.do_train:
             find_checkpoint(args.output_dir, args.resume)
@@ -119,7 +119,7 @@ def prepare(
             data.text_column,
             Path(args.output_dir),
             args.should_save,
-            describe_text(data, "train", texts),
+            describe_text(data, "train", texts) if "train" in texts else None,
         )
         if data.whole_words and not tokenizer.is_fast:
             raise ValueError(
@@ -217,8 +217,6 @@ def training_set(
 
 def describe_text(data: DataSettings, part: str, texts: dict[str, Documents]) -> dict[str, Any]:
     """Plain values by which a part's text is known again: fingerprints of files, or names."""
-    if part not in texts:
-        return {}
     if data.dataset is None:
         found = fingerprint(find_files(getattr(data, f"{part}_file")))
     elif Path(data.dataset).is_dir():

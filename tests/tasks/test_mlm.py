@@ -186,6 +186,8 @@ def test_a_trained_tokenizer_is_that_of_its_text_and_size(folder, tmp_path):
     mlm.main([*argv, "--vocab_size", "200"])
     with pytest.raises(SystemExit, match="vocab_size was 200 and is 300.*choose another --output"):
         mlm.main([*argv, "--vocab_size", "300"])
+    files = ["--validation_file", str(folder / "validation.txt")]
+    mlm.main([*argv, *files, "--vocab_size", "200", "--do_train", "false", "--do_eval", "true"])
     with (tmp_path / "train.txt").open("a") as file:
         file.write("one more line\n")
     with pytest.raises(SystemExit, match="train.txt was {'size': [0-9]+.* and is {'size': [0-9]+"):
@@ -263,6 +265,12 @@ def test_models_and_tokenizers_that_cannot_be_had(folder, tmp_path):
         with pytest.raises(SystemExit, match=message) as stop:
             mlm.main([*text, *SHORT, *argv])
         assert "\n" not in str(stop.value), argv
+    shutil.copytree(folder / "model", tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"x" * 99)
+    for model in (["--model", str(tmp_path / "broken")], ["--model", str(folder / "model")]):
+        with pytest.raises(SystemExit, match="its weights cannot be loaded: ") as stop:
+            mlm.main([*text, *SHORT, *model, "--model_overrides", "intermediate_size=44"])
+        assert "\n" not in str(stop.value) and len(str(stop.value)) < 700
     with pytest.raises(SystemExit, match="data set nobody/nothing .* cannot be read: ") as stop:
         mlm.main([*SHORT, "--dataset", "nobody/nothing", "--output_dir", str(tmp_path / "out")])
     assert "\n" not in str(stop.value) and not (tmp_path / "out").exists()
