@@ -380,8 +380,8 @@ class LionConfig(PreTrainedConfig):
         modality, pooling = self.modality, self.classifier_pooling
         if self.distillation_head and (modality, pooling) != ("image", "mean"):
             raise ValueError(
-                f"distillation_head=True with modality={modality!r}, classifier_pooling={pooling!r}:"
-                " expected 'image' and 'mean', because the class token is then the teacher's"
+                f"distillation_head=True with modality={modality!r}, classifier_pooling={pooling!r}"
+                ": expected 'image' and 'mean', because the class token is then the teacher's"
             )
         if self.modality == "text":
             self._check_text()
