@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
-from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, PushInProgress
@@ -34,7 +34,7 @@ class UploadingTrainer(Trainer):
     they are sealed, from hard links, so that rotation and later checkpoints do not disturb it.
     """
 
-    model: nn.Module
+    model: Any
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`.
