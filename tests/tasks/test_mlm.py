@@ -1,4 +1,4 @@
-"""`lion-hf mlm` on the words of this repository's README."""
+"""`lion-hf mlm` on the words of this repository's README and license."""
 
 import csv
 import json
@@ -47,9 +47,10 @@ SHORT += ["--use_cpu", "--disable_tqdm", "true", "--validation_rows", "20", "--l
 def folder(tmp_path_factory) -> Path:
     """Text files, four JSON shards, and a tokenizer with an untrained model."""
     folder = tmp_path_factory.mktemp("text")
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE")]
+    lines = "\n".join(texts).splitlines()
     (folder / "train.txt").write_text("\n".join(lines[:200]), encoding="utf-8")
-    (folder / "validation.txt").write_text("\n".join(lines[200:]), encoding="utf-8")
+    (folder / "validation.txt").write_text("\n".join(lines[200:300]), encoding="utf-8")
     (folder / "shards").mkdir()
     for shard in range(4):
         rows = [json.dumps({"text": line, "url": "x"}) for line in lines[shard:200:4]]
