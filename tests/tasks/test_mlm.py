@@ -20,6 +20,7 @@ from transformers import (
 
 from lion_hf.data.masking import MaskTokens, pad_rows
 from lion_hf.data.rows import make_rows_of
+from lion_hf.presets import find_preset, recipe_names
 from lion_hf.tasks import mlm
 from lion_hf.training.settings import parse_settings
 from lion_hf.training.trainer import LionTrainingArguments
@@ -610,9 +611,9 @@ def test_empty_documents_are_counted(folder, caplog):
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "configs/mlm").glob("*.yaml")), ids=lambda file: file.stem
+    "file", sorted((ROOT / "configs/mlm").glob("lion-*.yaml")), ids=lambda file: file.stem
 )
-def test_recipes(file, tmp_path, capsys):
+def test_recipes_of_the_paper(file, tmp_path, capsys):
     settings = yaml.safe_load(file.read_text()) | {
         "bf16": False
     }  # which asks for a device that has it
@@ -637,6 +638,14 @@ def test_recipes(file, tmp_path, capsys):
         1e-5,
     )
     assert args.warmup_steps == 0.06 and settings["dataset"] == "allenai/c4"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("mlm/")])
+def test_recipes_name_settings_that_there_are(name, tmp_path):
+    types = mlm.ModelSettings, mlm.DataSettings, LionTrainingArguments
+    argv = ["--config", name, "--bf16", "false", "--output_dir", str(tmp_path), "--use_cpu"]
+    model, _, _ = parse_settings("", *types, argv=argv)
+    assert model.model.startswith("outputs/") or Path(find_preset(model.model)).is_dir()
 
 
 def test_help_is_complete(capsys):
