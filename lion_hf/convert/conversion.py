@@ -38,6 +38,7 @@ from .names import (
 )
 from .reading import Original, read_checkpoint
 from .renaming import find_row
+from .tokenizer_files import check_processor_files, check_words
 
 MOST_LABELS = 100_000  # each of which gets a name; ImageNet-21K has 21,841
 
@@ -327,14 +328,7 @@ def _processor(original: Original, config: LionConfig, tokenizer: Any) -> Any:
         original.notes.append(TOKENIZER_NOTE)
         return None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        check_processor_files(Path(tokenizer), config.vocab_size)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     check_words(tokenizer, config)
     return tokenizer
-
-
-def check_words(tokenizer: PreTrainedTokenizerBase, config: LionConfig) -> None:
-    """Raises ConversionError if a tokenizer has words that the model has no embeddings for."""
-    if len(tokenizer) > config.vocab_size:
-        raise ConversionError(
-            f"the tokenizer has {len(tokenizer)} words, more than the model's {config.vocab_size}"
-        )

@@ -70,7 +70,7 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         files = [name for name in files if _holds_text(name)]
         if not files:
             raise ValueError("all files are empty: expected text")
-        options["encoding"] = _encoding(files, kind)
+        options["encoding"] = _encoding(files, kind or "")
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
         for name in files:
             _check_header(name, column)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ..data.augmentation import RepeatedSampler
 from ..data.samples import SeededDataset
-from ..linearize.distillation import distillation_loss
+from ..linearize.losses import distillation_loss
 from ..training.trainer import LionTrainer
 
 DISTILLATIONS = ("none", "hard", "soft")

@@ -176,6 +176,8 @@ class LionTrainer(UploadingTrainer):
 
     def evaluation_loop(self, dataloader: Any, *args, metric_key_prefix: str = "eval", **kwargs):
         """As in Trainer; a metric `exact_loss` replaces the mean of the batches' losses."""
+        if self.accelerator.is_fsdp2 and not self.accelerator._models:
+            self._shard()
         shared = isinstance(dataloader, SharedBatches)
         rounded = self.args.bf16_full_eval or self.args.fp16_full_eval
         averaged = self.args.average_tokens_across_devices
@@ -199,6 +201,13 @@ class LionTrainer(UploadingTrainer):
         if exact is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = exact
         return output
+
+    def _shard(self) -> None:
+        """Shards a model that has not been trained; accelerate needs an optimizer for that."""
+        self.create_optimizer()
+        prepared = self.accelerator.prepare(self.model, self.optimizer)
+        self.model = self.model_wrapped = prepared[0]
+        self.optimizer = None if self._optimizer_is_ours else prepared[1]
 
     # Values that are not finite
 
@@ -242,12 +251,11 @@ class LionTrainer(UploadingTrainer):
         if found is None:
             return
         name, step, here = found
+        place = where_not_finite(self.model, inputs)  # in all processes: FSDP joins shards for it
         if not here:
             place = "it did so in another process and was finite in this one"
         elif name == "gradient" and self._broken_gradient is not None:
             place = f"the first one is that of {self._broken_gradient}"
-        else:
-            place = where_not_finite(self.model, inputs)
         rate = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler is not None else float("nan")
         raise FloatingPointError(
             f"the {name} became nan or infinite in step {step + 1} (epoch {self.state.epoch:.2f},"

@@ -19,7 +19,7 @@ from lion_hf.data.augmentation import (
     posterize,
 )
 from lion_hf.data.samples import SeededDataset, seeded
-from lion_hf.linearize.distillation import distillation_loss
+from lion_hf.linearize.losses import distillation_loss
 from lion_hf.modeling.image_processing_lion import upright_rgb
 from lion_hf.tasks.teacher import Teacher
 

@@ -55,7 +55,7 @@ def start(commands: list[list[str]], *program: str) -> None:
         )
         processes.append(process)
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=480)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

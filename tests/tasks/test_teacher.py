@@ -11,7 +11,7 @@ from support.images import PLAIN, image_folder, run
 from transformers import AutoModelForImageClassification
 
 from lion_hf.auto import image_processor
-from lion_hf.linearize.distillation import distillation_loss
+from lion_hf.linearize.losses import distillation_loss
 from lion_hf.tasks import image_classification as script
 from lion_hf.tasks.teacher import Teacher, load_teacher, read_weights
 
