@@ -132,8 +132,8 @@ def _add_publish(commands: argparse._SubParsersAction) -> None:
     publish = commands.add_parser(
         "publish",
         help="upload a folder to the Hugging Face Hub",
-        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub. Shows"
-        " what it will upload, and asks first.",
+        description="Uploads a folder written by lion_hf.save_for_hub to the Hugging Face Hub. It"
+        " shows what it will upload, and asks first.",
     )
     publish.add_argument("folder", metavar="FOLDER", help="the folder")
     publish.add_argument(

@@ -8,10 +8,10 @@ import base64
 import binascii
 import io
 import os
+import urllib.request
 from typing import Any
 
 import torch
-from huggingface_hub import get_session
 from PIL import Image
 from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipeline, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -30,7 +30,7 @@ def open_picture(source: str | Image.Image, timeout: float | None = None) -> Ima
     Raises:
         ValueError: if a text is none of these.
         TypeError: for another type.
-        OSError: if the bytes are not an image.
+        OSError: if the bytes are not an image, or an address cannot be read.
     """
     if isinstance(source, Image.Image):
         return source
@@ -39,9 +39,8 @@ def open_picture(source: str | Image.Image, timeout: float | None = None) -> Ima
             f"image is a {type(source).__name__}: expected a PIL image, path, address or base64"
         )
     if source.startswith(("http://", "https://")):
-        answer = get_session().get(source, timeout=timeout, follow_redirects=True)
-        answer.raise_for_status()
-        return Image.open(io.BytesIO(answer.content))
+        with urllib.request.urlopen(source, timeout=timeout) as answer:
+            return Image.open(io.BytesIO(answer.read()))
     if os.path.isfile(source):
         return Image.open(source)
     encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source

@@ -10,14 +10,14 @@ from types import ModuleType
 # Old module -> the modules that hold its names now.
 MOVED = {
     "checkpoints": ("training.checkpoints",),
-    "distillation": ("linearize.distillation", "linearize.settings"),
+    "distillation": ("linearize.distillation", "linearize.losses", "linearize.settings"),
     "distributed": ("training.processes",),
     "finished": ("training.run_state",),
     "glue": ("tasks.glue_tasks", "tasks.metrics", "tasks.report"),
     "image_trainer": ("tasks.image_trainer", "tasks.teacher"),
     "images": ("data.images", "data.augmentation"),
     "labelled_text": ("tasks.glue_data", "data.labelled_text", "data.tables"),
-    "lesson_data": ("linearize.data",),
+    "lesson_data": ("linearize.data", "linearize.text_data"),
     "modeling.lion_scan": ("modeling.lion_orders", "modeling.configuration_lion"),
     "original": ("convert.reading", "convert.errors"),
     "settings": ("training.settings",),

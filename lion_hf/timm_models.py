@@ -222,7 +222,7 @@ class LionTimmModel(LionForImageClassification):
         self.classifier = nn.Identity()
         if num_classes > 0:
             self.config.num_labels = self.num_labels = num_classes
-            place = {"device": like.device, "dtype": like.dtype}
+            place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
             self.classifier = linear = nn.Linear(self.num_features, num_classes, **place)
             nn.init.normal_(linear.weight, std=self.config.initializer_range)
             nn.init.zeros_(linear.bias)

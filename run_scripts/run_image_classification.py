@@ -1,6 +1,7 @@
 """Trains an image classifier.
 
-The command itself is `lion_hf/tasks/image_classification.py`; an installed package runs it as `lion-hf images`.
+The command itself is `lion_hf/tasks/image_classification.py`; an installed package runs it as
+`lion-hf images`.
 """
 
 from lion_hf.tasks.image_classification import main

@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from support.marks import selection  # noqa: E402
 
 pytest_plugins = ["support.hub_fixtures"]
 
@@ -20,10 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: the processes share th
 
 
 def pytest_configure(config):
-    """Leaves out the tests for a GPU unless `-m` names them, so that `-m slow` runs anywhere."""
-    expression = config.option.markexpr
-    if "gpu" not in expression:
-        config.option.markexpr = f"({expression}) and not gpu" if expression else "not gpu"
+    config.option.markexpr = selection(config.option.markexpr)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

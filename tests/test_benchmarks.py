@@ -324,7 +324,7 @@ def test_figures_of_the_readme_are_those_of_the_results():
 
 @pytest.mark.slow
 def test_learning_runs_goes_on_and_reports(module, tmp_path, capsys):
-    """Every arm trains a few steps; a second call finds everything done; the report has all arms."""
+    """Every arm trains a few steps; a second call finds all done; the report has every arm."""
     learning = module("learning")
     words = [f"word{n % 37} and word{n % 11} make a line of text" for n in range(400)]
     for part in ("train", "validation"):

@@ -18,7 +18,7 @@ from transformers import (
 import lion_hf
 from lion_hf import LionConfig, cli
 from lion_hf.presets import find_preset, find_recipe, preset_names, recipe_names, shipped
-from lion_hf.tasks import mlm, text_classifier
+from lion_hf.tasks import image_model, mlm, text_classifier
 
 CONFIGS = ROOT / "configs"
 # family in a preset's name -> mask_type, patch_order

@@ -17,9 +17,10 @@ from lion_hf import cli
 from lion_hf.tasks.glue_tasks import TASKS
 from lion_hf.training.run import EVALUATION_FILE
 
-# In order, because later commands use what earlier ones leave. What is shown twice runs once.
+# In order, because later commands use what earlier ones leave. What is shown twice runs once. The
+# guide to training comes first: other pages go on from its models.
 COMMANDS = []
-for page in PAGES:
+for page in sorted(PAGES, key=lambda page: page != "docs/training.md"):
     COMMANDS += [c for c in commands(page) if task_of(c) and c not in COMMANDS]
 
 SIZES = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"

@@ -1,8 +1,8 @@
 """Turns checkpoints of the original LION code into folders for transformers.
 
 What a file tells is read from its tensors' names and shapes and from the settings stored beside
-them; what it cannot tell is asked for. A file is data: nothing in it is executed, and it is checked
-in full before anything is written.
+them. What it cannot tell must be given as an option. A file is data: nothing in it is executed, and
+all of it that is used is checked before anything is written.
 """
 
 import os
@@ -38,6 +38,7 @@ from .names import (
 )
 from .reading import Original, read_checkpoint
 from .renaming import find_row
+from .tokenizer_files import check_processor_files, check_words
 
 MOST_LABELS = 100_000  # each of which gets a name; ImageNet-21K has 21,841
 
@@ -80,9 +81,9 @@ def convert_checkpoint(
         left to do.
 
     Raises:
-        ConversionError: for a file that is no original LION checkpoint, is damaged or holds other
-            objects than weights and settings, an option that is missing or does not fit, or an
-            output folder that is not empty.
+        ConversionError: for a file that is not an original LION checkpoint, is damaged or holds
+            other objects than weights and settings, an option that is missing or does not fit, or
+            an output folder that is not empty.
     """
     output = check_new_folder(output)
     original = read_checkpoint(checkpoint, use_ema)
@@ -327,14 +328,7 @@ def _processor(original: Original, config: LionConfig, tokenizer: Any) -> Any:
         original.notes.append(TOKENIZER_NOTE)
         return None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        check_processor_files(Path(tokenizer), config.vocab_size)
         tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     check_words(tokenizer, config)
     return tokenizer
-
-
-def check_words(tokenizer: PreTrainedTokenizerBase, config: LionConfig) -> None:
-    """Raises ConversionError if a tokenizer has words that the model has no embeddings for."""
-    if len(tokenizer) > config.vocab_size:
-        raise ConversionError(
-            f"the tokenizer has {len(tokenizer)} words, more than the model's {config.vocab_size}"
-        )

@@ -1,17 +1,19 @@
 """Documents to train on: files of text, JSON, CSV or parquet, gzipped or not, or the Hub's data."""
 
+import csv
 import glob
-import itertools
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
-import pandas
 import pyarrow
 from datasets.exceptions import DatasetsError
 
-from .text_files import check_text, text_encoding
+from .fingerprints import fingerprint
+from .text_files import check_text, open_text, text_encoding
 
 LOADERS = {
     ".txt": "text",
@@ -21,7 +23,7 @@ LOADERS = {
     ".parquet": "parquet",
 }
 LOOKED_AT = 1 << 20  # characters of each file, before anything is read
-Documents = datasets.Dataset | datasets.IterableDataset
+Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 def find_files(patterns: Sequence[str]) -> list[str]:
@@ -68,17 +70,18 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         files = [name for name in files if _holds_text(name)]
         if not files:
             raise ValueError("all files are empty: expected text")
-        options["encoding"] = _encoding(files, kind)
+        options["encoding"] = _encoding(files, kind or "")
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
         for name in files:
-            _check_header(name, column, options["encoding"])
+            _check_header(name, column)
         options |= {"usecols": [column], "converters": {column: str}, "na_filter": False}
         options["index_col"] = False  # else a longer row's first field would be its name
     names = [glob.escape(str(Path(name).absolute())) for name in files]
     try:
-        data = datasets.load_dataset(
-            kind, data_files=names, split="train", streaming=streaming, **options
-        )
+        # `datasets` knows a file by its time of change; the name also tells its content
+        content = hashlib.sha256(json.dumps(fingerprint(files)).encode()).hexdigest()[:16]
+        options |= {"name": f"{kind}-{content}", "data_files": names, "split": "train"}
+        data = datasets.load_dataset(kind, streaming=streaming, **options)
         return select(data, column)
     except NoColumn:
         raise
@@ -139,7 +142,7 @@ def _holds_text(name: str) -> bool:
     return Path(name).stat().st_size > 0
 
 
-def _encoding(files: Sequence[str], kind: str) -> str:
+def _encoding(files: Sequence[str], kind: str | None) -> str:
     """The encoding of all files; that of UTF-8 with a mark also reads files without."""
     found = {text_encoding(name).removesuffix("-sig") for name in files}
     if len(found) > 1:
@@ -155,11 +158,12 @@ def _encoding(files: Sequence[str], kind: str) -> str:
     return encoding
 
 
-def _check_header(name: str, column: str, encoding: str) -> None:
+def _check_header(name: str, column: str) -> None:
     try:
-        columns: Iterable[str] = pandas.read_csv(name, nrows=0, encoding=encoding).columns
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be read as csv: {reason(error)}") from error
+        with open_text(name) as file:
+            columns = next(csv.reader(file), [])
+    except csv.Error as error:
+        raise ValueError(f"{name} cannot be read as csv: {error}") from error
     if column not in columns:
-        listed = ", ".join(map(str, itertools.islice(columns, 20)))
+        listed = ", ".join(columns[:20]) or "none"
         raise NoColumn(f"{name} has no column {column!r}: it has {listed}")

@@ -149,8 +149,12 @@ class ImageSource:
         metadata={"help": "Column of classes; by default label, labels or fine_label."},
     )
 
-    def read(self) -> tuple[Images, Images]:
+    def read(self, train: bool = True) -> tuple[Images, Images]:
         """Reads paths and labels, not yet the pictures.
+
+        Args:
+            train: whether training data are needed. If not, and there are none, the data to
+                evaluate on are returned twice.
 
         Raises:
             ValueError: if there are no such data, the classes of the two parts differ, or a label
@@ -158,26 +162,33 @@ class ImageSource:
         """
         sources = ("data_path", "dataset", "train_file")
         given = [name for name in sources if getattr(self, name)]
-        if len(given) != 1 or bool(self.train_file) != bool(self.validation_file):
+        if not train and self.validation_file:
+            given = sorted({*given, "train_file"})
+        if len(given) != 1 or (train and bool(self.train_file) != bool(self.validation_file)):
             raise ValueError(
                 f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or"
                 " --train_file with --validation_file"
             )
         if self.data_path:
-            return self._read_path(Path(self.data_path))
+            return self._read_path(Path(self.data_path), train)
         if self.dataset:
-            return self._read_tables(self.dataset, {"name": self.dataset_config}, [[], []])
-        files = {"train_file": self.train_file or "", "validation_file": self.validation_file or ""}
+            kwargs = {"name": self.dataset_config}
+            return self._read_tables(self.dataset, kwargs, [[], []], train)
+        files = {"validation_file": self.validation_file or "", "train_file": self.train_file or ""}
+        if not train:
+            files["train_file"] = files["train_file"] or files["validation_file"]
         for name, file in files.items():
             if not Path(file).is_file():
                 raise ValueError(f"{name}={file!r}: there is no such file")
         return self._read_parquet([files["train_file"]], [files["validation_file"]])
 
-    def _read_path(self, root: Path) -> tuple[Images, Images]:
+    def _read_path(self, root: Path, train: bool) -> tuple[Images, Images]:
         if not root.is_dir():
             raise ValueError(f"data_path={self.data_path!r}: there is no such folder")
+        held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
+        if not train and held_out and not (root / "train").is_dir():
+            return read_folders(held_out, held_out)
         if (root / "train").is_dir():
-            held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
             if held_out is None:
                 raise ValueError(
                     f"data_path={self.data_path!r}: expected one of {', '.join(HELD_OUT)} beside"
@@ -190,6 +201,8 @@ class ImageSource:
             for part in ("train", *HELD_OUT)
         }
         found_parts = [files[name] for name in HELD_OUT if files[name]]
+        if not train and found_parts:
+            files["train"] = files["train"] or found_parts[0]
         if not files["train"] or not found_parts:
             raise ValueError(
                 f"data_path={self.data_path!r}: expected folders train/ and"
@@ -202,12 +215,14 @@ class ImageSource:
         return self._read_tables("parquet", kwargs, [train, held_out])
 
     def _read_tables(
-        self, path: str, kwargs: dict[str, Any], files: list[list[str]]
+        self, path: str, kwargs: dict[str, Any], files: list[list[str]], train: bool = True
     ) -> tuple[Images, Images]:
         import datasets
 
         tables = datasets.load_dataset(path, **kwargs)
         held_out = next((name for name in HELD_OUT if name in tables), None)
+        if not train and held_out:
+            tables.setdefault("train", tables[held_out])
         if "train" not in tables or held_out is None:
             raise ValueError(
                 f"{path} has splits {sorted(tables)}: expected train and one of"

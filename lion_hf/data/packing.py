@@ -80,7 +80,7 @@ class DataCollatorForPackedLanguageModeling(DataCollatorForLanguageModeling):
             needs unpacked offsets), or a document that is empty or longer than a row.
 
     Example:
-        >>> collator = DataCollatorForPackedLanguageModeling(tokenizer, row_length=512, mlm_probability=0.3)
+        >>> collator = DataCollatorForPackedLanguageModeling(tokenizer, row_length=512)
         >>> LionTrainer(model, arguments, data_collator=collator, train_dataset=tokenized)
     """
 

@@ -76,9 +76,9 @@ class TextStream(torch.utils.data.IterableDataset):
             empty = True
             for number in range(start, len(shares)):
                 for before, rows in self._rows(epoch, shares[number], used):
-                    for n, row in enumerate(rows[done:], start=done):
-                        with seeded(sample_seed(self.seed, epoch, *shares[number], before, n)):
-                            sample = self.transform(row)
+                    for n in range(done, len(rows)):
+                        seed = sample_seed(self.seed, epoch, *shares[number], before, n)
+                        sample = self._sample(rows[n], seed)
                         yield {**sample, "place": (reader, epoch, number, before, n + 1)}
                     done, empty = 0, empty and not rows
                 used = 0
@@ -89,10 +89,14 @@ class TextStream(torch.utils.data.IterableDataset):
                 )
             epoch, start = epoch + 1, 0
 
+    def _sample(self, row: dict, seed: int) -> dict:
+        with seeded(seed):
+            return self.transform(row)
+
     def _rows(
         self, epoch: int, share: tuple[int, int, int], used: int
     ) -> Iterator[tuple[int, list[dict]]]:
-        """Pairs of documents of the shard used before, and the next buffer's rows in their order."""
+        """Pairs of documents used before, and the next buffer's rows in their order."""
         for before, documents in self._buffers(*share, used):
             rows = self.make_rows(documents)
             seed = sample_seed(self.seed, epoch, *share, before)

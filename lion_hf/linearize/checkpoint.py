@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
-from ..convert.conversion import Conversion, check_words
+from ..convert.conversion import Conversion
+from ..convert.tokenizer_files import check_processor_files, check_words
 from ..folders import check_new_folder, new_folder
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 from .copying import _copying, linearize_model
 from .sentence_modules import find_sentence_modules
 from .softmax_models import load_softmax_model
-from .sources import check_processor_files, license_of, source_folder
+from .sources import check_image_sizes, license_of, source_folder
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
         if config.modality == "text"
         else ("image processor", AutoImageProcessor)
     )
-    check_processor_files(folder, config)
+    check_processor_files(folder, config.vocab_size if kind == "tokenizer" else 0)
+    if kind != "tokenizer":
+        check_image_sizes(folder, config)
     try:
         processor = auto.from_pretrained(folder, trust_remote_code=False)
         found = kind != "tokenizer" or bool(  # else it is made up

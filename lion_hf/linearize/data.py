@@ -41,8 +41,9 @@ def lesson_data(
             f" {type(student).__name__} learns from{reason}"
         )
     if validation is not None:  # evenly spread, because folders are sorted by class
-        count = min(len(validation), settings.validation_samples)
-        validation = Subset(validation, [n * len(validation) // count for n in range(count)])
+        length = len(validation)  # type: ignore[arg-type]
+        count = min(length, settings.validation_samples)
+        validation = Subset(validation, [n * length // count for n in range(count)])
     return train, validation, collate, notes
 
 
@@ -65,7 +66,7 @@ def _images(
         image_column=settings.text_columns[0] if settings.text_columns else None,
         label_column=settings.label_column,
     )
-    numbers, notes = None, []
+    numbers, notes = None, list[str]()
     if (
         type(student).__name__ == "LionForImageClassification"
         and problem_type(student) == "single_label_classification"

@@ -3,7 +3,7 @@
 `lion_hf.linearize` makes the copy and calls `distil`.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,11 +141,8 @@ def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -
         the share of all labels that both give or both do not give.
     """
     lesson.eval()
-    device, sums, kind = (
-        next(lesson.student.parameters()).device,
-        Counter(),
-        problem_type(lesson.student),
-    )
+    device, kind = next(lesson.student.parameters()).device, problem_type(lesson.student)
+    sums: defaultdict[str, float] = defaultdict(float)
     for batch in DataLoader(data, batch_size, collate_fn=collate):
         batch = {name: x.to(device) for name, x in batch.items()}
         labels = batch.pop("labels", None)

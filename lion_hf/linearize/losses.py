@@ -69,13 +69,12 @@ def answer_loss(
     if head == "LionForMaskedImageModeling":
         return relative_error(outputs.reconstruction, answers.reconstruction)
     if head == "LionForQuestionAnswering":
-        return sum(
-            distillation_loss(
-                *_real_positions(outputs[name], answers[name], tokens), "soft", tau
-            ).mean()
-            for name in ("start_logits", "end_logits")
-        )
+        names = ("start_logits", "end_logits")
+        pairs = (_real_positions(outputs[name], answers[name], tokens) for name in names)
+        first, last = (distillation_loss(*pair, "soft", tau).mean() for pair in pairs)
+        return first + last
     logits, targets = outputs.logits, class_logits(answers)
+    assert targets is not None  # the answers of a teacher with a head
     kind = problem_type(student)
     if kind == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits.float(), targets.float().sigmoid())

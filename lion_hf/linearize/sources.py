@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ..convert.errors import ConversionError
 from ..convert.pickles import StoredTensor
 from ..convert.reading import MOST_LAYERS, MOST_TENSORS
+from ..convert.tokenizer_files import MEBIBYTE, MOST_SETTINGS_BYTES, check_size
 from ..convert.torch_files import open_torch_file
 
-MEBIBYTE = 2**20
 MOST_JSON_BYTES = 16 * MEBIBYTE  # 100,000 names of labels fit
 MOST_HEADER_BYTES = 4 * MEBIBYTE  # of a safetensors file: about 40,000 tensors
 MOST_SHARDS = 1000
 MOST_LABELS = 100_000
-MOST_TOKENIZER_BYTES = 100 * MEBIBYTE
-MOST_SETTINGS_BYTES = 4 * MEBIBYTE
 MOST_ENLARGEMENT = 4  # of an image before its crop
-BYTES_PER_WORD = 300  # of a tokenizer's file; the published ones have 15 to 90
 SPARE_PARAMETERS = 16_000_000  # heads and poolers that a file may lack
 
 # Files of a name on the Hub that are fetched before its weights are.
@@ -35,25 +32,6 @@ WEIGHT_FILES = {
     "model.safetensors": ("model.safetensors", "model-*.safetensors"),
     "pytorch_model.bin": ("pytorch_model.bin", "pytorch_model-*.bin"),
 }
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "bpe.codes",
-    "dict.txt",
-    "added_tokens.json",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "sentencepiece.model",
-)
-OTHER_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-)
 
 # Largest sizes in a configuration, by the names of all families. Above all published models, below
 # what exhausts memory.
@@ -74,7 +52,7 @@ def source_folder(source: str | os.PathLike) -> Path:
     """The folder of a source, fetched from the Hub if it is a name; without its weights.
 
     Raises:
-        ConversionError: for a name that is no folder and cannot be fetched.
+        ConversionError: for a name that is not a folder and cannot be fetched.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -99,13 +77,6 @@ def read_json(file: Path, most: int = MOST_JSON_BYTES) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConversionError(f"{file} cannot be read as JSON: {error}") from error
-
-
-def check_size(file: Path, most: int) -> None:
-    """Raises ConversionError if a file is larger than a number of bytes."""
-    size = file.stat().st_size
-    if size > most:
-        raise ConversionError(f"{file} has {size} bytes: expected at most {most}")
 
 
 def read_config(folder: Path, model_types: Mapping[str, Any]) -> PreTrainedConfig:
@@ -249,17 +220,9 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
         return opened.tensors(content)
 
 
-def check_processor_files(folder: Path, config: PreTrainedConfig) -> None:
-    """Raises ConversionError if a tokenizer or image processor is too large for its model."""
-    words = getattr(config, "vocab_size", 0)
-    most = min(MOST_TOKENIZER_BYTES, MEBIBYTE + BYTES_PER_WORD * words)
-    for file, limit in _limits(folder, most):
-        if file.is_file():
-            check_size(file, limit)
-    _check_image_sizes(folder / "preprocessor_config.json", config)
-
-
-def _check_image_sizes(file: Path, config: PreTrainedConfig) -> None:
+def check_image_sizes(folder: Path, config: PreTrainedConfig) -> None:
+    """Raises ConversionError if an image processor makes images far larger than its model's."""
+    file = folder / "preprocessor_config.json"
     content = read_json(file, MOST_SETTINGS_BYTES) if file.is_file() else {}
     side = getattr(config, "image_size", None)
     if not isinstance(content, dict) or side is None:
@@ -268,11 +231,6 @@ def _check_image_sizes(file: Path, config: PreTrainedConfig) -> None:
     for name in ("size", "crop_size"):
         sides = content.get(name)
         check_number(name, list(sides.values()) if isinstance(sides, dict) else sides, most)
-
-
-def _limits(folder: Path, most: int) -> Iterator[tuple[Path, int]]:
-    yield from ((folder / name, most) for name in TOKENIZER_FILES)
-    yield from ((folder / name, MOST_SETTINGS_BYTES) for name in OTHER_FILES)
 
 
 def license_of(folder: Path) -> str | None:

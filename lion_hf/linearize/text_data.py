@@ -41,7 +41,8 @@ def texts(
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
     prepare = TextSamples(tokenizer, settings, masked)
-    parts, notes = [], []
+    parts: list[Any] = []
+    notes: list[str] = []
     for file, vary in ((settings.train_file, True), (settings.validation_file, False)):
         rows = None if file is None else _read(file, settings, config, labelled, notes)
         parts.append(None if rows is None else SeededDataset(rows, prepare, seed, vary=vary))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
@@ -144,6 +145,21 @@ def family_defaults(modality: str, mask_type: str) -> dict:
     }
 
 
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Resolved = Annotated[T, "resolved"]
+else:
+
+    class Resolved:
+        """`Resolved[T]` is T or None: a field that may be left at None, which then is replaced."""
+
+        def __class_getitem__(cls, kind):
+            return kind | None
+
+
+FAMILY_CHOICE: Any = None  # the choice of the family, in `family_defaults`
+
+
 class FieldTypeError(StrictDataclassFieldValidationError, ValueError):
     """A field of the configuration got a value of another type."""
 
@@ -164,7 +180,7 @@ def value_errors(cls: type) -> type:
             shown = expected.__name__ if isinstance(expected, type) else str(expected)
             raise FieldTypeError(name, value, shown) from error
 
-    cls.__setattr__ = __setattr__
+    cls.__setattr__ = __setattr__  # type: ignore[method-assign, assignment]
     return cls
 
 
@@ -262,21 +278,21 @@ class LionConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int | None = None
-    attention_probs_dropout_prob: float | int | None = None
-    drop_path_rate: float | int | None = None
-    layer_norm_eps: float | None = None
+    hidden_dropout_prob: Resolved[float | int] = FAMILY_CHOICE
+    attention_probs_dropout_prob: Resolved[float | int] = FAMILY_CHOICE
+    drop_path_rate: Resolved[float | int] = FAMILY_CHOICE
+    layer_norm_eps: Resolved[float] = FAMILY_CHOICE
     initializer_range: float = 0.02
     qkv_bias: bool = True
-    feature_map: str | None = None
-    normalize_attention: bool | None = None
-    attention_norm: bool | None = None
-    pre_norm: bool | None = None
+    feature_map: Resolved[str] = FAMILY_CHOICE
+    normalize_attention: Resolved[bool] = FAMILY_CHOICE
+    attention_norm: Resolved[bool] = FAMILY_CHOICE
+    pre_norm: Resolved[bool] = FAMILY_CHOICE
     conv_kernel_size: int | None = None
     gated_mlp: bool = False
     scale_output_init: bool = False
-    use_position_embeddings: bool | None = None
-    classifier_pooling: str | None = None
+    use_position_embeddings: Resolved[bool] = FAMILY_CHOICE
+    classifier_pooling: Resolved[str] = FAMILY_CHOICE
     classifier_dropout: float | int | None = None
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -308,9 +324,8 @@ class LionConfig(PreTrainedConfig):
                 setattr(self, name, value)
         if self.modality == "text" and not self.use_position_embeddings:
             self.max_position_embeddings = LONGEST_TEXT
-        names = self.id2label
-        numbered = isinstance(names, dict) and all(str(n).isdecimal() for n in names)
-        if names is not None and not numbered:
+        names = {} if self.id2label is None else self.id2label
+        if not (isinstance(names, dict) and all(str(n).isdecimal() for n in names)):
             raise ValueError(f"id2label={names!r}: expected a dict from numbers to names")
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -378,12 +393,11 @@ class LionConfig(PreTrainedConfig):
         width = self.conv_kernel_size
         if width is not None and (width < 1 or width % 2 == 0):
             raise ValueError(f"conv_kernel_size={width}: expected None or an odd integer from 1 on")
-        image_mean = (self.modality, self.classifier_pooling) == ("image", "mean")
-        if self.distillation_head and not image_mean:
+        modality, pooling = self.modality, self.classifier_pooling
+        if self.distillation_head and (modality, pooling) != ("image", "mean"):
             raise ValueError(
-                f"distillation_head=True with modality={self.modality!r},"
-                f" classifier_pooling={self.classifier_pooling!r}: expected 'image' and 'mean',"
-                " because the class token is then the teacher's"
+                f"distillation_head=True with modality={modality!r}, classifier_pooling={pooling!r}"
+                ": expected 'image' and 'mean', because the class token is then the teacher's"
             )
         if self.modality == "text":
             self._check_text()
@@ -399,11 +413,11 @@ class LionConfig(PreTrainedConfig):
             value = getattr(self, name) or 0
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value}: expected a probability in [0, 1)")
-        for name, least in (("layer_norm_eps", SMALLEST_EPS), ("initializer_range", 0)):
+        for name, lowest in (("layer_norm_eps", SMALLEST_EPS), ("initializer_range", 0.0)):
             value = getattr(self, name)
-            if not least <= value < math.inf:
+            if not lowest <= value < math.inf:
                 raise ValueError(
-                    f"{name}={value}: expected a finite number of at least {least:.3g}"
+                    f"{name}={value}: expected a finite number of at least {lowest:.3g}"
                 )
 
     def _check_text(self) -> None:

@@ -75,7 +75,7 @@ def decoding_bytes(image: Image.Image) -> int:
         per_pixel += 4
     if image.info.get("progressive"):  # JPEG: all coefficients, in 16 bits
         per_pixel += 2 * len(image.getbands())
-    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format, 0))
+    return _copy_bytes(image, per_pixel + DECODER_BYTES.get(image.format or "", 0))
 
 
 def _copy_bytes(image: Image.Image, per_pixel: int) -> int:
@@ -85,7 +85,7 @@ def _copy_bytes(image: Image.Image, per_pixel: int) -> int:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How a picture has to be turned. One whose EXIF is broken stays as it is stored."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow raises many kinds
         return None
 
@@ -141,7 +141,7 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return grey
 
 
-class LionImageKwargs(ImagesKwargs, total=False):
+class LionImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
     max_bytes (`int`, *optional*):
         Memory that decoding a picture may take, in bytes.

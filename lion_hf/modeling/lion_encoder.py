@@ -40,6 +40,7 @@ class LionModel(LionPreTrainedModel):
     ):
         super().__init__(config)
         text, depth = config.modality == "text", config.num_hidden_layers
+        self.embeddings: Any  # of texts or of images
         if text:
             self.embeddings = LionTextEmbeddings(config)
         else:
@@ -50,7 +51,8 @@ class LionModel(LionPreTrainedModel):
         if config.pre_norm:
             norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         # Under one name, transformers would take it for the masked-LM head's norm when it loads.
-        self.norm, self.last_norm = (None, norm) if text else (norm, None)
+        self.norm: nn.Module | None = None if text else norm
+        self.last_norm = norm if text else None
         self.pooler = LionPooler(config) if add_pooling_layer else None
         self.post_init()
 
@@ -169,7 +171,7 @@ class LionModel(LionPreTrainedModel):
             packed = unpad(hidden_states, mask, seq_idx)
         if packed is not None:
             (hidden_states, seq_idx, places), mask = packed, None
-        for_layers = {"attention_mask": mask, "seq_idx": seq_idx}
+        for_layers: dict[str, Any] = {"attention_mask": mask, "seq_idx": seq_idx}
         width = self.config.conv_kernel_size
         if width is not None:
             rows = hidden_states.shape[0], hidden_states.shape[1]

@@ -278,9 +278,10 @@ def fused_backward(
     Those of absent decays are empty.
     """
     decays = left_to_right, right_to_left
-    grads = [torch.empty_like(x) for x in (query, key, value)]
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     if value.numel() == 0:
-        return *(x.zero_() for x in grads), *(_like_or_empty(x, query).zero_() for x in decays)
+        ltr, rtl = (_like_or_empty(x, query).zero_() for x in decays)
+        return grads[0].zero_(), grads[1].zero_(), grads[2].zero_(), ltr, rtl
     shared = *decays, order, mask, seed, dropout, scale, normalize, chunk_size
     with torch.cuda.device_of(value):
         call = FusedCall(FusedInputs(query, value, *shared))
@@ -309,8 +310,9 @@ def fused_backward(
         )  # fmt: skip
         edges = call.grad_edges(grad_sums, states, grad_states)
     if left_to_right is None:
-        return *grads, *(query.new_empty(0) for _ in decays)
-    return *grads, *(x.sum_to_size(left_to_right.shape) for x in edges)
+        return *grads, query.new_empty(0), query.new_empty(0)
+    ltr, rtl = (x.sum_to_size(left_to_right.shape) for x in edges)
+    return *grads, ltr, rtl
 
 
 def _like_or_empty(x: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:

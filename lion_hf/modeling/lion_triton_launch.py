@@ -142,8 +142,8 @@ class FusedCall:
         shape = batch, heads, self.orders, 2, 2
         self.sums = left_to_right.new_empty(*shape, self.length)
         self.totals = left_to_right.new_empty(*shape, self.count)
-        strides = zip((batch, heads), self.sums.stride())
-        self.sums_strides = tuple(0 if n == 1 else stride for n, stride in strides)
+        by_batch, by_head = self.sums.stride()[:2]
+        self.sums_strides = 0 if batch == 1 else by_batch, 0 if heads == 1 else by_head
         edges = [x.expand(*x.shape[:3], self.length) for x in (left_to_right, right_to_left)]
         sums_kernel[(batch * heads * self.orders * self.count,)](
             *edges, *self.or_none(self.order), self.sums, self.totals,

@@ -42,7 +42,7 @@ class LionForMaskedLM(LionPreTrainedModel):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -260,7 +260,7 @@ class LionForMultipleChoice(LionPreTrainedModel):
         packing = rows["seq_idx"], cu_seq_lens_q, cu_seq_lens_k
         refuse_packing(self, rows["attention_mask"], rows["position_ids"], *packing)
         outputs = self.lion(**rows, **_for_encoder(kwargs))
-        choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        choices = next(x.shape[1] for x in (input_ids, inputs_embeds) if x is not None)
         logits = self.classifier(self.dropout(outputs.pooler_output)).view(-1, choices)
         loss = None
         if labels is not None:
@@ -278,7 +278,7 @@ class LionForImageClassification(LionPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.lion = LionModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier: nn.Module = nn.Linear(config.hidden_size, config.num_labels)
         self.distiller = None
         if config.distillation_head:
             self.distiller = nn.Linear(config.hidden_size, config.num_labels)
@@ -344,11 +344,9 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
         pixels = self.decoder(outputs.last_hidden_state[:, 1:]).mT
         reconstruction = F.pixel_shuffle(pixels.unflatten(-1, grid), size)
         loss = None
-        if bool_masked_pos is not None:
-            mask, items = (
-                bool_masked_pos.bool().unflatten(-1, grid),
-                kwargs.get("num_items_in_batch"),
-            )
+        if bool_masked_pos is not None and pixel_values is not None:
+            mask = bool_masked_pos.bool().unflatten(-1, grid)
+            items = kwargs.get("num_items_in_batch")
             loss = pixel_loss(reconstruction, pixel_values, mask, items)
         return MaskedImageModelingOutput(
             loss, reconstruction, outputs.hidden_states, outputs.attentions

@@ -1,1 +1,1 @@
-"""What a user runs, one command per file: mlm, glue, image_classification, demo; and their parts."""
+"""What a user runs: mlm, glue, image_classification, demo; and the parts of these commands."""

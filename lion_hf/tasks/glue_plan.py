@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.labelled_text import Examples
 from ..training.checkpoints import RESUME, find_checkpoint
-from ..training.run_state import STATE_FILE, digest, finished, model_digest, on_first_process
+from ..training.run_state import digest, finished, model_digest, on_first_process
 from ..training.settings import ACTIONS, resolved_settings
 from .glue_settings import GlueArguments, GlueTrainingArguments
 from .glue_tasks import SEEDS, Task
@@ -143,18 +143,15 @@ def _digest_of_start(model: str, random: bool, runs: list[TaskRun]) -> str:
 
 
 def check_deletable(folder: str, options: GlueArguments) -> None:
-    """Checks that `redo` deletes nothing but a run of this command.
+    """Checks that `redo`, which deletes results and checkpoints, leaves all that a run needs.
 
     Raises:
-        ValueError: if the folder holds something else, or anything that the run starts from.
+        ValueError: if the folder is a link, or holds anything that a run starts from.
     """
     path = Path(folder)
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_symlink() or not path.is_dir() or not Path(folder, STATE_FILE).is_file():
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise ValueError(
-            f"redo: {folder} is not a run of this command, which has {STATE_FILE}; remove it"
-            " yourself, or choose another output_dir"
+            f"redo: {folder} is not a folder of its own: remove it, or choose another output_dir"
         )
     needed = ("model_name_or_path", "mnli_checkpoint", "tokenizer_name", "data_dir", "recipes")
     for name in (*needed, "train_file", "validation_file", "test_file"):

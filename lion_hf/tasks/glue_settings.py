@@ -102,7 +102,9 @@ class GlueArguments:
         "Also write predictions of the test sets, as GLUE's server takes them.", False
     )
     redo: bool = option(
-        "Delete and repeat runs that are finished, or were begun with other settings.", False
+        "Repeat runs that are finished, or were begun with other settings. Their results and"
+        " checkpoints are deleted.",
+        False,
     )
     keep_checkpoints: bool = option("Keep the checkpoints of finished runs.", False)
 

@@ -257,7 +257,8 @@ def train_and_evaluate(
     record = None
     if args.do_train and args.process_index == 0:
         record = {"classes": train.names, "train": train.record(), "held_out": validation.record()}
-    name = data.dataset or Path(data.data_path or data.train_file or "").name
+    source = data.data_path or data.train_file or data.validation_file or ""
+    name = data.dataset or Path(source).name
     kind = " ".join(filter(None, (config.model_type, getattr(config, "mask_type", ""))))
     metrics = run(
         trainer,
@@ -290,7 +291,7 @@ def read_data(
         ValueError: as `ImageSource`, `class_order` and `check_readable`.
     """
     with args.main_process_first():  # tables are prepared once, the other processes read the cache
-        train, validation = data.read()
+        train, validation = data.read(args.do_train)
     names = class_order(model_settings, train.names, args.do_train)
     train, validation = train.in_order_of(names), validation.in_order_of(names)
     logger.info(

@@ -1,8 +1,21 @@
 """Configurations and tokenizers of text models, or one line that says why there is none."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-MISSING = (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RecursionError)
+# What transformers raises for models that are missing, broken or not known to it. RuntimeErrors are
+# those of weights of another shape, and of methods that a tokenizer lacks.
+MISSING = (
+    *(OSError, ValueError, ImportError, LookupError, TypeError, AttributeError),
+    *(RuntimeError, SafetensorError, UnpicklingError),
+)
+
+
+LONGEST = 400  # characters of an error that are shown
 
 
 def read_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -46,6 +59,18 @@ def read_tokenizer(
     return tokenizer
 
 
+@contextmanager
+def readable_weights(path: str) -> Iterator[None]:
+    """Raises ValueError in one line where the weights of a model cannot be loaded."""
+    try:
+        yield
+    except MISSING as error:
+        raise ValueError(
+            f"model {path}: its weights cannot be loaded: {in_one_line(error)}"
+        ) from error
+
+
 def in_one_line(error: BaseException) -> str:
-    """An error's text in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The beginning of an error's text in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

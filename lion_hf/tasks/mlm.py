@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
     trainer: LionTrainer
     data: dict[str, Any]
-    test: Dataset | None
+    test: SeededDataset | None
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     logging.basicConfig(
         level=logging.INFO if args.should_log else logging.ERROR, format="%(name)s: %(message)s"
     )
-    set_seed(args.seed)
     try:
+        set_seed(args.seed)
         check_settings(model_settings, data, args)
         if args.do_train:
             find_checkpoint(args.output_dir, args.resume)
@@ -77,7 +77,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     model, tokenizer = trainer.model, trainer.processing_class
     kind = " ".join(filter(None, (model.config.model_type, getattr(model.config, "mask_type", ""))))
     files = data.train_file or data.validation_file or data.test_file or []
-    predictions = Path(args.output_dir, "predictions.jsonl")
+    write = None
+    if test is not None:
+        predictions = Path(args.output_dir, "predictions.jsonl")
+        write = functools.partial(write_guesses, predictions, test, tokenizer)
     metrics = run(
         trainer,
         title=f"{kind} as masked language model, {model.num_parameters() / 1e6:.1f} M parameters",
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         settings=(model_settings, data),
         data=record,
         predict_dataset=test,
-        write_predictions=lambda output: write_guesses(predictions, output, test, tokenizer),
+        write_predictions=write,
         finish=functools.partial(predict_all_words, args),
     )
     names = [
@@ -119,7 +122,7 @@ def prepare(
             data.text_column,
             Path(args.output_dir),
             args.should_save,
-            describe_text(data, "train", texts),
+            describe_text(data, "train", texts) if "train" in texts else None,
         )
         if data.whole_words and not tokenizer.is_fast:
             raise ValueError(
@@ -217,8 +220,6 @@ def training_set(
 
 def describe_text(data: DataSettings, part: str, texts: dict[str, Documents]) -> dict[str, Any]:
     """Plain values by which a part's text is known again: fingerprints of files, or names."""
-    if part not in texts:
-        return {}
     if data.dataset is None:
         found = fingerprint(find_files(getattr(data, f"{part}_file")))
     elif Path(data.dataset).is_dir():

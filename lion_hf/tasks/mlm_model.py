@@ -22,7 +22,7 @@ from ..data.rows import is_empty
 from ..folders import has_weights, write_json
 from ..presets import find_preset
 from ..training.settings import differences, parse_overrides
-from .loading import read_config, read_tokenizer
+from .loading import read_config, read_tokenizer, readable_weights
 from .mlm_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def load_tokenizer(
         column: the text's column.
         folder: the run's, where a continued run finds its trained tokenizer.
         write: whether this process may write to it.
-        source: plain values that describe the text.
+        source: plain values that describe the text; None if the text is not read.
 
     Raises:
         ValueError: if there is no such tokenizer, it lacks a special token, or the one in the
@@ -69,7 +69,7 @@ def load_tokenizer(
         return tokenizer
     record = {"vocab_size": settings.vocab_size, **(source or {})}
     if (folder / "tokenizer.json").is_file():
-        check_record(folder, record)
+        check_record(folder, record, whole=source is not None)
         return read_tokenizer(str(folder), "--tokenizer FOLDER")
     if not write:
         raise ValueError(
@@ -83,8 +83,17 @@ def load_tokenizer(
     return train_tokenizer(train, column, settings.vocab_size, folder, record)
 
 
-def check_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Raises ValueError if the tokenizer in the folder was trained on anything else."""
+def check_record(folder: Path, record: Mapping[str, Any], whole: bool = True) -> None:
+    """Checks what the tokenizer in the folder was trained on.
+
+    Args:
+        folder: with the tokenizer.
+        record: what it should be.
+        whole: whether that is all that is known of it.
+
+    Raises:
+        ValueError: if it was trained on anything else.
+    """
     try:
         before = json.loads((folder / TOKENIZER_RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -94,6 +103,8 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
             " --output_dir"
         ) from error
     before = before if isinstance(before, dict) else {}
+    if not whole:
+        before = {name: value for name, value in before.items() if name in record}
     changes = "; ".join(differences(before, json.loads(json.dumps(record))).values())
     if changes:
         raise ValueError(
@@ -150,7 +161,8 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
     logger.info("weights: %s", source if weights else "random")
     if weights:
         options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
-        return AutoModelForMaskedLM.from_pretrained(source, **options)
+        with readable_weights(source):
+            return AutoModelForMaskedLM.from_pretrained(source, **options)
     if limit := length_limit(config):  # a borrowed tokenizer has that of the model it came with
         tokenizer.model_max_length = limit
     return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

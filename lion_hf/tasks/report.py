@@ -1,5 +1,6 @@
 """Results over tasks and seeds: summary, table, files to submit."""
 
+import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,15 @@ def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> No
         predictions: classes or targets (N,).
         task: STS-B's targets are cut to its range, 0 to 5.
     """
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("index\tprediction\n")
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, delimiter="\t", lineterminator="\n")  # quotes names with tabs
+        lines.writerow(("index", "prediction"))
         for index, value in enumerate(predictions):
             if not task.classes:
                 shown = f"{np.clip(value, 0, 5) if 'STS-B.tsv' in task.submission else value:.3f}"
             else:
                 shown = str(int(value)) if task.integers else task.classes[int(value)]
-            file.write(f"{index}\t{shown}\n")
+            lines.writerow((index, shown))
 
 
 def save_summary(summary: Mapping, folder: str | Path, title: str, stem: str = "results") -> None:

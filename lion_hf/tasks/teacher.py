@@ -44,11 +44,13 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.model, self.image_size = model.eval().requires_grad_(False), image_size
-        mean, std, student_mean, student_std = (
+        own_mean, own_std, other_mean, other_std = (
             torch.tensor(x)[:, None, None] for x in (mean, std, student_mean, student_std)
         )
-        self.register_buffer("scale", student_std / std)
-        self.register_buffer("shift", (student_mean - mean) / std)
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
+        self.register_buffer("scale", other_std / own_std)
+        self.register_buffer("shift", (other_mean - own_mean) / own_std)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,10 @@ from transformers import (
 
 from ..data.masking import vocabulary_size
 from ..folders import has_weights
+from ..modeling.configuration_lion import check_score_dropout
 from ..presets import find_preset
 from ..training.settings import parse_overrides
-from .loading import read_config, read_tokenizer
+from .loading import read_config, read_tokenizer, readable_weights
 
 
 def load_config(
@@ -51,13 +52,7 @@ def load_config(
         setattr(config, name, value)
     if config.model_type == "lion":
         config.check()
-        if config.attention_form in ("chunk", "recurrent") and config.attention_probs_dropout_prob:
-            raise ValueError(
-                f"attention_form={config.attention_form!r} cannot drop out scores, which {path} "
-                "does with probability"
-                f" {config.attention_probs_dropout_prob}: set attention_probs_dropout_prob to 0, "
-                "or another form"
-            )
+        check_score_dropout(config)
     positions = getattr(config, "max_position_embeddings", None)
     if getattr(config, "use_position_embeddings", True) and positions and max_length > positions:
         raise ValueError(
@@ -123,9 +118,11 @@ def build_classifier(
     options = {"config": config, "trust_remote_code": trust_remote_code}
     if from_scratch:
         return AutoModelForSequenceClassification.from_config(**options)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True, **options
-    )
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    with readable_weights(path):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, **options
+        )
     for name, found, asked in sorted(info["mismatched_keys"]):
         # only the classifier is meant to differ, if it will be trained
         if trained or name.startswith(f"{model.base_model_prefix}."):

@@ -233,10 +233,10 @@ def _same_model(folder: Path, settings: Sequence[Any]) -> bool:
 
 
 def _predict(
-    trainer: LionTrainer, predict_dataset: Any, write_predictions: Callable
+    trainer: LionTrainer, predict_dataset: Any, write_predictions: Callable | None
 ) -> dict[str, float]:
     """Predicts and writes if that is asked for; returns the metrics, which need labels."""
-    if not trainer.args.do_predict:
+    if not trainer.args.do_predict or write_predictions is None:
         return {}
     output = trainer.predict(predict_dataset)
     metrics = dict(output.metrics or {})

@@ -85,7 +85,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, float] | None]:
 
 def on_first_process(args: TrainingArguments, function: Callable[[], Any]) -> Any:
     """Calls a function on the first process; all return its value or raise its ValueError."""
-    answer = [None, None]
+    answer: list[Any] = [None, None]
     if args.process_index == 0:
         try:
             answer[0] = function()

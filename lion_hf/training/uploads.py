@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
@@ -32,6 +33,8 @@ class UploadingTrainer(Trainer):
     model card, and no settings, pickles or paths of this machine. Checkpoints are uploaded after
     they are sealed, from hard links, so that rotation and later checkpoints do not disturb it.
     """
+
+    model: Any
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """As in `Trainer`.

@@ -345,6 +345,15 @@ class TestOptions:
         assert (processor.crop_size["height"], processor.crop_size["width"]) == (64, 64)
         assert processor.size["shortest_edge"] == round(64 / 0.875)
 
+    def test_a_tokenizer_too_large_for_the_model(self, output, tmp_path):
+        BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}).save_pretrained(
+            tmp_path / "tokenizer"
+        )
+        (tmp_path / "tokenizer" / "vocab.txt").write_text("word\n" * 500_000)
+        refused(
+            file_of(TEXT), output, "vocab.txt has 2500000 bytes", tokenizer=tmp_path / "tokenizer"
+        )
+
     @pytest.mark.parametrize("by_name", [False, True])
     def test_tokenizer(self, output, tmp_path, by_name):
         tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)})
@@ -459,6 +468,7 @@ class TestOutput:
         lion_hf.convert_checkpoint(file_of(IMAGE), output)
         assert sorted(file.name for file in output.iterdir()) == [
             "config.json",
+            "image_processing_lion.py",
             "model.safetensors",
             "preprocessor_config.json",
         ]
@@ -521,7 +531,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize(
         "arguments",
-        [[], ["absent"], ["convert"], ["convert", "a"], ["convert", "a", "b", "--other"]],
+        [["absent"], ["convert"], ["convert", "a"], ["convert", "a", "b", "--other"]],
     )
     def test_wrong_usage(self, arguments, capsys):
         with pytest.raises(SystemExit) as exit:

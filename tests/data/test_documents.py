@@ -1,6 +1,7 @@
 """Documents from files of every kind and encoding, or one line about what is wrong with them."""
 
 import gzip
+import os
 import re
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_patterns(tmp_path):
         ("a.json", '[{"text": "é"}, {"text": "b"}]'),
         ("a.jsonl.gz", gzip.compress('{"text": "é"}\n{"text": "b"}'.encode())),
         ("a.csv", "text,n\né,1\nb,x\n"),
+        ("a.csv", "text,n\né,1\nb,x\n".encode("utf-8-sig")),
         ("a.csv", "text,n\né,1\nb,x\n".encode("utf-16")),
         ("a.csv.gz", gzip.compress("n,text\n1,é\n2,b\n".encode())),
     ],
@@ -64,6 +66,16 @@ def test_fields_of_csv_are_text(tmp_path):
     fields = ["007", "1e3", "NA", "null", "", "x" * 200_000]
     file = write(tmp_path / "a.csv", "\n".join(["text,n", *(f"{field},1" for field in fields)]))
     assert read(file) == fields
+
+
+def test_a_replaced_file_is_read_anew(tmp_path):
+    """Although it has the time and the size of the one before."""
+    file = write(tmp_path / "a.txt", "one")
+    before = os.stat(file)
+    assert read(file) == ["one"]
+    write(tmp_path / "a.txt", "two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read(file) == ["two"]
 
 
 def test_an_empty_file_among_others_is_left_out(tmp_path):

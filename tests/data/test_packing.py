@@ -1,4 +1,4 @@
-"""The collator of packed rows: nothing lost, masked as it should be, and the model sees each document alone."""
+"""The collator of packed rows: nothing is lost, and the model sees each document alone."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_packing_keeps_every_document_once_and_fills_rows(lengths, extra):
 
 
 def test_batch(tokenizer):
-    """Every document in one piece, each with its own number; labels only at masked words, and the rest as it was."""
+    """Every document is in one piece, with its own number; only masked words have labels."""
     examples = documents(16, 9, 7, 6, 4, 3)
     batch = packing(tokenizer, mlm_probability=0.5)(examples)
     assert {name: tuple(x.shape) for name, x in batch.items()} == dict.fromkeys(

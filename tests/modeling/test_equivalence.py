@@ -1,4 +1,5 @@
-"""attention = recurrent = chunk = the definition: families x forms x chunk sizes x lengths x padding x packing x orders."""
+"""attention = recurrent = chunk = the definition: families x forms x chunk sizes x lengths x
+padding x packing x orders."""
 
 import pytest
 import torch
@@ -45,11 +46,16 @@ def test_short_rows(mask_type, length, padding, packed, ordered, normalize, devi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("padding, packed, ordered", [("none", False, False), ("interior", True, False), ("left", False, True)])
+@pytest.mark.parametrize(
+    "padding, packed, ordered",
+    [("none", False, False), ("interior", True, False), ("left", False, True)],
+)
 @pytest.mark.parametrize("length", [n for n in LENGTHS if n > 65])
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_long_rows(mask_type, length, padding, packed, ordered, device):
-    problem = make_problem(mask_type, length, padding, packed, ordered, normalize=ordered, heads=2, device=device)
+    problem = make_problem(
+        mask_type, length, padding, packed, ordered, normalize=ordered, heads=2, device=device
+    )
     for form, chunk_size in forms(length):
         check(problem, lion_attention, torch.float64, 1e-10, form=form, chunk_size=chunk_size)
         if chunk_size in (None, 63):
@@ -60,7 +66,9 @@ def test_long_rows(mask_type, length, padding, packed, ordered, device):
 @pytest.mark.parametrize("length, chunk_size", [(197, 1), (500, 1), (500, 2)])
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_long_rows_in_tiny_chunks(mask_type, length, chunk_size, device):
-    problem = make_problem(mask_type, length, "interior", packed=True, normalize=True, batch=1, heads=2, device=device)
+    problem = make_problem(
+        mask_type, length, "interior", packed=True, normalize=True, batch=1, heads=2, device=device
+    )
     check(problem, lion_attention, torch.float64, 1e-10, form="chunk", chunk_size=chunk_size)
 
 
@@ -68,11 +76,16 @@ def test_long_rows_in_tiny_chunks(mask_type, length, chunk_size, device):
 @pytest.mark.parametrize("length", (150, 300))
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_more_scores_than_are_computed_at_a_time(mask_type, length, ordered, device):
-    """Three rows in blocks of two, in one chunk and in several; and the chunk size of `CHUNK_SIZES`."""
+    """Three rows in blocks of two, in one chunk and in several; and the chunk size of
+    `CHUNK_SIZES`."""
     chunk_size = min(length, default_chunk_size(length, "cpu")[0])
     heads = SCORES_AT_A_TIME // (2 * chunk_size**2)
-    assert SCORES_AT_A_TIME // (heads * chunk_size**2) == 2 and (length > chunk_size) == (length == 300)
-    problem = make_problem(mask_type, length, "none", False, ordered, batch=3, heads=heads, device=device)
+    assert SCORES_AT_A_TIME // (heads * chunk_size**2) == 2 and (length > chunk_size) == (
+        length == 300
+    )
+    problem = make_problem(
+        mask_type, length, "none", False, ordered, batch=3, heads=heads, device=device
+    )
     check(problem, lion_attention, torch.float64, 1e-10, form="chunk")
     check(problem, lion_attention, torch.float32, 1e-4, form="chunk")
 
@@ -82,21 +95,30 @@ def test_more_scores_than_are_computed_at_a_time(mask_type, length, ordered, dev
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_half_precision(mask_type, form, padding, packed, dtype, tolerance, device):
-    """Within two units in the last place of the largest entry, on inputs that the type represents exactly.
+    """Within two units in the last place of the largest entry, on inputs that the type represents
+    exactly.
 
-    On a GPU too by the torch forms: the kernels, whose products round more, have this test in test_triton.py.
+    On a GPU too by the torch forms: the kernels, whose products round more, have this test in
+    test_triton.py.
     """
-    problem = make_problem(mask_type, 65, padding, packed, ordered=packed, normalize=packed, dtype=dtype, device=device)
+    problem = make_problem(
+        mask_type, 65, padding, packed, ordered=packed, normalize=packed, dtype=dtype, device=device
+    )
     check(problem, lion_attention, dtype, tolerance, form=form, chunk_size=16, backend="torch")
 
 
-@pytest.mark.parametrize("dtype, tolerance", [*EXACT, *HALF], ids=lambda x: str(x).removeprefix("torch."))
 @pytest.mark.parametrize(
-    "padding, ordered, normalize", [("none", True, True), ("interior", False, False), ("left", False, True)]
+    "dtype, tolerance", [*EXACT, *HALF], ids=lambda x: str(x).removeprefix("torch.")
+)
+@pytest.mark.parametrize(
+    "padding, ordered, normalize",
+    [("none", True, True), ("interior", False, False), ("left", False, True)],
 )
 @pytest.mark.parametrize("feature_map", [name for name in FEATURES if name != "identity"])
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
-def test_feature_maps(mask_type, feature_map, padding, ordered, normalize, dtype, tolerance, device):
+def test_feature_maps(
+    mask_type, feature_map, padding, ordered, normalize, dtype, tolerance, device
+):
     """As part of the operation: query and key before the map, their gradients too."""
     options = {"feature_map": feature_map, "dtype": dtype, "device": device}
     problem = make_problem(mask_type, 33, padding, False, ordered, normalize, **options)
@@ -129,21 +151,37 @@ def test_random_shapes(chunk_size, **case):
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_gradcheck(mask_type, form):
     """Analytic against numeric derivatives, through padding, two documents and the divisor."""
-    problem = make_problem(mask_type, 7, "interior", packed=True, normalize=True, batch=1, heads=2, head_dim=2, value_dim=2)
+    problem = make_problem(
+        mask_type,
+        7,
+        "interior",
+        packed=True,
+        normalize=True,
+        batch=1,
+        heads=2,
+        head_dim=2,
+        value_dim=2,
+    )
     names = list(problem.inputs)
 
     def function(*tensors):
-        return lion_attention(**dict(zip(names, tensors)), **problem.options, form=form, chunk_size=3)
+        return lion_attention(
+            **dict(zip(names, tensors)), **problem.options, form=form, chunk_size=3
+        )
 
     assert torch.autograd.gradcheck(function, tuple(problem.inputs.values()))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_edge_decays(form):
-    """A pair of edge decays is the general operation: the gates' edges written out give the same as the gates."""
+    """A pair of edge decays is the general operation: the gates' edges written out give the same as
+    the gates."""
     problem = make_problem("selective", 21)
     gates = problem.inputs["log_decay"]
-    edges = (gates, torch.cat([gates[..., 1:], gates[..., :1]], dim=-1))  # the last entry belongs to no edge
+    edges = (
+        gates,
+        torch.cat([gates[..., 1:], gates[..., :1]], dim=-1),
+    )  # the last entry belongs to no edge
     inputs = [problem.inputs[name] for name in ("query", "key", "value")]
     output = lion_attention(*inputs, edges, form=form, chunk_size=4, scale=0.5)
     torch.testing.assert_close(output, problem.expected["output"], atol=1e-12, rtol=1e-12)
@@ -163,7 +201,8 @@ def test_the_two_directions_are_apart(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_oracle_can_fail(form):
-    """The grid's premise: gates, padding and documents each change the numbers by far more than its tolerance."""
+    """The grid's premise: gates, padding and documents each change the numbers by far more than its
+    tolerance."""
     problem = make_problem("selective", 17, "interior", packed=True)
     for drop in ("log_decay", "attention_mask", "seq_idx"):
         broken = make_problem("selective", 17, "interior", packed=True)

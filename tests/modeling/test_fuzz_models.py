@@ -1,6 +1,8 @@
-"""Random and absurd inputs of models, configurations and data: the right answer, or an error that names what is wrong.
+"""Random and absurd inputs of models, configurations and data: the right answer, or an error that
+names what is wrong.
 
-The right answer of a padded row is that of its tokens alone. Everything that was found on the way is an `@example`.
+The right answer of a padded row is that of its tokens alone. Everything that was found on the way
+is an `@example`.
 """
 
 from dataclasses import fields
@@ -30,7 +32,9 @@ def networks():
     def get(head: str, family: str):
         if (head, family) not in made:
             image = head in IMAGE_HEADS
-            made[head, family] = model(head, image_config(family, "snake") if image else text_config(family))
+            made[head, family] = model(
+                head, image_config(family, "snake") if image else text_config(family)
+            )
         return made[head, family]
 
     return get
@@ -39,19 +43,60 @@ def networks():
 def numbers(low: int = -3, high: int = 130):
     """Tensors of many shapes for ids, masks, positions and labels of 2 rows of 7 tokens."""
     shapes = st.sampled_from(
-        ((2, 7), (2, 7), (2, 7), (1, 7), (7,), (2, 7, 1), (2, 1), (2, 6), (2, 0), (0, 7), (3, 7), (14,), ())
+        (
+            (2, 7),
+            (2, 7),
+            (2, 7),
+            (1, 7),
+            (7,),
+            (2, 7, 1),
+            (2, 1),
+            (2, 6),
+            (2, 0),
+            (0, 7),
+            (3, 7),
+            (14,),
+            (),
+        )
     )
-    types = st.sampled_from((torch.int64, torch.int64, torch.int32, torch.int16, torch.bool, torch.float32, torch.complex64))
+    types = st.sampled_from(
+        (
+            torch.int64,
+            torch.int64,
+            torch.int32,
+            torch.int16,
+            torch.bool,
+            torch.float32,
+            torch.complex64,
+        )
+    )
 
     def make(shape, dtype, seed, low, span):
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(low, low + span + 1, shape, generator=generator).to(dtype)
 
-    return st.builds(make, shapes, types, st.integers(0, 99), st.integers(low, 40), st.sampled_from((0, 1, 2, 50, high, 10**9)))
+    return st.builds(
+        make,
+        shapes,
+        types,
+        st.integers(0, 99),
+        st.integers(low, 40),
+        st.sampled_from((0, 1, 2, 50, high, 10**9)),
+    )
 
 
-TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "seq_idx", "cu_seq_lens_q",
-        "cu_seq_lens_k", "positions", "pixel_values")  # fmt: skip
+TEXT = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "inputs_embeds",
+    "seq_idx",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "positions",
+    "pixel_values",
+)
 EMBEDDINGS = st.builds(
     lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),
     st.sampled_from(((2, 7, 24), (2, 7, 24), (2, 7, 1), (2, 7, 23), (7, 24), (2, 0, 24))),
@@ -67,11 +112,15 @@ def mostly(fitting, other):
     return st.integers(0, 3).flatmap(lambda n: other if n == 0 else fitting)
 
 
-def integers(low: int, high: int, shape: tuple[int, ...] = (2, 7), dtype: torch.dtype = torch.int64):
+def integers(
+    low: int, high: int, shape: tuple[int, ...] = (2, 7), dtype: torch.dtype = torch.int64
+):
     """Tensors that fit, of integers from `low` to `high`."""
 
     def make(seed):
-        return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        return torch.randint(
+            low, high + 1, shape, generator=torch.Generator().manual_seed(seed)
+        ).to(dtype)
 
     return st.builds(make, st.integers(0, 999))
 
@@ -87,7 +136,9 @@ MASKS = integers(0, 1) | integers(0, 1, dtype=torch.bool) | integers(0, 1, dtype
         {},
         optional={
             "input_ids": mostly(integers(0, 98), numbers() | st.none() | ABSURD),
-            "attention_mask": mostly(MASKS, numbers(high=1) | st.just(ADDED) | st.just(ADDED.long()) | ABSURD),
+            "attention_mask": mostly(
+                MASKS, numbers(high=1) | st.just(ADDED) | st.just(ADDED.long()) | ABSURD
+            ),
             "token_type_ids": mostly(integers(0, 1), numbers(high=2)),
             "position_ids": mostly(st.just(torch.arange(7).expand(2, 7)), numbers()),
         },
@@ -110,7 +161,9 @@ MASKS = integers(0, 1) | integers(0, 1, dtype=torch.bool) | integers(0, 1, dtype
 @example("MaskedLM", "selective", {"attention_mask": ADDED})  # lost the real tokens
 @example("MaskedLM", "selective", {"attention_mask": ADDED.long()})
 @example("Model", "selective", {"position_ids": IDS.float()})
-@example("Model", "selective", {"input_ids": None, "inputs_embeds": torch.ones(2, 7, 1)})  # was broadcast
+@example(
+    "Model", "selective", {"input_ids": None, "inputs_embeds": torch.ones(2, 7, 1)}
+)  # was broadcast
 @example("Model", "selective", {"input_ids": None, "inputs_embeds": torch.ones(2, 7, 24).double()})
 @example("MultipleChoice", "lit", {"input_ids": IDS[:, :0]})
 @example("SequenceClassification", "lit", {"attention_mask": torch.zeros(2, 7)})
@@ -119,16 +172,26 @@ def test_texts(networks, head, family, changes):
     network = networks(head, family)
     inputs = {"input_ids": IDS, **changes}
     if head == "MultipleChoice":
-        inputs = {k: x[None] if torch.is_tensor(x) and not k.startswith("cu") else x for k, x in inputs.items()}
+        inputs = {
+            k: x[None] if torch.is_tensor(x) and not k.startswith("cu") else x
+            for k, x in inputs.items()
+        }
     outcome = []
     with torch.no_grad():
-        if refused(lambda: outcome.append(network(**inputs)[0]), "|".join(TEXT) + "|batch of shape"):
+        if refused(
+            lambda: outcome.append(network(**inputs)[0]), "|".join(TEXT) + "|batch of shape"
+        ):
             return
         found = outcome[0]
         embeds = changes.get("inputs_embeds")
         assert found.isfinite().all() or not embeds.isfinite().all()
         mask = changes.get("attention_mask")
-        if mask is None or embeds is not None or len(changes) > 1 or head not in ("MaskedLM", "TokenClassification"):
+        if (
+            mask is None
+            or embeds is not None
+            or len(changes) > 1
+            or head not in ("MaskedLM", "TokenClassification")
+        ):
             return
         for row, keep in enumerate(mask != 0):  # the right answer is that of the tokens alone
             if keep.any():
@@ -157,15 +220,26 @@ def test_labels(networks, head, sparse, labels, narrow):
     names = ("start_positions", "end_positions") if head == "QuestionAnswering" else ("labels",)
     good = {name: inputs[name] for name in names}
     if narrow and torch.is_tensor(labels) and labels.dim() > 0:
-        labels = labels.flatten()[:2].remainder(3).to(labels.dtype) if not labels.is_complex() else labels
+        labels = (
+            labels.flatten()[:2].remainder(3).to(labels.dtype)
+            if not labels.is_complex()
+            else labels
+        )
     outcome = []
     with torch.no_grad():
-        bad = refused(lambda: outcome.append(network(**inputs | dict.fromkeys(names, labels))), "|".join(names))
+        bad = refused(
+            lambda: outcome.append(network(**inputs | dict.fromkeys(names, labels))),
+            "|".join(names),
+        )
         if not bad and labels is not None:
             loss = outcome[0].loss
             assert loss.isfinite() and labels.dim() > 0
             counted = (labels != -100) & ((labels < 7) | (head != "QuestionAnswering"))
-            assert (loss == 0) == (not counted.any()) or labels.is_floating_point() or head == "MultipleChoice"
+            assert (
+                (loss == 0) == (not counted.any())
+                or labels.is_floating_point()
+                or head == "MultipleChoice"
+            )
         if bad:
             assert network.config.problem_type is None  # a mistake decides nothing
             assert network(**inputs | good).loss.isfinite()
@@ -188,14 +262,31 @@ PIXELS = st.builds(
             (1, 2, 3, 16, 16),
             (),
         )
-    ),  # fmt: skip
-    st.sampled_from((torch.float32, torch.float32, torch.float64, torch.float16, torch.uint8, torch.int64, torch.complex64)),
+    ),
+    st.sampled_from(
+        (
+            torch.float32,
+            torch.float32,
+            torch.float64,
+            torch.float16,
+            torch.uint8,
+            torch.int64,
+            torch.complex64,
+        )
+    ),
     st.sampled_from((0.5, -1e4, NAN, INF)),
 )
-IMAGE_LABELS = numbers(low=-101) | ABSURD | st.sampled_from((torch.ones(2, 3) / 3, torch.ones(2, 4) / 4, torch.tensor([0, 2])))
+IMAGE_LABELS = (
+    numbers(low=-101)
+    | ABSURD
+    | st.sampled_from((torch.ones(2, 3) / 3, torch.ones(2, 4) / 4, torch.tensor([0, 2])))
+)
 
 
-IMAGES = st.builds(lambda n: torch.randn(2, 3, 16, 4 * n, generator=torch.Generator().manual_seed(n)), st.integers(1, 9))
+IMAGES = st.builds(
+    lambda n: torch.randn(2, 3, 16, 4 * n, generator=torch.Generator().manual_seed(n)),
+    st.integers(1, 9),
+)
 MASKED = mostly(integers(0, 1, (2, 16)) | integers(0, 1, (2, 16), torch.bool), numbers(high=1))
 
 
@@ -203,11 +294,18 @@ MASKED = mostly(integers(0, 1, (2, 16)) | integers(0, 1, (2, 16), torch.bool), n
 @given(
     st.sampled_from(IMAGE_HEADS),
     mostly(IMAGES | st.just(torch.ones(2, 3, 16, 16)), PIXELS | ABSURD),
-    st.fixed_dictionaries({}, optional={"labels": mostly(integers(0, 2, (2,)), IMAGE_LABELS), "bool_masked_pos": MASKED}),
+    st.fixed_dictionaries(
+        {},
+        optional={"labels": mostly(integers(0, 2, (2,)), IMAGE_LABELS), "bool_masked_pos": MASKED},
+    ),
 )
-@example("ImageClassification", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), {})  # not normalised, and taken as it was
+@example(
+    "ImageClassification", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), {}
+)  # not normalised, and taken as it was
 @example("ImageClassification", torch.ones(2, 3, 16, 16), {"labels": torch.tensor([0, 9])})
-@example("ImageClassification", torch.ones(2, 3, 16, 16), {"labels": torch.ones(2, 3, dtype=torch.long)})
+@example(
+    "ImageClassification", torch.ones(2, 3, 16, 16), {"labels": torch.ones(2, 3, dtype=torch.long)}
+)
 @example("ImageClassification", torch.full((2, 3, 16, 16), NAN), {})
 @example("MaskedImageModeling", torch.ones(2, 3, 16, 16), {"bool_masked_pos": torch.ones(2, 4, 4)})
 @example("MaskedImageModeling", torch.ones(2, 3, 16, 16), {"bool_masked_pos": [[1] * 16] * 2})
@@ -215,21 +313,29 @@ def test_images(networks, head, pixels, changes):
     network, outcome = networks(head, "selective"), []
     if head == "MaskedImageModeling":
         changes = {name: x for name, x in changes.items() if name != "labels"}
-    elif isinstance(changes.get("bool_masked_pos"), torch.Tensor):  # the classifier has no mask token
-        assert refused(lambda: network(pixel_values=pixels, **changes), "bool_masked_pos|pixel|image")
+    elif isinstance(
+        changes.get("bool_masked_pos"), torch.Tensor
+    ):  # the classifier has no mask token
+        assert refused(
+            lambda: network(pixel_values=pixels, **changes), "bool_masked_pos|pixel|image"
+        )
         changes = {name: x for name, x in changes.items() if name != "bool_masked_pos"}
     with torch.no_grad():
         call = lambda: outcome.append(network(pixel_values=pixels, **changes))  # noqa: E731
         if refused(call, "pixel|image|labels|bool_masked_pos"):
             return
         found = outcome[0].get("logits", outcome[0].get("reconstruction"))
-        assert found.isfinite().all() == pixels.isfinite().all() and found.shape[0] == pixels.shape[0]
+        assert (
+            found.isfinite().all() == pixels.isfinite().all() and found.shape[0] == pixels.shape[0]
+        )
         if pixels.isfinite().all() and len(pixels) and outcome[0].loss is not None:
             assert outcome[0].loss.isfinite()
         if len(pixels) == 2:  # what is wrong with one image stays there
             good = torch.randn(1, *pixels.shape[1:], dtype=pixels.dtype)
             both = network(pixel_values=torch.cat([pixels[:1], good]))[0]
-            torch.testing.assert_close(both[1:], network(pixel_values=good)[0], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                both[1:], network(pixel_values=good)[0], atol=1e-4, rtol=1e-4
+            )
 
 
 def test_one_row_that_is_not_finite_does_not_reach_the_others(networks):
@@ -238,16 +344,55 @@ def test_one_row_that_is_not_finite_does_not_reach_the_others(networks):
     embeds[0, 0], mask[1, 5:] = NAN, 0
     found = network(inputs_embeds=embeds, attention_mask=mask).logits
     assert found[0].isnan().all()
-    torch.testing.assert_close(found[1:, :5], network(inputs_embeds=embeds[1:, :5]).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found[1:, :5], network(inputs_embeds=embeds[1:, :5]).logits, atol=1e-4, rtol=1e-4
+    )
 
 
 # Configurations, data and helpers
 
-SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 20,
-         "max_position_embeddings": 16, "image_size": 16, "patch_size": 8}  # fmt: skip
-NAMES = sorted({field.name for field in fields(LionConfig)} & LionConfig.__annotations__.keys()) + ["num_labels", "id2label"]
-VALUES = st.sampled_from((-1, 0, 1, 2, 7, 10**9, 10**30, True, "x", "3", 1.5, 1e-320, NAN, INF, -INF, None, [], [1], [16, -8],
-                          (16, 16), [16, 1.5], {}, {"a": 1}, {0: "no", 1: "yes"}))  # fmt: skip
+SMALL = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "vocab_size": 20,
+    "max_position_embeddings": 16,
+    "image_size": 16,
+    "patch_size": 8,
+}
+NAMES = sorted({field.name for field in fields(LionConfig)} & LionConfig.__annotations__.keys()) + [
+    "num_labels",
+    "id2label",
+]
+VALUES = st.sampled_from(
+    (
+        -1,
+        0,
+        1,
+        2,
+        7,
+        10**9,
+        10**30,
+        True,
+        "x",
+        "3",
+        1.5,
+        1e-320,
+        NAN,
+        INF,
+        -INF,
+        None,
+        [],
+        [1],
+        [16, -8],
+        (16, 16),
+        [16, 1.5],
+        {},
+        {"a": 1},
+        {0: "no", 1: "yes"},
+    )
+)
 FITTING = {"bool": (True, False), "float": (0.5, 0.1, 1e-6), "int": (1, 2, 4, 8, 16)}
 
 
@@ -281,28 +426,49 @@ def test_configurations(modality, changes):
     def build():
         outcome.append(LionConfig(**{"modality": modality, **SMALL, **changes}))
 
-    if refused(build, "|".join(changes)) or any(isinstance(x, int) and abs(x) > 100 for x in changes.values()):
+    if refused(build, "|".join(changes)) or any(
+        isinstance(x, int) and abs(x) > 100 for x in changes.values()
+    ):
         return
     config = outcome[0]
     network = LionModel(config).eval()
     if config.modality == "text":
-        inputs = {"input_ids": torch.zeros(1, min(4, config.max_position_embeddings), dtype=torch.long)}
+        inputs = {
+            "input_ids": torch.zeros(1, min(4, config.max_position_embeddings), dtype=torch.long)
+        }
     else:
-        inputs = {"pixel_values": torch.ones(1, config.num_channels, config.patch_size, 2 * config.patch_size)}
+        inputs = {
+            "pixel_values": torch.ones(
+                1, config.num_channels, config.patch_size, 2 * config.patch_size
+            )
+        }
     with torch.no_grad():
         assert network(**inputs).last_hidden_state.isfinite().all()
 
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")
-COLUMN = numbers() | ABSURD | st.sampled_from(([], [9], [-2, 5], "abc", ["a"], [[1], [2, 3]], [1.5], [10**30]))
+COLUMN = (
+    numbers()
+    | ABSURD
+    | st.sampled_from(([], [9], [-2, 5], "abc", ["a"], [[1], [2, 3]], [1.5], [10**30]))
+)
 DOCUMENTS = st.lists(
-    st.lists(st.tuples(st.integers(0, 6), st.sampled_from((1, 1, 1, 0)), st.integers(0, 1)), min_size=1, max_size=8).map(
-        lambda rows: dict(zip(("input_ids", "attention_mask", "token_type_ids"), map(list, zip(*rows))))
+    st.lists(
+        st.tuples(st.integers(0, 6), st.sampled_from((1, 1, 1, 0)), st.integers(0, 1)),
+        min_size=1,
+        max_size=8,
+    ).map(
+        lambda rows: dict(
+            zip(("input_ids", "attention_mask", "token_type_ids"), map(list, zip(*rows)))
+        )
     ),
     min_size=1,
     max_size=5,
 )
-BROKEN = st.lists(st.dictionaries(st.sampled_from(("input_ids", "attention_mask", "token_type_ids")), COLUMN), max_size=3)
+BROKEN = st.lists(
+    st.dictionaries(st.sampled_from(("input_ids", "attention_mask", "token_type_ids")), COLUMN),
+    max_size=3,
+)
 
 
 @fuzz("collator")
@@ -319,15 +485,26 @@ def test_packing(examples, row_length):
     outcome = []
 
     def collate():
-        outcome.append(lion_hf.DataCollatorForPackedLanguageModeling(tokenizer, row_length=row_length)(examples))
+        outcome.append(
+            lion_hf.DataCollatorForPackedLanguageModeling(tokenizer, row_length=row_length)(
+                examples
+            )
+        )
 
     if refused(collate, "row_length|document|empty list"):
         return
     batch = outcome[0]
-    ids = torch.where(batch["labels"] != -100, batch["labels"], batch["input_ids"])[batch["attention_mask"] == 1]
-    columns = [(torch.as_tensor(row["input_ids"]), torch.as_tensor(row.get("attention_mask", True))) for row in examples]
+    ids = torch.where(batch["labels"] != -100, batch["labels"], batch["input_ids"])[
+        batch["attention_mask"] == 1
+    ]
+    columns = [
+        (torch.as_tensor(row["input_ids"]), torch.as_tensor(row.get("attention_mask", True)))
+        for row in examples
+    ]
     kept = torch.cat([x[mask.expand_as(x) != 0] for x, mask in columns])
-    assert sorted(ids.tolist()) == sorted(kept.tolist()) and batch["input_ids"].shape[1] == row_length
+    assert (
+        sorted(ids.tolist()) == sorted(kept.tolist()) and batch["input_ids"].shape[1] == row_length
+    )
 
 
 @fuzz("helpers")

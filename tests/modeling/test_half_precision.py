@@ -1,7 +1,8 @@
-"""bfloat16 and float16 against float64: long rows, gates at both ends, feature maps, pooling, whole models.
+"""bfloat16 and float16 against float64: long rows, gates at both ends, feature maps, pooling, whole
+models.
 
-The grid at 65 tokens is in test_equivalence.py, gates of every size in 150 tokens in test_operation.py, and the table over
-forms and lengths in benchmarks/results/precision-cpu.md.
+The grid at 65 tokens is in test_equivalence.py, gates of every size in 150 tokens in
+test_operation.py, and the table over forms and lengths in benchmarks/results/precision-cpu.md.
 """
 
 import copy
@@ -17,22 +18,25 @@ from lion_hf.modeling.lion_naive import FEATURE_MAPS
 from lion_hf.modeling.lion_packing import pool
 
 HALF = [torch.bfloat16, torch.float16]
-# Largest error over the largest entry. All sums are float32, so what is left is the rounding of the result: half a unit in the
-# last place, 2**-9 or 2**-12 of a number just above a power of two's double, and twice that of one just above a power of two.
+# Largest error over the largest entry. All sums are float32, so what is left is the rounding of the
+# result: half a unit in the last place, 2**-9 or 2**-12 of a number just above a power of two's
+# double, and twice that of one just above a power of two.
 ROUNDING = {torch.bfloat16: 1.02 * 2**-8, torch.float16: 1.02 * 2**-11}
-# Gradients of log-decays stay in float32. They are sums over all later tokens, in which large parts cancel: within a chunk in
-# the chunk form, over the whole row in the attention form.
+# Gradients of log-decays stay in float32. They are sums over all later tokens, in which large parts
+# cancel: within a chunk in the chunk form, over the whole row in the attention form.
 LOG_DECAYS = {"attention": 2e-3, "chunk": 2e-4, "recurrent": 2e-4}
-# Whole models, in the Euclidean norm: every layer's results are rounded, in bfloat16 to 2**-9 and in float16 to 2**-12, and
-# errors of some ten such steps add up.
+# Whole models, in the Euclidean norm: every layer's results are rounded, in bfloat16 to 2**-9 and
+# in float16 to 2**-12, and errors of some ten such steps add up.
 MODELS = {torch.bfloat16: 0.05, torch.float16: 0.05 / 8}
-LONG = 0.05  # float16 too: a token's part in the mean over 65,536 has gradients near the smallest numbers of float16
+# In float16 too: a token's part in the mean over 65,536 has gradients near its smallest numbers.
+LONG = 0.05
 
 
 def problem(
     family: str, length: int, normalize: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
-    """Inputs that both half types hold exactly, one head for each kind of gates, and the output's gradient."""
+    """Inputs that both half types hold exactly, one head for each kind of gates, and the output's
+    gradient."""
     random = torch.sigmoid(torch.randn(length) * 2 + 1)
     ends = torch.randint(0, 3, (length,))
     near_one = 1 - 10 ** -(3 + 3 * torch.rand(length))
@@ -102,7 +106,8 @@ def check(
 )
 @pytest.mark.parametrize("family", MASK_TYPES)
 def test_operation(family, form, length, normalize):
-    """Both types, also under autocast, are as near as rounding lets them; the reference is float64 in chunks of 500."""
+    """Both types, also under autocast, are as near as rounding lets them; the reference is float64
+    in chunks of 500."""
     inputs, log_decay, weight = problem(family, length, normalize)
     options = {"normalize": normalize, "form": form}
     floor = 1e-3 if normalize else 1.0  # plain sums are of the size of the inputs or above
@@ -121,7 +126,8 @@ def test_operation(family, form, length, normalize):
 
 @pytest.mark.parametrize("normalize", (False, True))
 def test_the_reference_and_the_bounds(normalize):
-    """Chunks in float64 are the definition at 1,000 tokens, and one wrong gate in a thousand breaks every bound."""
+    """Chunks in float64 are the definition at 1,000 tokens, and one wrong gate in a thousand breaks
+    every bound."""
     inputs, log_decay, weight = problem("selective", 1000, normalize)
     options = {"normalize": normalize, "chunk_size": 300}
     definition, chunks = (
@@ -144,7 +150,8 @@ def test_the_reference_and_the_bounds(normalize):
 
 
 def test_gradients_beyond_float16_are_infinite_and_never_nan():
-    """An output saturates, but a gradient tells of an overflow, as GradScaler expects, which then skips the step."""
+    """An output saturates, but a gradient tells of an overflow, as GradScaler expects, which then
+    skips the step."""
     query, key, value = (
         torch.ones(1, 1, 2000, 64, dtype=torch.float16, requires_grad=True) for _ in range(3)
     )
@@ -158,7 +165,8 @@ def test_gradients_beyond_float16_are_infinite_and_never_nan():
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_feature_maps(name, dtype):
-    """Entry by entry to at most three roundings, small features too, and the same whether gradients are recorded or not."""
+    """Entry by entry to at most three roundings, small features too, and the same whether gradients
+    are recorded or not."""
     x = torch.linspace(-9, 9, 640).view(10, 64).to(dtype)
     expected = FEATURE_MAPS[name](x.double())
     found = FEATURE_MAPS[name](x)
@@ -194,13 +202,15 @@ def network_results(
     }
 
 
-# On the CPU torch adds up these gradients in the type of the weights, token by token. In bfloat16 no sum grows beyond 256 times
-# what is added; at 65,536 tokens such gradients are finite and no more. Under autocast they are float32.
+# On the CPU torch adds up these gradients in the type of the weights, token by token. In bfloat16
+# no sum grows beyond 256 times what is added; at 65,536 tokens such gradients are finite and no
+# more. Under autocast they are float32.
 ADDED_UP_IN_HALF = ("norm", "embeddings")
 
 
 def check_network(network, inputs, long: bool = False) -> None:
-    """Autocast, weights in half precision with and without the gates, in every form: finite, and near float64."""
+    """Autocast, weights in half precision with and without the gates, in every form: finite, and
+    near float64."""
     scale = (
         2.0**16 if long else 2.0**10
     )  # GradScaler tries the first, and finds the second for short rows
@@ -262,9 +272,17 @@ def test_image_models(mask_type, patch_order, form):
 def test_a_text_model_of_65536_tokens(mask_type):
     """Forward and backward, with padding and mean pooling, whose sum is beyond float16."""
     config = LionConfig(
-        mask_type=mask_type, vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        max_position_embeddings=65_536, classifier_pooling="mean", num_labels=2, initializer_range=0.3,
-    )  # fmt: skip
+        mask_type=mask_type,
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=65_536,
+        classifier_pooling="mean",
+        num_labels=2,
+        initializer_range=0.3,
+    )
     torch.manual_seed(0)
     network = LionForSequenceClassification(config).eval()
     with torch.no_grad():
@@ -285,7 +303,8 @@ def test_a_text_model_of_65536_tokens(mask_type):
 
 @pytest.mark.parametrize("chunk_size", (50, 200), ids=("several chunks", "one chunk"))
 def test_gradients_of_small_gates_in_float32(chunk_size):
-    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as large, must not spoil."""
+    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as
+    large, must not spoil."""
     inputs = [torch.randn(1, 1, 200, 4) for _ in range(3)]
     edges = tuple((10 ** -(5 + torch.rand(1, 1, 200))).log() for _ in range(2))
     weight, found = torch.randn(1, 1, 200, 4), {}

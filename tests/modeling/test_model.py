@@ -1,4 +1,5 @@
-"""LionModel and its heads: forms, padding, packing, images, and what transformers expects of a model."""
+"""LionModel and its heads: forms, padding, packing, images, and what transformers expects of a
+model."""
 
 import re
 
@@ -41,11 +42,15 @@ from lion_hf.modeling.configuration_lion import (
 from lion_hf.modeling.lion_layers import drop_path
 from lion_hf.modeling.lion_naive import FEATURE_MAPS
 
-EVERY_HEAD = [("text", head) for head in ("Model", *TEXT_HEADS)] + [("image", head) for head in ("Model", *IMAGE_HEADS)]
+EVERY_HEAD = [("text", head) for head in ("Model", *TEXT_HEADS)] + [
+    ("image", head) for head in ("Model", *IMAGE_HEADS)
+]
 
 
 def config_of(modality: str, **kwargs) -> LionConfig:
-    return text_config(**kwargs) if modality == "text" else image_config(patch_order="snake", **kwargs)
+    return (
+        text_config(**kwargs) if modality == "text" else image_config(patch_order="snake", **kwargs)
+    )
 
 
 @torch.no_grad()
@@ -71,7 +76,11 @@ def test_image_forms_agree(mask_type, patch_order):
     assert not torch.equal(logits["chunk"], logits["recurrent"])
 
 
-PADDED = {"left": [2, 3, 4, 5, 6, 7, 8], "right": [0, 1, 2, 3, 4, 5, 6], "between": [0, 2, 3, 6, 7, 8, 10]}
+PADDED = {
+    "left": [2, 3, 4, 5, 6, 7, 8],
+    "right": [0, 1, 2, 3, 4, 5, 6],
+    "between": [0, 2, 3, 6, 7, 8, 10],
+}
 
 
 @pytest.mark.parametrize("form", ("auto", *FORMS))
@@ -84,15 +93,22 @@ def test_padding_changes_nothing(mask_type, form):
         padded, mask = token_ids(1, 11), torch.zeros(1, 11, dtype=torch.long)
         padded[:, places], mask[:, places] = ids, 1
         found = network(padded, attention_mask=mask)
-        torch.testing.assert_close(found.last_hidden_state[:, places], alone.last_hidden_state, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            found.last_hidden_state[:, places], alone.last_hidden_state, atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(found.pooler_output, alone.pooler_output, atol=1e-5, rtol=0)
         unmasked = network(padded).last_hidden_state[:, places]
-        assert (unmasked - alone.last_hidden_state).abs().max() > 1e-3, f"without a mask padding {side} must show"
+        assert (unmasked - alone.last_hidden_state).abs().max() > 1e-3, (
+            f"without a mask padding {side} must show"
+        )
 
 
 PACKINGS = {
     "position_ids": {"position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 0, 1]])},
-    "cu_seq_lens": {"cu_seq_lens_q": torch.tensor([0, 4, 9, 10, 12]), "cu_seq_lens_k": torch.tensor([0, 4, 9, 10, 12])},
+    "cu_seq_lens": {
+        "cu_seq_lens_q": torch.tensor([0, 4, 9, 10, 12]),
+        "cu_seq_lens_k": torch.tensor([0, 4, 9, 10, 12]),
+    },
     "seq_idx": {"seq_idx": torch.tensor([[7, 7, 7, 7, 1, 1, 1, 1, 1, 2, 0, 0]])},
 }
 DOCUMENTS = [slice(0, 4), slice(4, 9), slice(9, 10), slice(10, 12)]
@@ -109,12 +125,17 @@ def test_packing_changes_nothing(mask_type, packing, form):
         for tokens in DOCUMENTS:
             alone = network(ids[:, tokens]).logits
             torch.testing.assert_close(packed[:, tokens], alone, atol=1e-5, rtol=0)
-        assert (network(ids).logits - packed).abs().max() > 1e-2, "without boundaries documents must leak"
+        assert (network(ids).logits - packed).abs().max() > 1e-2, (
+            "without boundaries documents must leak"
+        )
 
 
 def padded_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Four rows, half of them padding, on every side, one row all of it; and where the tokens are."""
-    mask = torch.tensor([[1] * 12, [0] * 6 + [1] * 6, [1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0] * 12])
+    """Four rows, half of them padding, on every side, one row all of it; and where the tokens
+    are."""
+    mask = torch.tensor(
+        [[1] * 12, [0] * 6 + [1] * 6, [1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0] * 12]
+    )
     return {"input_ids": token_ids(4, 12), "attention_mask": mask}, mask.bool()
 
 
@@ -128,7 +149,9 @@ def test_auto_takes_padding_out_of_the_layers(mask_type, packed):
     seen, results = [], {}
     for form in ("auto", "chunk"):
         network = model("Model", text_config(mask_type, attention_form=form))
-        network.layers[0].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+        network.layers[0].register_forward_hook(
+            lambda module, args, output: seen.append(tuple(output.shape))
+        )
         output = network(**inputs)
         pooled = output.pooler_output[:3]  # the last row has no token
         (output.last_hidden_state[real].square().sum() + pooled.sin().sum()).backward()
@@ -137,7 +160,11 @@ def test_auto_takes_padding_out_of_the_layers(mask_type, packed):
     assert seen == [(1, 23, 24), (4, 12, 24)]
     for name, expected in results["chunk"].items():
         torch.testing.assert_close(
-            results["auto"][name], expected, atol=1e-4, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            results["auto"][name],
+            expected,
+            atol=1e-4,
+            rtol=1e-4,
+            msg=lambda text, n=name: f"{n}: {text}",
         )
 
 
@@ -156,7 +183,9 @@ def test_padding_stays_where_the_layers_are_looked_at_or_it_does_not_pay(options
     training = config.pop("training", False)
     network = model("Model", text_config(**config)).train(training)
     seen = []
-    network.layers[0].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    network.layers[0].register_forward_hook(
+        lambda module, args, output: seen.append(tuple(output.shape))
+    )
     output = network(**{**padded_batch()[0], **options})
     assert seen == [(4, 12, 24)]
     for x in (output.hidden_states or ()) + (output.last_hidden_state,):
@@ -177,7 +206,9 @@ def test_sparse_prediction_computes_only_labelled_tokens():
     full.loss.backward()
     few.loss.backward()
     for (name, a), b in zip(sparse.named_parameters(), dense.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
     assert sparse(**inputs).logits.shape == (4, 12, 99), "without labels every token is answered"
 
 
@@ -189,7 +220,9 @@ def test_packing_and_padding_together():
     positions = torch.tensor([[0, 0, 1, 0, 2, 9, 0, 1, 0, 2]])
     found = last_hidden(network, input_ids=ids, attention_mask=mask, position_ids=positions)
     for places in ([1, 2, 4], [6, 7, 9]):
-        torch.testing.assert_close(found[:, places], last_hidden(network, input_ids=ids[:, places]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            found[:, places], last_hidden(network, input_ids=ids[:, places]), atol=1e-5, rtol=0
+        )
 
 
 def test_unpacked_position_ids_cut_nothing():
@@ -211,7 +244,9 @@ def test_classifier_with_padding_on_any_side(pooling):
     torch.testing.assert_close(right, alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options", ({}, {"return_flash_attn_kwargs": True}, {"return_seq_idx": True}), ids=str)
+@pytest.mark.parametrize(
+    "options", ({}, {"return_flash_attn_kwargs": True}, {"return_seq_idx": True}), ids=str
+)
 def test_the_flattening_collator_of_transformers(options):
     """DataCollatorWithFlattening's row of documents gives what they give alone."""
     network = model("TokenClassification", text_config())
@@ -226,8 +261,13 @@ def test_the_flattening_collator_of_transformers(options):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_padding_and_packing_change_no_gradient(mask_type, form):
-    """Every parameter's gradient, in float64: two documents in one padded row, and the same two alone."""
-    options = {"attention_form": form, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    """Every parameter's gradient, in float64: two documents in one padded row, and the same two
+    alone."""
+    options = {
+        "attention_form": form,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     network = model("MaskedLM", text_config(mask_type, **options)).double()
     one, two = token_ids(1, 5), token_ids(1, 4)
 
@@ -241,7 +281,9 @@ def test_padding_and_packing_change_no_gradient(mask_type, form):
     row[:, [1, 2, 4, 5, 6]], row[:, 7:11] = one, two
     mask = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0]])
     seq_idx = torch.tensor([[0] * 7 + [1] * 5])
-    packed = gradients([(row, [1, 2, 4, 5, 6, 7, 8, 9, 10], {"attention_mask": mask, "seq_idx": seq_idx})])
+    packed = gradients(
+        [(row, [1, 2, 4, 5, 6, 7, 8, 9, 10], {"attention_mask": mask, "seq_idx": seq_idx})]
+    )
     alone = gradients([(one, slice(None), {}), (two, slice(None), {})])
     for name in alone:
         torch.testing.assert_close(packed[name], alone[name], atol=1e-8, rtol=1e-8, msg=name)
@@ -251,9 +293,19 @@ def test_padding_and_packing_change_no_gradient(mask_type, form):
 def test_left_padded_position_ids_as_transformers_makes_them(mask_type):
     network = model("Model", text_config(mask_type))
     ids = token_ids(1, 6)
-    positions, mask = torch.tensor([[1, 1, 0, 1, 2, 3, 4, 5]]), torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
-    padded = last_hidden(network, input_ids=torch.cat([ids[:, :2], ids], 1), attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(padded[:, 2:], last_hidden(network, input_ids=ids), atol=1e-5, rtol=0)
+    positions, mask = (
+        torch.tensor([[1, 1, 0, 1, 2, 3, 4, 5]]),
+        torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]]),
+    )
+    padded = last_hidden(
+        network,
+        input_ids=torch.cat([ids[:, :2], ids], 1),
+        attention_mask=mask,
+        position_ids=positions,
+    )
+    torch.testing.assert_close(
+        padded[:, 2:], last_hidden(network, input_ids=ids), atol=1e-5, rtol=0
+    )
     classifier = model("SequenceClassification", text_config(mask_type))
     classifier(torch.cat([ids[:, :2], ids], 1), attention_mask=mask, position_ids=positions)
 
@@ -297,12 +349,17 @@ def test_snake_order_sees_what_raster_does_not():
     pixels = torch.randn(1, 3, 16, 16)
     raster, snake = (model("Model", image_config("decay", order)) for order in ("raster", "snake"))
     state = raster.state_dict()
-    snake.load_state_dict({k: v.repeat(2) if k.endswith("gate.bias") else v for k, v in state.items()})
-    assert (last_hidden(raster, pixel_values=pixels) - last_hidden(snake, pixel_values=pixels)).abs().max() > 1e-3
+    snake.load_state_dict(
+        {k: v.repeat(2) if k.endswith("gate.bias") else v for k, v in state.items()}
+    )
+    assert (
+        last_hidden(raster, pixel_values=pixels) - last_hidden(snake, pixel_values=pixels)
+    ).abs().max() > 1e-3
 
 
 def test_transposed_image_in_snake_order():
-    """Transposing the image swaps the two curves: with their gates swapped and a symmetric patch the class logits stay."""
+    """Transposing the image swaps the two curves: with their gates swapped and a symmetric patch
+    the class logits stay."""
     config = image_config("decay", "snake", use_position_embeddings=False)
     network = model("ImageClassification", config)
     weight = network.lion.embeddings.patch_embeddings.weight.data
@@ -313,7 +370,9 @@ def test_transposed_image_in_snake_order():
     logits = network(pixels).logits
     assert (network(pixels.mT).logits - logits).abs().max() > 1e-4
     for layer in network.lion.layers:
-        layer.attention.gate.bias.data = layer.attention.gate.bias.data.view(2, -1).flip(0).flatten()
+        layer.attention.gate.bias.data = (
+            layer.attention.gate.bias.data.view(2, -1).flip(0).flatten()
+        )
     torch.testing.assert_close(network(pixels.mT).logits, logits, atol=1e-5, rtol=1e-5)
 
 
@@ -323,7 +382,14 @@ def test_masked_image_modeling_reconstructs_rectangles():
     mask[0, 0] = True
     outputs = network(pixels, bool_masked_pos=mask)
     assert outputs.reconstruction.shape == pixels.shape
-    patches = (outputs.reconstruction - pixels).abs().unfold(2, 4, 4).unfold(3, 4, 4).mean((1, 4, 5)).flatten(1)
+    patches = (
+        (outputs.reconstruction - pixels)
+        .abs()
+        .unfold(2, 4, 4)
+        .unfold(3, 4, 4)
+        .mean((1, 4, 5))
+        .flatten(1)
+    )
     torch.testing.assert_close(outputs.loss, patches[mask].mean())
 
 
@@ -332,7 +398,10 @@ def test_drop_path_drops_whole_samples():
     assert sorted(set(dropped.flatten(1).sum(1).tolist())) == pytest.approx([0.0, 4 / 0.7])
     assert abs(dropped.mean() - 1) < 0.1
     assert drop_path(dropped, 0.3, training=False) is dropped
-    rates = [layer.drop_path_rate for layer in LionModel(image_config(num_hidden_layers=3, drop_path_rate=0.2)).layers]
+    rates = [
+        layer.drop_path_rate
+        for layer in LionModel(image_config(num_hidden_layers=3, drop_path_rate=0.2)).layers
+    ]
     assert rates == [0.0, 0.1, 0.2]
 
 
@@ -354,14 +423,20 @@ def test_attentions_and_hidden_states(modality, form):
     value = attention.v_proj(hidden).unflatten(-1, (3, 8)).transpose(1, 2)
     mixed = (outputs.attentions[1] @ value).transpose(1, 2).flatten(2)
     order = None if modality == "text" else lion_hf.snake_orders(4, 4)
-    torch.testing.assert_close(attention(hidden, order=order)[0], attention.o_proj(mixed), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        attention(hidden, order=order)[0], attention.o_proj(mixed), atol=1e-5, rtol=1e-5
+    )
     if modality == "text":
         assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
     else:
-        torch.testing.assert_close(network.norm(outputs.hidden_states[-1]), outputs.last_hidden_state)
+        torch.testing.assert_close(
+            network.norm(outputs.hidden_states[-1]), outputs.last_hidden_state
+        )
     plain = network(**inputs)
     assert plain.attentions is None and plain.hidden_states is None
-    torch.testing.assert_close(plain.last_hidden_state, outputs.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        plain.last_hidden_state, outputs.last_hidden_state, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("modality, head", EVERY_HEAD)
@@ -392,7 +467,8 @@ def test_save_and_load(modality, head, tmp_path):
 
 @pytest.mark.parametrize("auto_name, name", AUTO_MODELS.items())
 def test_auto_classes(auto_name, name, tmp_path):
-    """An encoder's checkpoint opens with every head of its modality, from the folder's name alone."""
+    """An encoder's checkpoint opens with every head of its modality, from the folder's name
+    alone."""
     import transformers
 
     modality = "image" if "Image" in name else "text"
@@ -405,7 +481,12 @@ def test_auto_classes(auto_name, name, tmp_path):
 
 def test_auto_tokenizer_and_image_processor(tmp_path):
     text_config().save_pretrained(tmp_path / "text")
-    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lion", "##s", "run"])}
+    vocabulary = {
+        word: n
+        for n, word in enumerate(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lion", "##s", "run"]
+        )
+    }
     from transformers import BertTokenizer
 
     BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "text")
@@ -414,20 +495,29 @@ def test_auto_tokenizer_and_image_processor(tmp_path):
     image_config().save_pretrained(tmp_path / "image")
     image_processor(16).save_pretrained(tmp_path / "image")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "image")
-    pixels = processor(torch.randint(0, 255, (3, 40, 30), dtype=torch.uint8), return_tensors="pt").pixel_values
+    pixels = processor(
+        torch.randint(0, 255, (3, 40, 30), dtype=torch.uint8), return_tensors="pt"
+    ).pixel_values
     assert pixels.shape == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize("modality, head", EVERY_HEAD)
 def test_gradient_checkpointing_gives_the_same_gradients(modality, head):
-    network = model(head, config_of(modality, drop_path_rate=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    network = model(
+        head,
+        config_of(
+            modality, drop_path_rate=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        ),
+    )
     inputs = inputs_of(head, network.config)
 
     def gradients():
         network.zero_grad()
         outputs = network.train()(**inputs)
         (outputs.last_hidden_state.square().mean() if head == "Model" else outputs.loss).backward()
-        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+        return {
+            name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None
+        }
 
     plain = gradients()
     network.gradient_checkpointing_enable()
@@ -436,7 +526,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(modality, head):
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name], msg=name)
     unused = {name for name, _ in network.named_parameters()} - plain.keys()
-    assert not {name for name in unused if "pooler" not in name}, "parameters without gradient break DDP"
+    assert not {name for name in unused if "pooler" not in name}, (
+        "parameters without gradient break DDP"
+    )
 
 
 @pytest.mark.parametrize("mask_type", ("decay", "selective"))
@@ -454,7 +546,9 @@ def test_initial_gates_have_spread_half_lives():
         attention = LionModel(text_config(mask_type, num_attention_heads=4)).layers[0].attention
         log_decay = attention.log_decay(torch.zeros(1, 1, 24)).flatten()
         half_lives = torch.log(torch.tensor(0.5)) / log_decay
-        torch.testing.assert_close(half_lives, torch.tensor([2.0, 8.0, 32.0, 128.0]), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            half_lives, torch.tensor([2.0, 8.0, 32.0, 128.0]), rtol=1e-3, atol=0
+        )
 
 
 def test_resize_token_embeddings_keeps_the_decoder_tied(tmp_path):
@@ -484,7 +578,9 @@ def test_half_precision_loading(modality, dtype, tmp_path):
     for form in FORMS:
         half.config.attention_form = form
         outputs = half(**inputs)
-        torch.testing.assert_close(outputs.logits.float(), network(**inputs).logits, atol=0.1, rtol=0.1)
+        torch.testing.assert_close(
+            outputs.logits.float(), network(**inputs).logits, atol=0.1, rtol=0.1
+        )
         assert outputs.loss.dtype == torch.float32
     pure = model(head, config_of(modality)).to(dtype)  # gates too
     assert torch.isfinite(pure(**inputs).logits).all()
@@ -506,7 +602,8 @@ def test_autocast(modality, head):
 
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_autocast_casts_a_layers_input_once(mask_type):
-    """And its gradient: not once for each of the three projections, which is a tenth of a layer's memory traffic."""
+    """And its gradient: not once for each of the three projections, which is a tenth of a layer's
+    memory traffic."""
 
     class Casts(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -514,8 +611,13 @@ def test_autocast_casts_a_layers_input_once(mask_type):
                 shapes.append((args[0].dtype, kwargs["dtype"]))
             return function(*args, **kwargs or {})
 
-    attention, shapes = lion_layers.LionAttention(text_config(mask_type, attention_form="attention")), []
-    x = torch.randn(2, 9, attention.config.hidden_size, requires_grad=True) * 1  # autocast remembers what it made of a leaf
+    attention, shapes = (
+        lion_layers.LionAttention(text_config(mask_type, attention_form="attention")),
+        [],
+    )
+    x = (
+        torch.randn(2, 9, attention.config.hidden_size, requires_grad=True) * 1
+    )  # autocast remembers what it made of a leaf
     with torch.autocast("cpu", dtype=torch.bfloat16), Casts():
         output = attention(x)[0]
     with Casts():
@@ -535,7 +637,8 @@ def test_float64_stays_float64():
 
 
 def test_device_map_and_meta_loading(tmp_path):
-    """Loading goes through the meta device: nothing computed at construction may be lost on the way."""
+    """Loading goes through the meta device: nothing computed at construction may be lost on the
+    way."""
     network = model("ImageClassification", image_config("decay", "snake"))
     network.save_pretrained(tmp_path)
     loaded = LionForImageClassification.from_pretrained(tmp_path, device_map="cpu")
@@ -563,7 +666,9 @@ def test_compile_without_graph_breaks(modality, form):
     inputs = inputs_of(head, network.config, length=6)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**inputs).logits, network(**inputs).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            compiled(**inputs).logits, network(**inputs).logits, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -571,15 +676,24 @@ def test_compile_without_graph_breaks(modality, form):
 def test_export_images_of_any_batch(mask_type, patch_order):
     network = model("ImageClassification", image_config(mask_type, patch_order))
     example = (torch.randn(2, 3, 16, 16),)
-    program = torch.export.export(network, example, dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}})
+    program = torch.export.export(
+        network, example, dynamic_shapes={"pixel_values": {0: torch.export.Dim.DYNAMIC}}
+    )
     pixels = torch.randn(5, 3, 16, 16)
-    torch.testing.assert_close(program.module()(pixels).logits, network(pixels).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        program.module()(pixels).logits, network(pixels).logits, atol=1e-5, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("head", ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"))
+@pytest.mark.parametrize(
+    "head", ("MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+)
 def test_export_texts_of_any_batch_and_length(head):
     network = model(head, text_config())
-    example = {"input_ids": token_ids(2, 9), "attention_mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3])}
+    example = {
+        "input_ids": token_ids(2, 9),
+        "attention_mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3]),
+    }
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.export.export(network, (), example, dynamic_shapes=dict.fromkeys(example, axes))
     other = {"input_ids": token_ids(3, 14), "attention_mask": torch.ones(3, 14, dtype=torch.long)}
@@ -604,7 +718,8 @@ def test_choices_are_checked_at_once_and_on_assignment(name):
 
 
 def test_fields_given_to_from_pretrained_are_resolved_and_checked(tmp_path):
-    """Another family brings its own choices along, except where the folder's were not the family's; nonsense raises."""
+    """Another family brings its own choices along, except where the folder's were not the family's;
+    nonsense raises."""
     text_config("selective", layer_norm_eps=1e-5).save_pretrained(tmp_path)
     lit = LionConfig.from_pretrained(tmp_path, mask_type="lit", hidden_dropout_prob=0.3)
     assert (lit.attention_norm, lit.use_position_embeddings) == (True, True)
@@ -612,17 +727,26 @@ def test_fields_given_to_from_pretrained_are_resolved_and_checked(tmp_path):
     image_config("selective").save_pretrained(tmp_path)
     assert LionConfig.from_pretrained(tmp_path, mask_type="lit").feature_map == "elu_plus_one"
     assert LionConfig.from_pretrained(tmp_path, mask_type="decay").feature_map == "normalized_silu"
-    for change in ({"num_attention_heads": 5}, {"image_size": 18}, {"mask_type": "lyt"}, {"chunk_size": 0}):
+    for change in (
+        {"num_attention_heads": 5},
+        {"image_size": 18},
+        {"mask_type": "lyt"},
+        {"chunk_size": 0},
+    ):
         with pytest.raises(ValueError, match=next(iter(change))):
             LionConfig.from_pretrained(tmp_path, **change)
-    _, unused = LionConfig.from_pretrained(tmp_path, chunk_size=3, other=1, return_unused_kwargs=True)
+    _, unused = LionConfig.from_pretrained(
+        tmp_path, chunk_size=3, other=1, return_unused_kwargs=True
+    )
     assert unused == {"other": 1}
 
 
 def test_a_config_changed_after_its_checks_makes_no_model():
     config = text_config()
     config.num_attention_heads = 5
-    with pytest.raises(ValueError, match="hidden_size=24 is not a multiple of num_attention_heads=5"):
+    with pytest.raises(
+        ValueError, match="hidden_size=24 is not a multiple of num_attention_heads=5"
+    ):
         LionModel(config)
 
 
@@ -642,10 +766,13 @@ def test_an_mlp_in_pieces_gives_the_same(autocast, monkeypatch):
 
 
 def test_train_an_exported_program():
-    """It keeps no states for the backward pass, which then computes them again; in several chunks and in one."""
+    """It keeps no states for the backward pass, which then computes them again; in several chunks
+    and in one."""
     network = model("MaskedLM", text_config())  # chunks of 5
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    program = torch.export.export(network, (), {"input_ids": token_ids(2, 9)}, dynamic_shapes={"input_ids": axes})
+    program = torch.export.export(
+        network, (), {"input_ids": token_ids(2, 9)}, dynamic_shapes={"input_ids": axes}
+    )
     for length in (4, 13):
         inputs = {"input_ids": token_ids(3, length)}
         found, expected = program.module(), network
@@ -655,7 +782,9 @@ def test_train_an_exported_program():
         gradients = dict(found.named_parameters())
         for name, parameter in expected.named_parameters():
             if parameter.grad is not None:
-                torch.testing.assert_close(gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
+                torch.testing.assert_close(
+                    gradients[name].grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=name
+                )
 
 
 def test_every_named_feature_map_exists():
@@ -664,7 +793,10 @@ def test_every_named_feature_map_exists():
 
 @pytest.mark.parametrize(
     "name, definition",
-    [("elu_plus_one", lambda x: F.elu(x) + 1), ("normalized_silu", lambda x: F.normalize(F.silu(x) + 0.5, dim=-1))],
+    [
+        ("elu_plus_one", lambda x: F.elu(x) + 1),
+        ("normalized_silu", lambda x: F.normalize(F.silu(x) + 0.5, dim=-1)),
+    ],
 )
 def test_feature_maps(name, definition):
     """The same numbers and gradients with and without autograd, and the input is left as it was."""
@@ -674,7 +806,9 @@ def test_feature_maps(name, definition):
     torch.testing.assert_close(FEATURE_MAPS[name](x.detach()), expected.detach())
     assert torch.equal(x, before)
     weight = torch.randn_like(x)
-    found, right = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (FEATURE_MAPS[name](x), expected))
+    found, right = (
+        torch.autograd.grad((y * weight).sum(), x)[0] for y in (FEATURE_MAPS[name](x), expected)
+    )
     torch.testing.assert_close(found, right)
 
 
@@ -693,9 +827,18 @@ def test_feature_maps(name, definition):
         ({"chunk_size": 2.5}, "chunk_size=2.5: expected int | None"),
         ({"qkv_bias": "no"}, "qkv_bias='no': expected bool"),
         ({"modality": None}, "modality=None: expected str"),
-        ({"modality": "image", "image_size": 30}, "image_size=30: expected multiples of patch_size=16"),
-        ({"modality": "image", "image_size": [32, 40]}, "image_size=[32, 40]: expected multiples of patch_size=16"),
-        ({"modality": "image", "image_size": [32]}, "image_size=[32]: expected one integer or a pair (height, width)"),
+        (
+            {"modality": "image", "image_size": 30},
+            "image_size=30: expected multiples of patch_size=16",
+        ),
+        (
+            {"modality": "image", "image_size": [32, 40]},
+            "image_size=[32, 40]: expected multiples of patch_size=16",
+        ),
+        (
+            {"modality": "image", "image_size": [32]},
+            "image_size=[32]: expected one integer or a pair (height, width)",
+        ),
         ({"patch_order": "snake"}, "patch_order='snake' with modality='text': expected 'raster'"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob=1.5: expected a probability in [0, 1)"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0: expected a probability in [0, 1)"),
@@ -720,7 +863,9 @@ def test_score_dropout_needs_a_form_with_scores(form):
     check_score_dropout(text_config(attention_form=form, attention_probs_dropout_prob=0))
     check_score_dropout(text_config(attention_form="auto", attention_probs_dropout_prob=0.1))
     check_score_dropout(BertConfig())  # one without our fields
-    message = f"attention_probs_dropout_prob=0.1 with attention_form='{form}': this form stores no scores"
+    message = (
+        f"attention_probs_dropout_prob=0.1 with attention_form='{form}': this form stores no scores"
+    )
     with pytest.raises(ValueError, match=message):
         check_score_dropout(text_config(attention_form=form, attention_probs_dropout_prob=0.1))
 
@@ -728,19 +873,63 @@ def test_score_dropout_needs_a_form_with_scores(form):
 @pytest.mark.parametrize(
     "head, change, message",
     [
-        ("Model", {"pixel_values": torch.ones(1, 3, 16, 16)}, "a text model takes either input_ids or inputs_embeds"),
+        (
+            "Model",
+            {"pixel_values": torch.ones(1, 3, 16, 16)},
+            "a text model takes either input_ids or inputs_embeds",
+        ),
         ("Model", {"input_ids": None}, "a text model takes either input_ids or inputs_embeds"),
-        ("Model", {"attention_mask": torch.ones(2, 10)}, "attention_mask (2, 10): expected (batch, length) = (2, 11)"),
-        ("Model", {"attention_mask": torch.ones(2, 1, 11, 11)}, "attention_mask (2, 1, 11, 11): expected (batch, length)"),
+        (
+            "Model",
+            {"attention_mask": torch.ones(2, 10)},
+            "attention_mask (2, 10): expected (batch, length) = (2, 11)",
+        ),
+        (
+            "Model",
+            {"attention_mask": torch.ones(2, 1, 11, 11)},
+            "attention_mask (2, 1, 11, 11): expected (batch, length)",
+        ),
         ("Model", {"cu_seq_lens_q": torch.tensor([0, 11])}, "cu_seq_lens_q with a batch of 2 rows"),
-        ("SequenceClassification", {"seq_idx": torch.arange(11)[None] // 6}, "seq_idx with LionForSequenceClassification: it pools one"),
-        ("SequenceClassification", {"position_ids": torch.arange(11)[None] % 6}, "position_ids that restart with LionFor"),
-        ("MultipleChoice", {"position_ids": (torch.arange(11) % 6).expand(2, 4, -1)}, "position_ids that restart with LionFor"),
-        ("MultipleChoice", {"input_ids": torch.ones(2, 11)}, "input_ids (2, 11): expected (batch, choices, length)"),
-        ("Model", {"position_ids": torch.arange(7)[None]}, "position_ids (1, 7): expected (batch or 1, length) = (2, 11)"),
-        ("Model", {"seq_idx": torch.ones(11)}, "seq_idx (11,): expected (batch or 1, length) = (2, 11)"),
-        ("Model", {"attention_mask": torch.full((2, 11), -1e9)}, "attention_mask has negative entries: expected 1 for tokens"),
-        ("Model", {"input_ids": torch.ones(2, 0, dtype=torch.long), "attention_mask": None}, "expected at least one token"),
+        (
+            "SequenceClassification",
+            {"seq_idx": torch.arange(11)[None] // 6},
+            "seq_idx with LionForSequenceClassification: it pools one",
+        ),
+        (
+            "SequenceClassification",
+            {"position_ids": torch.arange(11)[None] % 6},
+            "position_ids that restart with LionFor",
+        ),
+        (
+            "MultipleChoice",
+            {"position_ids": (torch.arange(11) % 6).expand(2, 4, -1)},
+            "position_ids that restart with LionFor",
+        ),
+        (
+            "MultipleChoice",
+            {"input_ids": torch.ones(2, 11)},
+            "input_ids (2, 11): expected (batch, choices, length)",
+        ),
+        (
+            "Model",
+            {"position_ids": torch.arange(7)[None]},
+            "position_ids (1, 7): expected (batch or 1, length) = (2, 11)",
+        ),
+        (
+            "Model",
+            {"seq_idx": torch.ones(11)},
+            "seq_idx (11,): expected (batch or 1, length) = (2, 11)",
+        ),
+        (
+            "Model",
+            {"attention_mask": torch.full((2, 11), -1e9)},
+            "attention_mask has negative entries: expected 1 for tokens",
+        ),
+        (
+            "Model",
+            {"input_ids": torch.ones(2, 0, dtype=torch.long), "attention_mask": None},
+            "expected at least one token",
+        ),
     ],
 )
 def test_text_inputs_that_fit_no_model(head, change, message):
@@ -752,18 +941,31 @@ def test_text_inputs_that_fit_no_model(head, change, message):
 @pytest.mark.parametrize("offsets", ([4, 7], [0, 20], [0, 8, 4], []), ids=str)
 def test_offsets_that_are_no_offsets(offsets):
     with pytest.raises(ValueError, match="cu_seq_lens_q .*: expected offsets"):
-        model("Model", text_config())(token_ids(1, 11), cu_seq_lens_q=torch.tensor(offsets, dtype=torch.int32))
+        model("Model", text_config())(
+            token_ids(1, 11), cu_seq_lens_q=torch.tensor(offsets, dtype=torch.int32)
+        )
 
 
 def test_text_above_the_longest_position():
     network = model("Model", text_config("lit"))
-    with pytest.raises(ValueError, match="positions from 0 to 64: expected 0 to 63, because max_position_embeddings=64"):
+    with pytest.raises(
+        ValueError,
+        match="positions from 0 to 64: expected 0 to 63, because max_position_embeddings=64",
+    ):
         network(token_ids(1, 65))
     with pytest.raises(ValueError, match="positions from 0 to 70"):
         network(token_ids(1, 3), position_ids=torch.tensor([[0, 1, 70]]))
     padded = torch.cat([torch.zeros(1, 10), torch.ones(1, 60)], dim=1)
-    assert last_hidden(network, input_ids=token_ids(1, 70), attention_mask=padded).shape == (1, 70, 24)
-    assert last_hidden(model("Model", text_config("decay")), input_ids=token_ids(1, 200)).shape == (1, 200, 24)
+    assert last_hidden(network, input_ids=token_ids(1, 70), attention_mask=padded).shape == (
+        1,
+        70,
+        24,
+    )
+    assert last_hidden(model("Model", text_config("decay")), input_ids=token_ids(1, 200)).shape == (
+        1,
+        200,
+        24,
+    )
 
 
 @pytest.mark.parametrize(
@@ -780,20 +982,33 @@ def test_images_that_fit_no_model(shape, message):
         model("Model", image_config())(pixel_values=torch.ones(shape))
     with pytest.raises(ValueError, match="an image model takes pixel_values"):
         model("Model", image_config())(input_ids=token_ids(1, 4))
-    with pytest.raises(ValueError, match=re.escape("bool_masked_pos (1, 9): expected (batch, patches) = (1, 16)")):
-        model("MaskedImageModeling", image_config())(torch.ones(1, 3, 16, 16), bool_masked_pos=torch.ones(1, 9))
+    with pytest.raises(
+        ValueError, match=re.escape("bool_masked_pos (1, 9): expected (batch, patches) = (1, 16)")
+    ):
+        model("MaskedImageModeling", image_config())(
+            torch.ones(1, 3, 16, 16), bool_masked_pos=torch.ones(1, 9)
+        )
     with pytest.raises(ValueError, match="without mask token"):
-        model("Model", image_config())(pixel_values=torch.ones(1, 3, 16, 16), bool_masked_pos=torch.ones(1, 16))
+        model("Model", image_config())(
+            pixel_values=torch.ones(1, 3, 16, 16), bool_masked_pos=torch.ones(1, 16)
+        )
 
 
 def test_heads_refuse_the_other_modality():
-    with pytest.raises(ValueError, match=re.escape("LionForMaskedLM with modality='image': expected one of ('text',)")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("LionForMaskedLM with modality='image': expected one of ('text',)"),
+    ):
         LionForMaskedLM(image_config())
-    with pytest.raises(ValueError, match=re.escape("LionForImageClassification with modality='text'")):
+    with pytest.raises(
+        ValueError, match=re.escape("LionForImageClassification with modality='text'")
+    ):
         LionForImageClassification(text_config())
 
 
 def test_registration_can_be_repeated():
     lion_hf.auto.register()
     assert type(AutoModel.from_config(text_config())) is LionModel
-    assert isinstance(AutoModel.from_config(text_config()).eval()(token_ids(1, 3)), BaseModelOutputWithPooling)
+    assert isinstance(
+        AutoModel.from_config(text_config()).eval()(token_ids(1, 3)), BaseModelOutputWithPooling
+    )

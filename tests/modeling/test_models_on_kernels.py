@@ -1,4 +1,5 @@
-"""Whole models on the fused kernels: interpreted, and with `-m gpu` on a GPU every head, compiled, checkpointed."""
+"""Whole models on the fused kernels: interpreted, and with `-m gpu` on a GPU every head, compiled,
+checkpointed."""
 
 from functools import partial
 
@@ -21,7 +22,11 @@ from lion_hf.modeling.configuration_lion import MASK_TYPES
 lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
 CONFIGS = {
     **{f"text {m}": partial(text_config, m) for m in MASK_TYPES},
-    **{f"image {m} {o}": partial(image_config, m, o) for m, o in IMAGE_FAMILIES if (m, o) != ("lit", "snake")},
+    **{
+        f"image {m} {o}": partial(image_config, m, o)
+        for m, o in IMAGE_FAMILIES
+        if (m, o) != ("lit", "snake")
+    },
 }
 HEADS = {"text": ("Model", *TEXT_HEADS), "image": ("Model", *IMAGE_HEADS)}
 
@@ -35,7 +40,11 @@ def padded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def results(network, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The output on real tokens, and every parameter's gradient, on the CPU."""
     output = network(**inputs)
-    output = output.last_hidden_state if "last_hidden_state" in output else output[1 if "loss" in output else 0]
+    output = (
+        output.last_hidden_state
+        if "last_hidden_state" in output
+        else output[1 if "loss" in output else 0]
+    )
     mask = inputs.get("attention_mask")
     if mask is not None and output.shape[:2] == mask.shape:
         output = output * mask.view(*mask.shape, *[1] * (output.dim() - 2))
@@ -49,7 +58,9 @@ def compare(found: dict, expected: dict, tolerance: float = 1e-4) -> None:
     assert found.keys() == expected.keys()
     for name, x in expected.items():
         error, largest = (found[name].float() - x.float()).abs().max(), x.abs().max()
-        assert error <= tolerance * max(largest, 1e-3), f"{name}: error {error:.3g} of entries up to {largest:.3g}"
+        assert error <= tolerance * max(largest, 1e-3), (
+            f"{name}: error {error:.3g} of entries up to {largest:.3g}"
+        )
 
 
 def on_kernels(network, monkeypatch, device: str):
@@ -58,14 +69,18 @@ def on_kernels(network, monkeypatch, device: str):
 
 
 @pytest.mark.parametrize(
-    "kind, attention_form", [("text selective", "chunk"), ("image lit raster", "auto"), ("image decay snake", "auto")]
+    "kind, attention_form",
+    [("text selective", "chunk"), ("image lit raster", "auto"), ("image decay snake", "auto")],
 )
 def test_models(kind, attention_form, device, monkeypatch):
-    """Logits and every gradient are those of the torch forms on the CPU, with padding or patch orders."""
+    """Logits and every gradient are those of the torch forms on the CPU, with padding or patch
+    orders."""
     if device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter runs where there is no GPU")
     head = "SequenceClassification" if kind.startswith("text") else "ImageClassification"
-    network = model(head, CONFIGS[kind](attention_form=attention_form, chunk_size=8, num_hidden_layers=1))
+    network = model(
+        head, CONFIGS[kind](attention_form=attention_form, chunk_size=8, num_hidden_layers=1)
+    )
     inputs = padded(inputs_of(head, network.config))
     expected = results(network, inputs)
     on_kernels(network, monkeypatch, device)
@@ -73,7 +88,9 @@ def test_models(kind, attention_form, device, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind, head", [(kind, head) for kind in CONFIGS for head in HEADS[kind.split()[0]]])
+@pytest.mark.parametrize(
+    "kind, head", [(kind, head) for kind in CONFIGS for head in HEADS[kind.split()[0]]]
+)
 def test_every_head_on_a_gpu(kind, head, monkeypatch):
     network = model(head, CONFIGS[kind]())
     inputs = padded(inputs_of(head, network.config))
@@ -86,10 +103,15 @@ def test_every_head_on_a_gpu(kind, head, monkeypatch):
 @pytest.mark.parametrize("how", ("compiled", "checkpointed"))
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_training_on_a_gpu(kind, how, monkeypatch):
-    """A step under autocast, as Trainer takes it, chooses the kernels by itself; compiled or checkpointed it gives the same."""
+    """A step under autocast, as Trainer takes it, chooses the kernels by itself; compiled or
+    checkpointed it gives the same."""
     head = "MaskedLM" if kind.startswith("text") else "ImageClassification"
     dropout = 0.1 if how == "checkpointed" else 0.0  # what is computed again must drop the same
-    options = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "chunk_size": None}
+    options = {
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "chunk_size": None,
+    }
     network = model(head, CONFIGS[kind](**options)).cuda().train()
     inputs = {name: x.cuda() for name, x in padded(inputs_of(head, network.config)).items()}
     found, calls, kernels = [], [], lion_triton.fused_forward
@@ -108,7 +130,9 @@ def test_training_on_a_gpu(kind, how, monkeypatch):
         with torch.autocast("cuda", torch.bfloat16):
             loss = run(**inputs).loss
         loss.backward()
-        found.append({"loss": loss.detach().cpu()} | {n: p.grad.cpu() for n, p in network.named_parameters()})
+        found.append(
+            {"loss": loss.detach().cpu()} | {n: p.grad.cpu() for n, p in network.named_parameters()}
+        )
     compare(found[1], found[0], tolerance=0.05 if how == "compiled" else 1e-6)
 
 
@@ -117,7 +141,9 @@ def test_training_on_a_gpu(kind, how, monkeypatch):
 def test_the_host_never_waits_for_the_gpu(kind):
     """Neither for orders nor for checks."""
     network = model("ImageClassification", CONFIGS[kind]()).cuda().train()
-    inputs = {name: x.cuda() for name, x in inputs_of("ImageClassification", network.config).items()}
+    inputs = {
+        name: x.cuda() for name, x in inputs_of("ImageClassification", network.config).items()
+    }
     network(**inputs).loss.backward()  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,4 +1,4 @@
-"""Integer weights by torchao and by torch itself: a trained classifier keeps its answers, and gates stay in float."""
+"""Integer weights by torchao and torch: a classifier keeps its answers, gates stay in float."""
 
 import copy
 
@@ -13,7 +13,10 @@ torchao = pytest.importorskip("torchao.quantization")
 datasets = pytest.importorskip("sklearn.datasets")
 
 FAMILIES = [("lit", "raster"), ("decay", "snake"), ("selective", "snake")]
-CONFIGS = {"weights": torchao.Int8WeightOnlyConfig, "activations too": torchao.Int8DynamicActivationInt8WeightConfig}
+CONFIGS = {
+    "weights": torchao.Int8WeightOnlyConfig,
+    "activations too": torchao.Int8DynamicActivationInt8WeightConfig,
+}
 
 
 def leaves_gates(module: torch.nn.Module, name: str) -> bool:
@@ -22,7 +25,11 @@ def leaves_gates(module: torch.nn.Module, name: str) -> bool:
 
 
 def linears(network) -> dict[str, torch.nn.Module]:
-    return {name: module for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
 
 
 def is_float(tensor: torch.Tensor) -> bool:
@@ -31,13 +38,22 @@ def is_float(tensor: torch.Tensor) -> bool:
 
 @pytest.fixture(scope="module", params=FAMILIES, ids="-".join)
 def trained(request):
-    """A classifier of handwritten digits, trained for a few seconds, with 497 held-out images and its logits for them."""
+    """A trained classifier of digits, with 497 held-out images and its logits for them."""
     torch.manual_seed(0)
     digits = datasets.load_digits()
-    pixels, labels = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1, torch.tensor(digits.target)
+    pixels, labels = (
+        torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1,
+        torch.tensor(digits.target),
+    )
     shuffled = torch.randperm(len(pixels))
     train, held_out = shuffled[:1300], shuffled[1300:]
-    sizes = {"image_size": 8, "patch_size": 2, "num_channels": 1, "hidden_size": 32, "num_attention_heads": 2}
+    sizes = {
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+    }
     options = {"intermediate_size": 64, "num_labels": 10, "drop_path_rate": 0.0, "chunk_size": None}
     network = model("ImageClassification", image_config(*request.param, **sizes, **options)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
@@ -49,12 +65,14 @@ def trained(request):
     network.eval()
     with torch.no_grad():
         logits = network(pixels[held_out]).logits
-    assert (logits.argmax(1) == labels[held_out]).float().mean() > 0.85, "a model that knows nothing cannot lose anything"
+    assert (logits.argmax(1) == labels[held_out]).float().mean() > 0.85, (
+        "a model that knows nothing cannot lose anything"
+    )
     return network, pixels[held_out], labels[held_out], logits
 
 
 def agrees(quantised, trained) -> None:
-    """Accuracy within 1 % of the float model's, and nearly all answers the same; yet not the very same numbers."""
+    """Accuracy within 1 %, nearly all answers the same, but not the very same numbers."""
     _, pixels, labels, expected = trained
     with torch.no_grad():
         logits = quantised(pixels).logits
@@ -69,8 +87,12 @@ def agrees(quantised, trained) -> None:
 def test_torchao_keeps_the_accuracy(trained, kind, tmp_path):
     network = copy.deepcopy(trained[0])
     torchao.quantize_(network, CONFIGS[kind](), filter_fn=leaves_gates)
-    assert {is_float(x.weight) for x in linears(network).values() if isinstance(x, LionGate)} <= {True}
-    assert not any(is_float(x.weight) for x in linears(network).values() if not isinstance(x, LionGate))
+    assert {is_float(x.weight) for x in linears(network).values() if isinstance(x, LionGate)} <= {
+        True
+    }
+    assert not any(
+        is_float(x.weight) for x in linears(network).values() if not isinstance(x, LionGate)
+    )
     agrees(network, trained)
 
 
@@ -99,12 +121,19 @@ def test_gates_stay_float_when_transformers_quantises(dtype, kept, tmp_path):
     original = model("SequenceClassification", text_config("selective"))
     original.save_pretrained(tmp_path)
     config = TorchAoConfig(torchao.Int8WeightOnlyConfig(), modules_to_not_convert=kept)
-    network = LionForSequenceClassification.from_pretrained(tmp_path, quantization_config=config, dtype=dtype)
+    network = LionForSequenceClassification.from_pretrained(
+        tmp_path, quantization_config=config, dtype=dtype
+    )
     for name, module in linears(network).items():
         floats = name.endswith("gate") or (kept is not None and name in kept)
-        assert floats or not is_float(module.weight) or (kept is None and name == "classifier"), name
+        assert floats or not is_float(module.weight) or (kept is None and name == "classifier"), (
+            name
+        )
         if name.endswith("gate"):
-            assert is_float(module.weight) and module.weight.dtype == module.bias.dtype == torch.float32
+            assert (
+                is_float(module.weight)
+                and module.weight.dtype == module.bias.dtype == torch.float32
+            )
             assert torch.equal(module.weight, original.get_submodule(name).weight)
     inputs = inputs_of("SequenceClassification", original.config)
     with torch.no_grad():
@@ -119,6 +148,8 @@ def test_dynamic_quantisation_of_torch(trained):
     quantization = pytest.importorskip("torch.ao.quantization")
     if not hasattr(quantization, "quantize_dynamic"):
         pytest.skip("this torch has no dynamic quantisation any more")
-    network = quantization.quantize_dynamic(copy.deepcopy(trained[0]), {torch.nn.Linear}, dtype=torch.qint8)
+    network = quantization.quantize_dynamic(
+        copy.deepcopy(trained[0]), {torch.nn.Linear}, dtype=torch.qint8
+    )
     assert all(isinstance(module, LionGate) for module in linears(network).values())
     agrees(network, trained)

@@ -1,4 +1,5 @@
-"""Models inside torch.func's transforms, and on tensors without values: nothing may branch on what is not there."""
+"""Models inside torch.func's transforms, and on tensors without values: nothing may branch on what
+is not there."""
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ def per_sample_gradients(network, inputs, labels):
     parameters = {name: x.detach() for name, x in network.named_parameters()}
 
     def loss(parameters, label, *row):
-        output = functional_call(network, parameters, kwargs=dict(zip(inputs, (x[None] for x in row))))
+        output = functional_call(
+            network, parameters, kwargs=dict(zip(inputs, (x[None] for x in row)))
+        )
         return F.cross_entropy(output.logits, label[None])
 
     rows = tuple(inputs.values())
@@ -29,14 +32,19 @@ def per_sample_gradients(network, inputs, labels):
 def compare(found, expected):
     assert sum(x.abs().sum() for x in expected.values()) > 1
     for name, x in expected.items():
-        torch.testing.assert_close(found[name], x, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name], x, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 @pytest.mark.parametrize("form", ["auto", "attention", "recurrent", "chunk"])
 @pytest.mark.parametrize("dtype", [torch.long, torch.float32, None], ids=str)
 def test_per_sample_gradients(mask_type, form, dtype):
-    network = model("SequenceClassification", text_config(mask_type, attention_form=form, attention_probs_dropout_prob=0))
+    network = model(
+        "SequenceClassification",
+        text_config(mask_type, attention_form=form, attention_probs_dropout_prob=0),
+    )
     inputs = {"input_ids": token_ids(3, 9)}
     if dtype is not None:
         inputs["attention_mask"] = torch.ones(3, 9, dtype=dtype)
@@ -46,8 +54,15 @@ def test_per_sample_gradients(mask_type, form, dtype):
 
 @pytest.mark.parametrize("chunk_size", [None, 5])
 def test_per_sample_gradients_of_images(chunk_size):
-    network = model("ImageClassification", image_config("selective", "snake", attention_form="chunk", chunk_size=chunk_size))
-    compare(*per_sample_gradients(network, {"pixel_values": torch.randn(3, 3, 16, 16)}, torch.tensor([0, 1, 2])))
+    network = model(
+        "ImageClassification",
+        image_config("selective", "snake", attention_form="chunk", chunk_size=chunk_size),
+    )
+    compare(
+        *per_sample_gradients(
+            network, {"pixel_values": torch.randn(3, 3, 16, 16)}, torch.tensor([0, 1, 2])
+        )
+    )
 
 
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
@@ -68,14 +83,18 @@ def test_batches_of_batches(mask_type):
 @pytest.mark.parametrize("feature_map", ("elu_plus_one", "normalized_silu"))
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_from_outside_of_vmap(form, feature_map):
-    """Inside it no tensor says that it requires a gradient, and yet nothing that is recorded may be written over."""
+    """Inside it no tensor says that it requires a gradient, and yet nothing that is recorded may be
+    written over."""
     x = torch.randn(3, 1, 2, 9, 4, dtype=torch.float64, requires_grad=True)
     gates = torch.full((1, 2, 1), -0.1, dtype=torch.float64)
 
     def run(x):
         return lion_attention(x, x, x, gates, feature_map=feature_map, form=form)
 
-    found, expected = (torch.autograd.grad(y.square().sum(), x)[0] for y in (vmap(run)(x), torch.stack([*map(run, x)])))
+    found, expected = (
+        torch.autograd.grad(y.square().sum(), x)[0]
+        for y in (vmap(run)(x), torch.stack([*map(run, x)]))
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -83,7 +102,11 @@ def test_jacobian_of_the_chunk_form():
     query, key, value = torch.randn(3, 1, 2, 12, 4, dtype=torch.float64)
     gates = F.logsigmoid(torch.randn(1, 2, 12, dtype=torch.float64))
     jacobians = [
-        jacrev(lambda gates, form=form: lion_attention(query, key, value, gates, form=form, chunk_size=5))(gates)
+        jacrev(
+            lambda gates, form=form: lion_attention(
+                query, key, value, gates, form=form, chunk_size=5
+            )
+        )(gates)
         for form in ("attention", "chunk")
     ]
     assert jacobians[0].abs().max() > 0.1
@@ -96,7 +119,10 @@ def test_tensors_without_values(dtype, device):
     """Shapes of a padded batch, as those ask who plan memory before anything is loaded."""
     with FakeTensorMode() if device == "fake" else torch.device("meta"):
         network = model("SequenceClassification", text_config())
-        inputs = {"input_ids": torch.ones(2, 9, dtype=torch.long), "attention_mask": torch.ones(2, 9, dtype=dtype)}
+        inputs = {
+            "input_ids": torch.ones(2, 9, dtype=torch.long),
+            "attention_mask": torch.ones(2, 9, dtype=dtype),
+        }
         inputs["position_ids"] = torch.zeros(2, 9, dtype=torch.long)
         inputs["labels"] = torch.ones(2, dtype=torch.long)
         assert network(**inputs).logits.shape == (2, 3)
@@ -104,6 +130,9 @@ def test_tensors_without_values(dtype, device):
 
 def test_plain_tensors_are_still_looked_at():
     network = model("SequenceClassification", text_config())
-    for wrong in ({"input_ids": torch.full((2, 9), 99)}, {"input_ids": token_ids(2, 9), "attention_mask": -torch.ones(2, 9)}):
+    for wrong in (
+        {"input_ids": torch.full((2, 9), 99)},
+        {"input_ids": token_ids(2, 9), "attention_mask": -torch.ones(2, 9)},
+    ):
         with pytest.raises(ValueError, match="expected"):
             network(**wrong)

@@ -1,4 +1,5 @@
-"""The fused kernels against the definition: in triton's interpreter at small sizes, and with `-m gpu` on a GPU at real ones."""
+"""The fused kernels against the definition: in triton's interpreter at small sizes, and with `-m
+gpu` on a GPU at real ones."""
 
 import importlib
 import json
@@ -21,8 +22,8 @@ from lion_hf.modeling.configuration_lion import FORMS
 
 lion_triton = pytest.importorskip("lion_hf.modeling.lion_triton")
 lion_triton_launch = pytest.importorskip("lion_hf.modeling.lion_triton_launch")
-# Four units in the last place of the largest entry, twice what the torch forms keep to: they compute in float32, but what the
-# kernels multiply is rounded to the type.
+# Four units in the last place of the largest entry, twice what the torch forms keep to: they
+# compute in float32, but what the kernels multiply is rounded to the type.
 HALF = [(torch.bfloat16, 2**-6), (torch.float16, 2**-9)]
 # padding, packed, ordered, normalized, features: every option with every other
 OPTIONS = [
@@ -74,8 +75,20 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("padding, packed, ordered, normalize, feature_map", OPTIONS)
 @pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 20)])
 @pytest.mark.parametrize("mask_type", slow_except(MASK_TYPES, "selective"))
-def test_options(mask_type, form, chunk_size, padding, packed, ordered, normalize, feature_map, device, small_blocks):
-    """Output and every gradient; the chunk form runs two orders one by one, the attention form from one score matrix."""
+def test_options(
+    mask_type,
+    form,
+    chunk_size,
+    padding,
+    packed,
+    ordered,
+    normalize,
+    feature_map,
+    device,
+    small_blocks,
+):
+    """Output and every gradient; the chunk form runs two orders one by one, the attention form from
+    one score matrix."""
     options = {"batch": 2, "heads": 1, "feature_map": feature_map, "device": device}
     problem = make_problem(mask_type, 37, padding, packed, ordered, normalize, **options)
     check(problem, fused, torch.float32, 1e-4, form=form, chunk_size=chunk_size)
@@ -85,12 +98,16 @@ def test_options(mask_type, form, chunk_size, padding, packed, ordered, normaliz
 @pytest.mark.parametrize("length", slow_except((1, 2, 17, 63, 64, 65, 130), 1, 17, 65))
 def test_lengths(length, chunk_size, device):
     """The blocks of the table, alone and beside a rest of one token."""
-    problem = make_problem("selective", length, "interior", True, False, True, batch=1, heads=2, device=device)
+    problem = make_problem(
+        "selective", length, "interior", True, False, True, batch=1, heads=2, device=device
+    )
     check(problem, fused, torch.float32, 1e-4, form="chunk", chunk_size=chunk_size)
 
 
 @pytest.mark.parametrize("dtype, tolerance", HALF, ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("form, chunk_size", [("attention", None), ("chunk", 16), ("chunk orders", None)])
+@pytest.mark.parametrize(
+    "form, chunk_size", [("attention", None), ("chunk", 16), ("chunk orders", None)]
+)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_half_precision(mask_type, form, chunk_size, dtype, tolerance, device):
     form, *orders = form.split()
@@ -100,28 +117,48 @@ def test_half_precision(mask_type, form, chunk_size, dtype, tolerance, device):
     check(problem, fused, dtype, tolerance, form=form, chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize("head_dim, value_dim", slow_except([(1, 1), (5, 40), (33, 16), (80, 64), (130, 3), (256, 8)], (1, 1), (5, 40)))
+@pytest.mark.parametrize(
+    "head_dim, value_dim",
+    slow_except([(1, 1), (5, 40), (33, 16), (80, 64), (130, 3), (256, 8)], (1, 1), (5, 40)),
+)
 def test_head_sizes(head_dim, value_dim, device):
     """Sizes that are no powers of two, several slices of a state, and values of another size."""
-    problem = make_problem("selective", 20, "left", batch=1, heads=1, head_dim=head_dim, value_dim=value_dim, device=device)
+    problem = make_problem(
+        "selective",
+        20,
+        "left",
+        batch=1,
+        heads=1,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        device=device,
+    )
     check(problem, fused, torch.float32, 1e-4, form="chunk", chunk_size=9)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 4e-6), *HALF], ids=lambda x: str(x).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 4e-6), *HALF], ids=lambda x: str(x).removeprefix("torch.")
+)
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "identity"])
 def test_feature_maps(name, dtype, tolerance, device):
-    """Features and gradients in any type, for odd heads, strides, and padding that holds anything."""
+    """Features and gradients in any type, for odd heads, strides, and padding that holds
+    anything."""
     for head_dim in (1, 5, 64, 256):
         x = torch.randn(2, 9, 3, head_dim, device=device).to(dtype).transpose(1, 2) * 4
         mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5], device=device) != 0
-        x[1, :, 4:] = torch.tensor([float("nan"), float("inf")], device=device).to(dtype)[torch.randint(2, (5, head_dim))]
+        x[1, :, 4:] = torch.tensor([float("nan"), float("inf")], device=device).to(dtype)[
+            torch.randint(2, (5, head_dim))
+        ]
         hidden = ~mask[:, None, :, None]
         exact = x.double().masked_fill(hidden, 0).requires_grad_()
         expected = FEATURES[name](exact).masked_fill(hidden, 0)
         found = lion_triton.fused_features(x.requires_grad_(), None, mask, name, dtype)
         weight = torch.randn_like(found)
         assert found.dtype == dtype
-        dx, exact_dx = torch.autograd.grad(found, x, weight)[0], torch.autograd.grad(expected, exact, weight.double())[0]
+        dx, exact_dx = (
+            torch.autograd.grad(found, x, weight)[0],
+            torch.autograd.grad(expected, exact, weight.double())[0],
+        )
         for y, z in ((found, expected), (dx, exact_dx)):
             assert (y.double() - z).abs().max() <= tolerance * max(z.abs().max().item(), 1)
 
@@ -129,24 +166,35 @@ def test_feature_maps(name, dtype, tolerance, device):
 @pytest.mark.parametrize("normalize, ordered", [(False, False), (True, True)])
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_recurrent_form(mask_type, normalize, ordered, device):
-    options = {"heads": 1, "value_dim": 17, "feature_map": "elu_plus_one" if normalize else "identity", "device": device}
+    options = {
+        "heads": 1,
+        "value_dim": 17,
+        "feature_map": "elu_plus_one" if normalize else "identity",
+        "device": device,
+    }
     problem = make_problem(mask_type, 19, "interior", True, ordered, normalize, **options)
     inputs = {name: x.detach().float() for name, x in problem.inputs.items()}
     with torch.no_grad():
         output = fused(**inputs, **problem.options, form="recurrent")
     real = (problem.weight != 0).any(-1, keepdim=True).any(1, keepdim=True)
-    torch.testing.assert_close((output * real).double(), problem.expected["output"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (output * real).double(), problem.expected["output"], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", ("attention", "chunk", "recurrent"))
 def test_strided_inputs(form, device):
-    """A slice of a packed projection, every second number of a longer head, one key for all heads, and a broadcast gradient."""
+    """A slice of a packed projection, every second number of a longer head, one key for all heads,
+    and a broadcast gradient."""
     packed = torch.randn(2, 21, 3, 3, 8, device=device)
     query, value = packed[:, :, 0].transpose(1, 2), packed[:, :, 2].transpose(1, 2)[..., ::2]
     key = torch.randn(2, 1, 21, 8, device=device).expand(-1, 3, -1, -1)
     gates = F.logsigmoid(torch.randn(2, 21, 3, device=device)).transpose(1, 2)
     results = []
-    for inputs in ((query, key, value, gates), [x.contiguous() for x in (query, key, value, gates)]):
+    for inputs in (
+        (query, key, value, gates),
+        [x.contiguous() for x in (query, key, value, gates)],
+    ):
         inputs = [x.detach().requires_grad_(form != "recurrent") for x in inputs]
         output = fused(*inputs, form=form, chunk_size=8)
         grads = torch.autograd.grad(output.sum(), inputs) if form != "recurrent" else []
@@ -154,27 +202,42 @@ def test_strided_inputs(form, device):
     for x, y in zip(*results):
         torch.testing.assert_close(x, y)
     with torch.no_grad():
-        torch.testing.assert_close(output, lion_attention(*inputs, form="attention", backend="torch"), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            output, lion_attention(*inputs, form="attention", backend="torch"), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
-    "mask_type, ordered, normalize", [("lit", 0, 1), ("decay", 0, 0), ("selective", 0, 1), ("selective", 1, 1)]
+    "mask_type, ordered, normalize",
+    [("lit", 0, 1), ("decay", 0, 0), ("selective", 0, 1), ("selective", 1, 1)],
 )
 def test_dropout(mask_type, ordered, normalize, device, small_blocks):
-    """Forward and backward drop the same scores, others in every head, row and call, and as many as they should."""
-    problem = make_problem(mask_type, 20, "interior", False, bool(ordered), bool(normalize), heads=2, device=device)
-    ones, places = torch.ones(2, 2, 20, 1, device=device), torch.eye(20, device=device).expand(2, 2, -1, -1)
+    """Forward and backward drop the same scores, others in every head, row and call, and as many as
+    they should."""
+    problem = make_problem(
+        mask_type, 20, "interior", False, bool(ordered), bool(normalize), heads=2, device=device
+    )
+    ones, places = (
+        torch.ones(2, 2, 20, 1, device=device),
+        torch.eye(20, device=device).expand(2, 2, -1, -1),
+    )
     torch.manual_seed(3)
     kept = fused(ones, ones, places, scale=1.0, dropout_p=0.25).double()  # score by score
     assert ((kept == 0) | (kept == kept.max())).all()
     assert kept.max().item() == pytest.approx(1 / 0.75)
-    assert abs((kept == 0).double().mean() - 0.25) < 0.055  # five standard deviations of a share of 1,600 scores
+    assert (
+        abs((kept == 0).double().mean() - 0.25) < 0.055
+    )  # five standard deviations of a share of 1,600 scores
     again = fused(ones, ones, places, scale=1.0, dropout_p=0.25)
     for other in (kept[0, 1], kept[1, 0], again[0, 0]):
-        assert ((kept[0, 0] == 0) != (other == 0)).double().mean() > 0.25  # of independent ones 0.375
+        assert (
+            (kept[0, 0] == 0) != (other == 0)
+        ).double().mean() > 0.25  # of independent ones 0.375
 
     weights = lion_attention(**problem.inputs, **problem.options, need_weights=True)[1]
-    problem.expected = gradients((weights * kept) @ problem.inputs["value"], problem, problem.inputs)
+    problem.expected = gradients(
+        (weights * kept) @ problem.inputs["value"], problem, problem.inputs
+    )
     torch.manual_seed(3)
     check(problem, fused, torch.float32, 1e-4, dropout_p=0.25)
 
@@ -183,12 +246,17 @@ def test_dropout(mask_type, ordered, normalize, device, small_blocks):
 def test_extreme_gates(form, device, small_blocks):
     """Gates of 0 and 1 and between them: finite values and gradients, equal to the definition."""
     gates = torch.tensor([0.0, 1e-30, 1e-7, 0.9, 1.0])[torch.randint(5, (1, 2, 50))]
-    inputs = [x.to(device).requires_grad_() for x in (*(torch.randn(1, 2, 50, 4) for _ in range(3)), gates.log())]
+    inputs = [
+        x.to(device).requires_grad_()
+        for x in (*(torch.randn(1, 2, 50, 4) for _ in range(3)), gates.log())
+    ]
     exact = [x.detach().double().requires_grad_() for x in inputs]
     output = fused(*inputs, form=form, chunk_size=20, scale=1.0)
     expected = (mask_of(exact[3].exp()[0]) * (exact[0] @ exact[1].mT)) @ exact[2]
     torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-4)
-    for x, y in zip(torch.autograd.grad(output.sum(), inputs), torch.autograd.grad(expected.sum(), exact)):
+    for x, y in zip(
+        torch.autograd.grad(output.sum(), inputs), torch.autograd.grad(expected.sum(), exact)
+    ):
         assert torch.isfinite(x).all()
         assert (x.double() - y).abs().max() <= 1e-4 * y.abs().max()
 
@@ -196,14 +264,17 @@ def test_extreme_gates(form, device, small_blocks):
 @pytest.mark.parametrize("ordered", (False, True), ids=lambda x: "orders" if x else "raster")
 @pytest.mark.parametrize("chunk_size", (20, 50))
 def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
-    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as large, must not spoil."""
+    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as
+    large, must not spoil."""
     inputs = [torch.randn(1, 1, 50, 4, device=device) for _ in range(3)]
     order = torch.stack([torch.arange(50), torch.randperm(50)]).to(device) if ordered else None
     gates = (10 ** -(5 + torch.rand((2,) * ordered + (1, 1, 50), device=device))).log()
     weight, found = torch.randn(1, 1, 50, 4, device=device), []
     for dtype, options in ((torch.float32, {"backend": "triton"}), (torch.float64, {})):
         leaf, tensors = gates.to(dtype).requires_grad_(), [x.to(dtype) for x in inputs]
-        output = lion_attention(*tensors, leaf, order=order, form="chunk", chunk_size=chunk_size, **options)
+        output = lion_attention(
+            *tensors, leaf, order=order, form="chunk", chunk_size=chunk_size, **options
+        )
         found.append(torch.autograd.grad(output, leaf, weight.to(dtype))[0])
     assert 0 < found[1].abs().max() < 1e-3
     assert (found[0].double() - found[1]).abs().max() < 1e-5 * found[1].abs().max()
@@ -211,29 +282,47 @@ def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
 
 @pytest.mark.slow
 def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
-    """Sums of two numbers: after a thousand gates of 1e-30, one float32 number alone would round a gate of 0.999 away."""
+    """Sums of two numbers: after a thousand gates of 1e-30, one float32 number alone would round a
+    gate of 0.999 away."""
     query, key, value = (torch.ones(1, 1, 1100, 1, device=device) for _ in range(3))
     gates = torch.cat([torch.full((1000,), 1e-30), torch.full((100,), 0.999)])
     expected = mask_of(gates.double()[None])[0].sum(-1)
     for chunk_size in (1100, 256):
-        output = fused(query, key, value, gates.log()[None, None].to(device), scale=1.0, form="chunk", chunk_size=chunk_size)
+        output = fused(
+            query,
+            key,
+            value,
+            gates.log()[None, None].to(device),
+            scale=1.0,
+            form="chunk",
+            chunk_size=chunk_size,
+        )
         torch.testing.assert_close(output[0, 0, :, 0].double().cpu(), expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("strided, dtype", [(False, torch.long), (True, torch.long), (False, torch.int32)])
+@pytest.mark.parametrize(
+    "strided, dtype", [(False, torch.long), (True, torch.long), (False, torch.int32)]
+)
 def test_one_order(strided, dtype, device, small_blocks):
-    """A single permutation is not the tokens as they stand, and nothing stacks it: it has any strides and integers."""
-    problem = make_problem("selective", 37, "left", False, True, True, batch=1, heads=2, device=device)
+    """A single permutation is not the tokens as they stand, and nothing stacks it: it has any
+    strides and integers."""
+    problem = make_problem(
+        "selective", 37, "left", False, True, True, batch=1, heads=2, device=device
+    )
     order = problem.options["order"].to(dtype)
     problem.options["order"] = (order.T.contiguous().T if strided else order)[:1]
     assert problem.options["order"].stride(1) == 1 + strided
     gates = problem.inputs["log_decay"][:1].detach()
     inputs = {**problem.inputs, "log_decay": gates}
     inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-    expected = gradients(lion_attention(**inputs, **problem.options, backend="torch"), problem, inputs)
+    expected = gradients(
+        lion_attention(**inputs, **problem.options, backend="torch"), problem, inputs
+    )
     for form, chunk_size in (("attention", None), ("chunk", 16)):
         halves = {name: x.detach().float().requires_grad_() for name, x in inputs.items()}
-        found = gradients(fused(**halves, **problem.options, form=form, chunk_size=chunk_size), problem, halves)
+        found = gradients(
+            fused(**halves, **problem.options, form=form, chunk_size=chunk_size), problem, halves
+        )
         for name, x in expected.items():
             torch.testing.assert_close(found[name].double(), x, rtol=1e-4, atol=1e-4, msg=name)
 
@@ -248,7 +337,12 @@ def test_padding_may_hold_anything(device):
     for form, chunk_size in (("attention", None), ("chunk", 5)):
         for log_decay in (None, torch.full((1, 3, 1), -0.1, device=device)):
             inputs = [x.clone().requires_grad_() for x in (query, key, value)]
-            options = {"attention_mask": mask, "normalize": True, "form": form, "chunk_size": chunk_size}
+            options = {
+                "attention_mask": mask,
+                "normalize": True,
+                "form": form,
+                "chunk_size": chunk_size,
+            }
             output = fused(*inputs, log_decay, **options)
             output.sum().backward()
             assert all(torch.isfinite(x).all() for x in (output, *(x.grad for x in inputs)))
@@ -258,11 +352,28 @@ def test_padding_may_hold_anything(device):
 
 @pytest.mark.parametrize("form", ("attention", "chunk", "recurrent"))
 def test_float16_saturates(form, device):
-    """Also where a state leaves the range of float16: 2,000 tokens of 64, and the second chunk reads 64,000."""
+    """Also where a state leaves the range of float16: 2,000 tokens of 64, and the second chunk
+    reads 64,000."""
     ones = torch.ones(1, 1, 100, 16, dtype=torch.float16, device=device)
     with torch.no_grad():
-        output = fused(ones, 50 * ones, 50 * ones, torch.zeros(1, 1, 1, device=device), scale=1.0, form=form, chunk_size=40)
-        mean = fused(ones, ones, 600 * ones, torch.zeros(1, 1, 1, device=device), normalize=True, form=form, chunk_size=40)
+        output = fused(
+            ones,
+            50 * ones,
+            50 * ones,
+            torch.zeros(1, 1, 1, device=device),
+            scale=1.0,
+            form=form,
+            chunk_size=40,
+        )
+        mean = fused(
+            ones,
+            ones,
+            600 * ones,
+            torch.zeros(1, 1, 1, device=device),
+            normalize=True,
+            form=form,
+            chunk_size=40,
+        )
     assert (output == torch.finfo(torch.float16).max).all()
     torch.testing.assert_close(mean, 600 * ones)  # states of 60,000
 
@@ -281,12 +392,17 @@ def test_empty_inputs(shape, device):
 
 
 def test_edges_of_the_two_directions(device):
-    """A pair of edge decays, whose last entries belong to no edge: they are not read and their gradients are 0."""
+    """A pair of edge decays, whose last entries belong to no edge: they are not read and their
+    gradients are 0."""
     query, key, value = (torch.randn(1, 2, 30, 4, device=device) for _ in range(3))
     edges = [F.logsigmoid(torch.randn(1, 2, 30, device=device)).requires_grad_() for _ in range(2)]
     for chunk_size in (30, 8):
-        expected = torch.autograd.grad(lion_attention(query, key, value, tuple(edges), backend="torch").sum(), edges)
-        found = torch.autograd.grad(fused(query, key, value, tuple(edges), form="chunk", chunk_size=chunk_size).sum(), edges)
+        expected = torch.autograd.grad(
+            lion_attention(query, key, value, tuple(edges), backend="torch").sum(), edges
+        )
+        found = torch.autograd.grad(
+            fused(query, key, value, tuple(edges), form="chunk", chunk_size=chunk_size).sum(), edges
+        )
         for x, y in zip(found, expected):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
             assert (x[..., -1] == 0).all()
@@ -297,7 +413,10 @@ def test_equal_inputs_give_equal_gradients(device):
     """Nothing is added up in an order that changes."""
     inputs = [torch.randn(2, 3, 40, 4, device=device, requires_grad=True) for _ in range(3)]
     inputs.append(F.logsigmoid(torch.randn(1, 3, 1, device=device)).requires_grad_())
-    runs = [torch.autograd.grad(fused(*inputs, form="chunk", chunk_size=16).square().sum(), inputs) for _ in range(2)]
+    runs = [
+        torch.autograd.grad(fused(*inputs, form="chunk", chunk_size=16).square().sum(), inputs)
+        for _ in range(2)
+    ]
     assert all(torch.equal(x, y) for x, y in zip(*runs))
 
 
@@ -333,13 +452,19 @@ def test_forward_mode_is_left_to_torch(device):
     query = torch.rand(1, 1, 5, 4, device=device)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(query, query)
-        with pytest.raises(ValueError, match="backend='triton': the kernels are not plain operations"):
+        with pytest.raises(
+            ValueError, match="backend='triton': the kernels are not plain operations"
+        ):
             fused(dual, query, query)
-        assert torch.autograd.forward_ad.unpack_dual(lion_attention(dual, query, query)).tangent is not None
+        assert (
+            torch.autograd.forward_ad.unpack_dual(lion_attention(dual, query, query)).tangent
+            is not None
+        )
 
 
 def test_autocast_and_mixed_types(device):
-    """Products are in the type of the values, also where queries and keys come in float32, as under autocast."""
+    """Products are in the type of the values, also where queries and keys come in float32, as under
+    autocast."""
     query, key, value = (torch.randn(2, 3, 20, 4, device=device).bfloat16() for _ in range(3))
     gates = F.logsigmoid(torch.randn(2, 3, 20, device=device))
     plain = fused(query, key, value, gates, form="chunk", chunk_size=8)
@@ -350,7 +475,9 @@ def test_autocast_and_mixed_types(device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form, normalize, dropout_p", [("chunk", False, 0.0), ("attention", True, 0.25)])
+@pytest.mark.parametrize(
+    "form, normalize, dropout_p", [("chunk", False, 0.0), ("attention", True, 0.25)]
+)
 def test_compile_without_graph_breaks(form, normalize, dropout_p, device):
     inputs = [torch.rand(2, 3, 9, 4, device=device, requires_grad=True) for _ in range(3)]
     inputs.append(F.logsigmoid(torch.randn(2, 3, 9, device=device)).requires_grad_())
@@ -369,37 +496,71 @@ def test_compile_without_graph_breaks(form, normalize, dropout_p, device):
 
 
 def test_operators_keep_their_contract(device):
-    """Fake results have the shapes, types and strides of real ones, and nothing is written to an input."""
-    query, key, value = (torch.rand(2, 9, 3, 4, device=device).transpose(1, 2).requires_grad_() for _ in range(3))
+    """Fake results have the shapes, types and strides of real ones, and nothing is written to an
+    input."""
+    query, key, value = (
+        torch.rand(2, 9, 3, 4, device=device).transpose(1, 2).requires_grad_() for _ in range(3)
+    )
     edges = [torch.full((1, 1, 3, 9), -0.1, device=device, requires_grad=True) for _ in range(2)]
-    arguments = (query, key, value, *edges, None, None, None, 0.0, 1.0, True, 1e-6, 4, torch.float32)
+    arguments = (
+        query,
+        key,
+        value,
+        *edges,
+        None,
+        None,
+        None,
+        0.0,
+        1.0,
+        True,
+        1e-6,
+        4,
+        torch.float32,
+    )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(lion_triton.fused_forward, arguments, test_utils=tests)
     mask = torch.ones(2, 9, dtype=torch.bool, device=device)
-    torch.library.opcheck(lion_triton.fused_features, (query, None, mask, "normalized_silu", torch.float32), test_utils=tests)
+    torch.library.opcheck(
+        lion_triton.fused_features,
+        (query, None, mask, "normalized_silu", torch.float32),
+        test_utils=tests,
+    )
 
 
 def test_registered_twice(device):
     """Code that came with a checkpoint is executed again when it changes."""
     importlib.reload(lion_triton)
     query = torch.rand(1, 1, 5, 4, device=device)
-    assert lion_triton.fused_chunkwise(query, query, query, None, None, 1.0, None).shape == query.shape
+    assert (
+        lion_triton.fused_chunkwise(query, query, query, None, None, 1.0, None).shape == query.shape
+    )
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"backend": "cuda"}, "backend='cuda': expected one of ('auto', 'torch', 'triton')"),
-        ({"dtype": torch.float64}, "query, key and value are torch.float64, torch.float64, torch.float64: expected types of"),
+        (
+            {"dtype": torch.float64},
+            "query, key and value are torch.float64, torch.float64, torch.float64: expected",
+        ),
         ({"head_dim": 257}, "heads of 257 and 257: expected sizes from 1 to 256"),
-        ({"need_weights": True}, "need_weights=True needs stored scores, which the kernels do not keep: expected False"),
-        ({"form": "recurrent", "requires_grad": True}, "form='recurrent' with gradients: expected 'attention' or 'chunk'"),
+        (
+            {"need_weights": True},
+            "need_weights=True needs stored scores, which the kernels do not keep: expected False",
+        ),
+        (
+            {"form": "recurrent", "requires_grad": True},
+            "form='recurrent' with gradients: expected 'attention' or 'chunk'",
+        ),
     ],
 )
 def test_refusals_say_why(change, message, device):
     change = {"backend": "triton"} | change
     build = {name: change.pop(name) for name in ("dtype", "requires_grad") if name in change}
-    inputs = [torch.rand(1, 1, 5, change.get("head_dim", 4), device=device, **build) for _ in range(3)]
+    inputs = [
+        torch.rand(1, 1, 5, change.get("head_dim", 4), device=device, **build) for _ in range(3)
+    ]
     change.pop("head_dim", None)
     with pytest.raises(ValueError, match=re.escape(message)):
         lion_attention(*inputs, **change)
@@ -421,12 +582,15 @@ def test_where_only_plain_operations_will_do(device):
 
 
 def test_without_kernels(monkeypatch):
-    """Where triton or a device is missing the torch forms serve, and who asks for the kernels is told."""
+    """Where triton or a device is missing the torch forms serve, and who asks for the kernels is
+    told."""
     torch_only = {key: value for key, value in lion_ops.TABLE.items() if key[0] == "torch"}
     monkeypatch.setattr(lion_ops, "TABLE", torch_only)
     inputs = [torch.rand(1, 1, 5, 4) for _ in range(3)]
     assert lion_attention(*inputs).shape == (1, 1, 5, 4)
-    with pytest.raises(ValueError, match="backend='triton': triton was not found, or no CUDA device"):
+    with pytest.raises(
+        ValueError, match="backend='triton': triton was not found, or no CUDA device"
+    ):
         fused(*inputs)
 
 
@@ -436,14 +600,20 @@ def test_the_cpu_is_never_chosen_for_the_kernels(monkeypatch):
     for form in FORMS:
         broken["triton", form] = lion_ops.Backend(None, lambda request: None)
     monkeypatch.setattr(lion_ops, "TABLE", broken)
-    assert lion_attention(*(torch.rand(1, 1, 5, 4) for _ in range(3)), torch.zeros(1, 1, 1)).shape == (1, 1, 5, 4)
+    assert lion_attention(
+        *(torch.rand(1, 1, 5, 4) for _ in range(3)), torch.zeros(1, 1, 1)
+    ).shape == (1, 1, 5, 4)
 
 
-# capability, type, head size, options and cases of tests/compile_kernels.py
+# capability, type, head size, options and cases of tests/support/compile_kernels.py
 COMPILED = [
     (90, "bfloat16", 64, "normalize masked"),
     (90, "bfloat16", 64, "normalize attention orders dropout"),
-    *[(90, dtype, head, "normalize chunk") for dtype in ("bfloat16", "float16", "float32") for head in (64, 80, 256)],
+    *[
+        (90, dtype, head, "normalize chunk")
+        for dtype in ("bfloat16", "float16", "float32")
+        for head in (64, 80, 256)
+    ],
     (90, "bfloat16", 256, "orders"),
     (90, "float32", 64, "orders"),
     (80, "bfloat16", 64, "normalize masked chunk orders"),
@@ -459,16 +629,30 @@ COMPILED = [
     ],
 )
 def test_kernels_compile(capability, dtype, head, options):
-    """For GPUs that need not be there: shared memory that every card has, and next to no spilled registers."""
+    """For GPUs that need not be there: shared memory that every card has, and next to no spilled
+    registers."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
-    command = [sys.executable, "tests/compile_kernels.py", str(capability), dtype, str(head), *options.split()]
+    command = [
+        sys.executable,
+        "tests/support/compile_kernels.py",
+        str(capability),
+        dtype,
+        str(head),
+        *options.split(),
+    ]
     environment["PYTHONPATH"] = str(root)
-    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=root).stdout
+    output = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment, cwd=root
+    ).stdout
     kernels = [json.loads(line) for line in output.splitlines()]
-    assert {"forward_kernel", "grad_query_kernel", "grad_key_value_kernel"} <= {x["kernel"] for x in kernels}
+    assert {"forward_kernel", "grad_query_kernel", "grad_key_value_kernel"} <= {
+        x["kernel"] for x in kernels
+    }
     for x in kernels:
-        assert x["shared"] <= 101_376, x  # what a program may have on cards of capability 8.6 and 8.9, the least of all
+        assert x["shared"] <= 101_376, (
+            x
+        )  # what a program may have on cards of capability 8.6 and 8.9, the least of all
         assert x["local"] <= (256 if dtype != "float32" else 1024), x
         if capability == 90 and x["kernel"] == "forward_kernel" and dtype != "float32":
             assert x["wgmma"], x
@@ -482,15 +666,23 @@ def reference(inputs: dict, options: dict, grad: torch.Tensor) -> list[torch.Ten
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), *HALF], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), *HALF], ids=["float32", "bfloat16", "float16"]
+)
 @pytest.mark.parametrize("head_dim", (64, 80, 128))
-@pytest.mark.parametrize("length, form", [(128, "attention"), (197, "attention"), (513, "chunk"), (4096, "chunk")])
+@pytest.mark.parametrize(
+    "length, form", [(128, "attention"), (197, "attention"), (513, "chunk"), (4096, "chunk")]
+)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 @pytest.mark.parametrize("normalize", (False, True))
 def test_real_sizes(normalize, mask_type, length, form, head_dim, dtype, tolerance):
-    """The model's sizes on a GPU: padding, two documents, two orders up to 197 tokens, each gradient by name."""
+    """The model's sizes on a GPU: padding, two documents, two orders up to 197 tokens, each
+    gradient by name."""
     shape, ordered = (2, 3, length, head_dim), length == 197
-    inputs = {name: torch.randn(shape, device="cuda", dtype=dtype).requires_grad_() for name in ("query", "key", "value")}
+    inputs = {
+        name: torch.randn(shape, device="cuda", dtype=dtype).requires_grad_()
+        for name in ("query", "key", "value")
+    }
     options = {"normalize": normalize, "attention_mask": torch.ones(2, length, device="cuda")}
     if normalize:  # as in image models
         options["feature_map"] = "elu_plus_one" if mask_type == "lit" else "normalized_silu"
@@ -512,15 +704,25 @@ def test_real_sizes(normalize, mask_type, length, form, head_dim, dtype, toleran
 
 @pytest.mark.gpu
 def test_a_million_tokens():
-    query, key, value = (torch.rand(1, 2, 1_000_000, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    query, key, value = (
+        torch.rand(1, 2, 1_000_000, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
+    )
     gates = torch.full((1, 2, 1), -0.1, device="cuda")
     with torch.no_grad():
         output = fused(query, key, value, gates, normalize=True, form="chunk")
-        for middle in (0, 500_000, 999_999):  # beyond 400 tokens the product of the gates leaves no trace
+        for middle in (
+            0,
+            500_000,
+            999_999,
+        ):  # beyond 400 tokens the product of the gates leaves no trace
             near = slice(max(0, middle - 400), middle + 401)
             inputs = [x[:, :, near].double() for x in (query, key, value)]
-            expected = lion_attention(*inputs, gates, normalize=True, form="chunk")[:, :, middle - near.start]
-            torch.testing.assert_close(output[:, :, middle].double(), expected, rtol=2**-6, atol=2**-8)
+            expected = lion_attention(*inputs, gates, normalize=True, form="chunk")[
+                :, :, middle - near.start
+            ]
+            torch.testing.assert_close(
+                output[:, :, middle].double(), expected, rtol=2**-6, atol=2**-8
+            )
 
 
 @pytest.mark.gpu

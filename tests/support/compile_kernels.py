@@ -1,10 +1,11 @@
-"""Compiles the kernels for a GPU that need not be there, and prints what each takes of it, one JSON line a kernel.
+"""Compiles the kernels for a GPU that need not be there, and prints what each takes of it, one JSON
+line a kernel.
 
-    python tests/compile_kernels.py 90 bfloat16 64 normalize masked chunk
+    python tests/support/compile_kernels.py 90 bfloat16 64 normalize masked chunk
 
-It runs the library's own launches on small tensors, with every launch replaced by a compilation, for a compute capability, a
-type, a size of heads, and the cases that are named, or all of CASES; "normalize", "masked" and "dropout" (for rows of one
-chunk) add what they say.
+It runs the library's own launches on small tensors, with every launch replaced by a compilation,
+for a compute capability, a type, a size of heads, and the cases that are named, or all of CASES;
+"normalize", "masked" and "dropout" (for rows of one chunk) add what they say.
 """
 
 import json
@@ -49,7 +50,8 @@ class Driver:
 
 
 def resources(kernel) -> dict:
-    """Registers a thread, bytes of its local memory, where spilled registers go, and shared memory of a program."""
+    """Registers a thread, bytes of its local memory, where spilled registers go, and shared memory
+    of a program."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

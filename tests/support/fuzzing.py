@@ -1,4 +1,5 @@
-"""What the tests with random and absurd inputs share. `CASES` says how many cases each of them draws."""
+"""What the tests with random and absurd inputs share. `CASES` says how many cases each of them
+draws."""
 
 import re
 

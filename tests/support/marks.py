@@ -1,4 +1,4 @@
-"""Marks for parametrised tests."""
+"""Which tests run: marks for parametrised tests, and what `-m` selects."""
 
 from collections.abc import Iterable
 
@@ -21,3 +21,13 @@ def slow_except(cases: Iterable, *kept) -> list:
         values = case if isinstance(case, tuple) else (case,)
         marked.append(pytest.param(*values, marks=() if case in kept else pytest.mark.slow))
     return marked
+
+
+def selection(expression: str) -> str:
+    """What `-m` selects: tests for a GPU only if the expression names them.
+
+    So `-m slow` runs anywhere, and `-m gpu` has the slow ones for a GPU too.
+    """
+    if "gpu" in expression:
+        return expression
+    return f"({expression}) and not gpu" if expression else "not gpu"

@@ -1,7 +1,8 @@
-"""The operation once more, straight from its definition, one document at a time, and random problems to compare on.
+"""The operation once more, straight from its definition, one document at a time, and random
+problems to compare on.
 
-It shares no code with the library: gates are multiplied, never logarithms subtracted, and padding and packing are what
-they mean, tokens taken out and documents run alone.
+It shares no code with the library: gates are multiplied, never logarithms subtracted, and padding
+and packing are what they mean, tokens taken out and documents run alone.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ FEATURES = {
 
 
 def mask_of(gates: torch.Tensor) -> torch.Tensor:
-    """M of one sequence from its gates a, (H, n) to (H, n, n), by multiplying the gates along the way."""
+    """M of one sequence from its gates a, (H, n) to (H, n, n), by multiplying the gates along the
+    way."""
     heads, n = gates.shape
     lower, upper = [], []
     row = gates.new_zeros(heads, n)
@@ -47,7 +49,8 @@ def mask_of(gates: torch.Tensor) -> torch.Tensor:
 def definition(
     query, key, value, log_decay, mask, seq_idx, order, scale, normalize, eps=1e-6
 ) -> torch.Tensor:
-    """(B, H, L, Dv), zeros at padding. `log_decay` is None, or (K, B or 1, H, L or 1) for K orders."""
+    """(B, H, L, Dv), zeros at padding. `log_decay` is None, or (K, B or 1, H, L or 1) for K
+    orders."""
     batch, heads, length, _ = query.shape
     orders = [torch.arange(length)] if order is None else [o.cpu() for o in order]
     output = []
@@ -101,7 +104,8 @@ def make_problem(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> Problem:
-    """Draws a problem; its inputs are exact in `dtype`, so that half precision is judged on what it was given."""
+    """Draws a problem; its inputs are exact in `dtype`, so that half precision is judged on what it
+    was given."""
 
     def draw(*shape):
         return (
@@ -128,7 +132,8 @@ def make_problem(
         options["feature_map"] = feature_map
     if padding != "none":
         options["attention_mask"] = make_mask(padding, batch, length).to(device)
-    if packed:  # documents of every row; with orders the same for all, since an order keeps each in one piece
+    # Documents of every row; with orders the same for all, since an order keeps each in one piece.
+    if packed:
         options["seq_idx"] = (
             (torch.rand(1 if ordered else batch, length) < min(0.2, 4 / length))
             .long()
@@ -164,7 +169,8 @@ def make_problem(
 
 
 def make_mask(padding: str, batch: int, length: int) -> torch.Tensor:
-    """(B, L) int64: a different amount of padding in every row, and always at least one token in the first."""
+    """(B, L) int64: a different amount of padding in every row, and always at least one token in
+    the first."""
     mask = torch.ones(batch, length, dtype=torch.long)
     for b in range(batch):
         cut = (b + 1) * length // (batch + 2)
@@ -192,7 +198,8 @@ def gradients(
 def check(problem: Problem, function, dtype: torch.dtype, tolerance: float, **kwargs) -> None:
     """Runs `function` on the problem's inputs in `dtype` and compares output and gradients by name.
 
-    The tolerance is relative to the largest entry of what is compared, or to 1, the size of the inputs, if that is larger.
+    The tolerance is relative to the largest entry of what is compared, or to 1, the size of the
+    inputs, if that is larger.
     """
     inputs = {name: x.detach().to(dtype).requires_grad_() for name, x in problem.inputs.items()}
     found = gradients(function(**inputs, **problem.options, **kwargs), problem, inputs)

@@ -1,4 +1,4 @@
-"""run_glue.py on tiny files: all of GLUE's tasks, own data, skipped and resumed runs, and what users can get wrong."""
+"""`lion-hf glue` on tiny files: all tasks, own data, skipped and resumed runs, and mistakes."""
 
 import json
 import os
@@ -138,9 +138,10 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_path, capsys):
-    """One run a task: metrics, table, picture, submissions; RTE, MRPC and STS-B have MNLI's encoder, the others do not."""
+    """One run per task. RTE, MRPC and STS-B have MNLI's encoder, the others do not."""
     (tmp_path / "recipes.yaml").write_text("mnli: {learning_rate: 1e-1}")  # of the others 1e-5
-    argv = f"--task {','.join(TASKS)} --data_dir {folder}/glue --model_name_or_path {folder}/model --output_dir {tmp_path}"
+    argv = f"--task {','.join(TASKS)} --data_dir {folder}/glue"
+    argv += f" --model_name_or_path {folder}/model --output_dir {tmp_path}"
     argv += f" --start_from_mnli --predict --seeds 7 --recipes {tmp_path}/recipes.yaml"
     summary = script.main([*argv.split(), *ONCE])
     assert list(summary["tasks"]) == ["mnli", *[name for name in TASKS if name != "mnli"]]
@@ -173,7 +174,7 @@ def test_all_tasks_from_files_with_three_started_from_mnli(script, folder, tmp_p
 
 @pytest.mark.slow
 def test_own_reviews_twice(script, folder, tmp_path, capsys, monkeypatch):
-    """Named classes are learnt and saved; a second call runs nothing; other settings are refused; --redo repeats."""
+    """Classes are learnt; a second call runs nothing; other settings are refused, or redone."""
     learn = ["--learning_rate", "1e-2", "--num_train_epochs", "6", "--total_batch_size", "8"]
     learn += ["--eval_strategy", "no"]
     argv = own(
@@ -266,7 +267,7 @@ def test_other_data_and_other_weights_are_other_runs(script, folder, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_continues(script, folder, tmp_path, monkeypatch):
-    """Killed in step 5 of 6, after a checkpoint at 4, it does two steps more and ends in the same weights and metrics."""
+    """Killed in step 5 of 6, after a checkpoint at 4, it does two steps, to the same weights."""
     argv = "--max_steps 6 --save_strategy steps --save_steps 2 --seed 5 --learning_rate 1e-2"
     argv = [*QUICK, *argv.split(), "--model_overrides", "hidden_dropout_prob=0.1"]
     whole = script.main(own(folder, tmp_path / "whole", *argv))
@@ -352,8 +353,8 @@ def test_labels_of_files_are_not_numbers(script, folder, tmp_path):
     assert set(config.label2id) == {"007", "7", "1e3", "1000"}
 
 
-def test_redo_deletes_only_runs(script, folder, tmp_path):
-    """Not a folder outside of output_dir, not one that is no run, and no data of the run."""
+def test_redo_deletes_only_results(script, folder, tmp_path):
+    """No folder outside of output_dir, no file of the user's, nothing that the run needs."""
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "thesis.txt").write_text("x")
     argv = own(folder, tmp_path / "out", *ONCE, "--seed", "1")
@@ -363,8 +364,9 @@ def test_redo_deletes_only_runs(script, folder, tmp_path):
     foreign = tmp_path / "out" / "mine" / "1"
     foreign.mkdir(parents=True)
     (foreign / "thesis.txt").write_text("x")
-    with pytest.raises(SystemExit, match="out/mine/1 is not a run of this command"):
-        script.main([*argv, "--redo", "--task", "mine"])
+    script.main([*argv, "--redo", "--task", "mine"])
+    (foreign / "run.json").unlink()  # as if it had been killed
+    script.main([*argv, "--redo", "--task", "mine"])
     script.main(argv)
     model = tmp_path / "out" / "own" / "1"
     with pytest.raises(SystemExit, match="redo would delete model_name_or_path="):
@@ -372,7 +374,7 @@ def test_redo_deletes_only_runs(script, folder, tmp_path):
     linked = tmp_path / "out" / "linked"
     linked.mkdir()
     (linked / "1").symlink_to(model)
-    with pytest.raises(SystemExit, match="out/linked/1 is not a run of this command"):
+    with pytest.raises(SystemExit, match="out/linked/1 is not a folder of its own"):
         script.main([*argv, "--redo", "--task", "linked"])
     assert (tmp_path / "1" / "thesis.txt").is_file() and (foreign / "thesis.txt").is_file()
     assert (model / "model.safetensors").is_file()
@@ -389,11 +391,13 @@ def test_own_pairs_with_a_real_valued_target_and_another_model(script, folder, t
         max_position_embeddings=64,
     )
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    files = f"--train_file {folder}/train.jsonl --validation_file {folder}/validation.jsonl --test_file {folder}/train.jsonl"
+    files = f"--train_file {folder}/train.jsonl --validation_file {folder}/validation.jsonl"
+    files += f" --test_file {folder}/train.jsonl"
     columns = (
         "--sentence1_column first --sentence2_column second --label_column stars --max_length 32"
     )
-    start = f"--model_name_or_path {tmp_path}/bert --tokenizer_name {folder}/tokenizer --from_scratch --output_dir {tmp_path}/out"
+    start = f"--model_name_or_path {tmp_path}/bert --tokenizer_name {folder}/tokenizer"
+    start += f" --from_scratch --output_dir {tmp_path}/out"
     summary = script.main([*f"{files} {columns} {start}".split(), *ONCE, "--seed", "1"])
     assert set(summary["tasks"]["own"]["metrics"]) == {"pearson", "spearmanr"}
     config = AutoModelForSequenceClassification.from_pretrained(
@@ -458,7 +462,7 @@ ERRORS = [
     ("{own} --attention_form chnk", "attention_form='chnk': expected one of"),
     (
         "{own} --attention_form chunk --model_overrides attention_probs_dropout_prob=0.1",
-        "attention_form='chunk' cannot drop",
+        "attention_probs_dropout_prob=0.1 with attention_form='chunk': this form stores no",
     ),
     (
         "{own} --model_overrides hidden_dropout_prob=2",
@@ -471,7 +475,7 @@ ERRORS = [
     ("{own} --seed 1 --seeds 1 2", "seeds=[1, 2] and seed=1: expected one of them"),
     (
         "{own} --model_name_or_path {0}/nowhere",
-        "nowhere: expected a folder with config.json or a name on the Hub",
+        "nowhere: expected a folder with config.json, or a name on the Hub",
     ),
     ("{own} --model_name_or_path {0}/untokenized", "untokenized has no tokenizer"),
     (
@@ -593,7 +597,8 @@ def test_weights_of_another_shape_are_refused(script, folder, tmp_path):
 def test_recipes_and_options_change_the_table(script, folder, tmp_path):
     """The file changes single tasks, an option all; the rest stays the table's."""
     (tmp_path / "recipes.yaml").write_text("rte: {epochs: 7, learning_rate: 3e-5, seeds: 2}\n")
-    argv = f"--task rte,cola --data_dir {folder}/glue --model_name_or_path {folder}/model --output_dir {tmp_path}/out"
+    argv = f"--task rte,cola --data_dir {folder}/glue --model_name_or_path {folder}/model"
+    argv += f" --output_dir {tmp_path}/out"
     argv = [*argv.split(), "--recipes", str(tmp_path / "recipes.yaml"), "--weight_decay", "0.5"]
     options, args = script.parse_settings(
         "", script.GlueArguments, script.GlueTrainingArguments, argv=argv
@@ -673,7 +678,7 @@ def test_help_explains_every_option(script, capsys):
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(script, folder, tmp_path):
-    """torchrun on two processes: the task's batch is shared, and losses, metrics and predictions are those of one process."""
+    """They share the task's batch; losses, metrics and predictions are those of one process."""
     argv = [
         *QUICK,
         "--seed",

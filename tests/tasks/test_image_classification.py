@@ -301,6 +301,10 @@ def test_evaluation_and_prediction_without_training(folder, tmp_path):
     right = np.mean([row["predicted"] == row["label"] for row in rows])
     assert right == pytest.approx(trained["eval_accuracy"])
     assert all(1 / 3 < float(row["probability"]) <= 1 for row in rows)
+    shutil.copytree(folder / "validation", tmp_path / "alone/val")
+    for data in (["--data_path", str(tmp_path / "alone")], validation_file(folder)):
+        again = run(folder, tmp_path / "more", *only, "--do_eval", model=model, data=data)
+        assert again["eval_loss"] == metrics["eval_loss"]
     run(
         folder, tmp_path / "two", *only, f"--predict_path={unlabelled}", "--max_unreadable=0.5",
         model=model,
@@ -313,6 +317,10 @@ def test_evaluation_and_prediction_without_training(folder, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "model").iterdir()} == before
     with pytest.raises(SystemExit, match="there is nothing to do"):
         run(folder, tmp_path / "three", "--do_train=false", model=model)
+
+
+def validation_file(folder: Path) -> list[str]:
+    return ["--validation_file", parquet(folder, "validation")]
 
 
 def predictions(output: Path) -> list[dict[str, str]]:

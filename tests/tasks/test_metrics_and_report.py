@@ -1,8 +1,10 @@
-"""GLUE's metrics against scikit-learn and scipy, the table of tasks, averages, and the reading of labelled text."""
+"""GLUE's metrics against scikit-learn and scipy, tasks, averages, and labelled text."""
 
+import csv
 import json
 import re
 import warnings
+from dataclasses import replace
 
 import evaluate
 import numpy as np
@@ -90,7 +92,7 @@ def test_correlations_are_scipys(case):
 
 @pytest.mark.parametrize("metric", (Pearson, Spearman))
 def test_constant_predictions_correlate_with_nothing(metric):
-    """Where scipy answers nan, which would make every mean nan, the answer is 0, also for sums that do not cancel exactly."""
+    """0, where scipy has nan, which would make every mean nan; also if sums do not cancel."""
     varied = random.normal(size=7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -201,6 +203,14 @@ def test_table_in_text_markdown_json_and_picture(tmp_path):
 def test_submission_files(task, values, expected, tmp_path):
     write_predictions(tmp_path / "x.tsv", values, TASKS[task])
     assert (tmp_path / "x.tsv").read_text() == expected
+
+
+def test_names_of_classes_with_tabs_and_lines_stay_one_field(tmp_path):
+    task = replace(TASKS["rte"], classes=("a\tb", "c\nd"))
+    write_predictions(tmp_path / "x.tsv", [1, 0], task)
+    with (tmp_path / "x.tsv").open(newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    assert rows == [["index", "prediction"], ["0", "c\nd"], ["1", "a\tb"]]
 
 
 def test_broken_logits_are_no_predictions():

@@ -316,9 +316,8 @@ def test_dropout_of_scores_needs_them(tmp_path):
 def test_a_run_in_quadratic_time_says_so_once(tmp_path, caplog, fields, message):
     network = model("SequenceClassification", text_config(**fields))
     trainer(tmp_path, network=network, max_steps=3).train()
-    found = [
-        record.message for record in caplog.records if "square of the length" in record.message
-    ]
+    messages = [record.message for record in caplog.records]
+    found = [message for message in messages if "square of the length" in message]
     assert len(found) == (message is not None)
     assert not found or found[0].startswith(message)
 
