@@ -136,27 +136,6 @@ def score_dropout_error(**values: float | str) -> str:
     )
 
 
-def save_code(folder: Path) -> None:
-    """Copies LION's code files into a folder, which is made if it does not exist."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(CODE.glob("*.py")):
-        if file.name != "__init__.py" and folder.resolve() != CODE:
-            shutil.copyfile(file, folder / file.name)
-
-
-def auto_map_of(folder: Path, auto_map: Mapping[str, str]) -> dict[str, str]:
-    """The entries of an `auto_map` whose code is in the folder.
-
-    An entry `owner/name--file.Class`, as a model from the Hub has, then means the folder's file.
-    """
-    entries = {name: str(code).rpartition("--")[2] for name, code in auto_map.items()}
-    return {
-        name: code
-        for name, code in entries.items()
-        if (folder / f"{code.split('.')[0]}.py").is_file()
-    }
-
-
 def why_quadratic(config: Any) -> str | None:
     """Says which setting makes training quadratic in the length, and what it costs.
 
