@@ -88,3 +88,11 @@ def test_no_page_shows_an_old_path(file):
 def test_other_names_are_not_found():
     with pytest.raises(ModuleNotFoundError, match="lion_hf.nothing"):
         __import__("lion_hf.nothing")
+
+
+def test_the_changelog_lists_every_old_path():
+    rows = {
+        f"| `lion_hf.{old}` | {', '.join(f'`lion_hf.{home}`' for home in homes)} |"
+        for old, homes in MOVED.items()
+    }
+    assert rows <= set((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines())

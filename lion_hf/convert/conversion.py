@@ -1,8 +1,8 @@
 """Turns checkpoints of the original LION code into folders for transformers.
 
 What a file tells is read from its tensors' names and shapes and from the settings stored beside
-them; what it cannot tell is asked for. A file is data: nothing in it is executed, and it is checked
-in full before anything is written.
+them. What it cannot tell must be given as an option. A file is data: nothing in it is executed, and
+all of it that is used is checked before anything is written.
 """
 
 import os
@@ -81,9 +81,9 @@ def convert_checkpoint(
         left to do.
 
     Raises:
-        ConversionError: for a file that is no original LION checkpoint, is damaged or holds other
-            objects than weights and settings, an option that is missing or does not fit, or an
-            output folder that is not empty.
+        ConversionError: for a file that is not an original LION checkpoint, is damaged or holds
+            other objects than weights and settings, an option that is missing or does not fit, or
+            an output folder that is not empty.
     """
     output = check_new_folder(output)
     original = read_checkpoint(checkpoint, use_ema)

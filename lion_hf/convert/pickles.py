@@ -234,7 +234,7 @@ class Unpickler:
             self.stack.append(OPAQUE)
             return
         if not callable(function) or not isinstance(arguments, tuple):
-            raise Broken("a call of something that is no function")
+            raise Broken("a call of something that is not a function")
         if function is _dict and arguments and isinstance(arguments[0], list):
             self._charge(len(arguments[0]))
         self.stack.append(function(*arguments))
@@ -294,7 +294,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     if len(shape) > MOST_DIMENSIONS or len(shape) != len(stride):
         raise Broken(f"a tensor of {len(shape)} dimensions")
     if not all(_is_size(value) for value in (offset, *shape, *stride)):
-        raise Broken("a tensor of a size that is no whole number")
+        raise Broken("a tensor whose size is not a whole number")
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride) if size)
     if not 0 < _product(shape) <= storage.numel or last >= storage.numel:
         raise Broken(f"a tensor claims shape {shape}, but its storage has {storage.numel} numbers")

@@ -61,7 +61,7 @@ class Original:
         }  # name inside a layer -> one layer's tensor
 
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
-        """Shape of a tensor that must be there, with so many dimensions."""
+        """Shape of a tensor that must be there and have this number of dimensions."""
         if name not in self.tensors:
             raise ConversionError(
                 f"the checkpoint lacks tensor {name}. Is it an original LION checkpoint?"

@@ -1,20 +1,19 @@
 """Documents to train on: files of text, JSON, CSV or parquet, gzipped or not, or the Hub's data."""
 
+import csv
 import glob
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-import pandas
 import pyarrow
 from datasets.exceptions import DatasetsError
 
 from .fingerprints import fingerprint
-from .text_files import check_text, text_encoding
+from .text_files import check_text, open_text, text_encoding
 
 LOADERS = {
     ".txt": "text",
@@ -74,7 +73,7 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         options["encoding"] = _encoding(files, kind or "")
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
         for name in files:
-            _check_header(name, column, options["encoding"])
+            _check_header(name, column)
         options |= {"usecols": [column], "converters": {column: str}, "na_filter": False}
         options["index_col"] = False  # else a longer row's first field would be its name
     names = [glob.escape(str(Path(name).absolute())) for name in files]
@@ -143,7 +142,7 @@ def _holds_text(name: str) -> bool:
     return Path(name).stat().st_size > 0
 
 
-def _encoding(files: Sequence[str], kind: str) -> str:
+def _encoding(files: Sequence[str], kind: str | None) -> str:
     """The encoding of all files; that of UTF-8 with a mark also reads files without."""
     found = {text_encoding(name).removesuffix("-sig") for name in files}
     if len(found) > 1:
@@ -159,11 +158,12 @@ def _encoding(files: Sequence[str], kind: str) -> str:
     return encoding
 
 
-def _check_header(name: str, column: str, encoding: str) -> None:
+def _check_header(name: str, column: str) -> None:
     try:
-        columns: Iterable[str] = pandas.read_csv(name, nrows=0, encoding=encoding).columns
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be read as csv: {reason(error)}") from error
+        with open_text(name) as file:
+            columns = next(csv.reader(file), [])
+    except csv.Error as error:
+        raise ValueError(f"{name} cannot be read as csv: {error}") from error
     if column not in columns:
-        listed = ", ".join(map(str, itertools.islice(columns, 20)))
+        listed = ", ".join(columns[:20]) or "none"
         raise NoColumn(f"{name} has no column {column!r}: it has {listed}")

@@ -3,7 +3,7 @@
 import codecs
 import gzip
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 
 _MARKS = (  # the mark of UTF-32 begins with that of UTF-16
@@ -49,6 +49,11 @@ def read_text(path: str | Path) -> str:
         ValueError: as in `check_text`.
     """
     return "".join(_pieces(Path(path)))
+
+
+def open_text(path: str | Path) -> TextIOWrapper:
+    """A text file, gzipped or not, without its byte order mark, with its line ends as they are."""
+    return TextIOWrapper(_open(Path(path)), encoding=text_encoding(path), newline="")
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:

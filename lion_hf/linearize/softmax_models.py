@@ -111,7 +111,7 @@ def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> 
     family = FAMILIES[config.model_type]
     legal = tuple(f"{family.classes}{suffix}" for suffix in family.heads)
     if architecture not in legal:
-        found = config.architectures or architecture  # a class of one's own has a name only
+        found = config.architectures or architecture  # config.architectures may be unset
         raise ConversionError(
             f"architectures={found}: expected one of {legal}, which LION has the heads for"
         )

@@ -52,7 +52,7 @@ def source_folder(source: str | os.PathLike) -> Path:
     """The folder of a source, fetched from the Hub if it is a name; without its weights.
 
     Raises:
-        ConversionError: for a name that is no folder and cannot be fetched.
+        ConversionError: for a name that is not a folder and cannot be fetched.
     """
     if Path(source).is_dir():
         return Path(source)

@@ -306,9 +306,8 @@ class LionConfig(PreTrainedConfig):
                 setattr(self, name, value)
         if self.modality == "text" and not self.use_position_embeddings:
             self.max_position_embeddings = LONGEST_TEXT
-        names = self.id2label
-        numbered = isinstance(names, dict) and all(str(n).isdecimal() for n in names)
-        if names is not None and not numbered:
+        names = {} if self.id2label is None else self.id2label
+        if not (isinstance(names, dict) and all(str(n).isdecimal() for n in names)):
             raise ValueError(f"id2label={names!r}: expected a dict from numbers to names")
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -376,12 +375,11 @@ class LionConfig(PreTrainedConfig):
         width = self.conv_kernel_size
         if width is not None and (width < 1 or width % 2 == 0):
             raise ValueError(f"conv_kernel_size={width}: expected None or an odd integer from 1 on")
-        image_mean = (self.modality, self.classifier_pooling) == ("image", "mean")
-        if self.distillation_head and not image_mean:
+        modality, pooling = self.modality, self.classifier_pooling
+        if self.distillation_head and (modality, pooling) != ("image", "mean"):
             raise ValueError(
-                f"distillation_head=True with modality={self.modality!r},"
-                f" classifier_pooling={self.classifier_pooling!r}: expected 'image' and 'mean',"
-                " because the class token is then the teacher's"
+                f"distillation_head=True with modality={modality!r}, classifier_pooling={pooling!r}"
+                ": expected 'image' and 'mean', because the class token is then the teacher's"
             )
         if self.modality == "text":
             self._check_text()

@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
     trainer: LionTrainer
     data: dict[str, Any]
-    test: Any
+    test: SeededDataset | None
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
@@ -77,7 +77,10 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     model, tokenizer = trainer.model, trainer.processing_class
     kind = " ".join(filter(None, (model.config.model_type, getattr(model.config, "mask_type", ""))))
     files = data.train_file or data.validation_file or data.test_file or []
-    predictions = Path(args.output_dir, "predictions.jsonl")
+    write = None
+    if test is not None:
+        predictions = Path(args.output_dir, "predictions.jsonl")
+        write = functools.partial(write_guesses, predictions, test, tokenizer)
     metrics = run(
         trainer,
         title=f"{kind} as masked language model, {model.num_parameters() / 1e6:.1f} M parameters",
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         settings=(model_settings, data),
         data=record,
         predict_dataset=test,
-        write_predictions=lambda output: write_guesses(predictions, output, test, tokenizer),
+        write_predictions=write,
         finish=functools.partial(predict_all_words, args),
     )
     names = [

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
+
+from ..data.samples import SeededDataset
 
 GUESSES = 5  # per masked token
 NO_TOKEN = -100
@@ -78,21 +78,22 @@ def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 def write_guesses(
     path: Path,
-    output: PredictionOutput,
-    rows: Sequence[dict[str, Any]],
+    rows: SeededDataset,
     tokenizer: PreTrainedTokenizerBase,
+    output: PredictionOutput,
 ) -> None:
     """Writes one line of JSON per row: its text with masks, and the best guesses for each of them.
 
     Args:
         path: the file.
-        output: predictions of `count_and_guess`.
-        rows: the masked rows, in the same order, with `input_ids`.
+        rows: the masked rows, with `input_ids`.
         tokenizer: of the rows.
+        output: predictions of `count_and_guess` for these rows.
     """
     _, tokens, scores = output.predictions
     with path.open("w", encoding="utf-8") as file:
-        for row, labels, guesses, shares in zip(rows, output.label_ids, tokens, scores):
+        found = zip(output.label_ids, tokens, scores)
+        for number, (labels, guesses, shares) in enumerate(found):
             masked = []
             for place in np.flatnonzero(labels != NO_TOKEN).tolist():
                 words = tokenizer.convert_ids_to_tokens(guesses[place].tolist())
@@ -104,5 +105,5 @@ def write_guesses(
                         "guesses": [{"token": word, "score": score} for word, score in best],
                     }
                 )
-            line = {"text": tokenizer.decode(row["input_ids"]), "masked": masked}
+            line = {"text": tokenizer.decode(rows[number]["input_ids"]), "masked": masked}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

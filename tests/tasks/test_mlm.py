@@ -1,4 +1,4 @@
-"""`lion-hf mlm` on the words of this repository's README."""
+"""`lion-hf mlm` on the words of this repository's README and license."""
 
 import csv
 import json
@@ -20,6 +20,7 @@ from transformers import (
 
 from lion_hf.data.masking import MaskTokens, pad_rows
 from lion_hf.data.rows import make_rows_of
+from lion_hf.presets import find_preset, recipe_names
 from lion_hf.tasks import mlm
 from lion_hf.training.settings import parse_settings
 from lion_hf.training.trainer import LionTrainingArguments
@@ -47,9 +48,10 @@ SHORT += ["--use_cpu", "--disable_tqdm", "true", "--validation_rows", "20", "--l
 def folder(tmp_path_factory) -> Path:
     """Text files, four JSON shards, and a tokenizer with an untrained model."""
     folder = tmp_path_factory.mktemp("text")
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "LICENSE")]
+    lines = "\n".join(texts).splitlines()
     (folder / "train.txt").write_text("\n".join(lines[:200]), encoding="utf-8")
-    (folder / "validation.txt").write_text("\n".join(lines[200:]), encoding="utf-8")
+    (folder / "validation.txt").write_text("\n".join(lines[200:300]), encoding="utf-8")
     (folder / "shards").mkdir()
     for shard in range(4):
         rows = [json.dumps({"text": line, "url": "x"}) for line in lines[shard:200:4]]
@@ -609,9 +611,9 @@ def test_empty_documents_are_counted(folder, caplog):
 
 
 @pytest.mark.parametrize(
-    "file", sorted((ROOT / "configs/mlm").glob("*.yaml")), ids=lambda file: file.stem
+    "file", sorted((ROOT / "configs/mlm").glob("lion-*.yaml")), ids=lambda file: file.stem
 )
-def test_recipes(file, tmp_path, capsys):
+def test_recipes_of_the_paper(file, tmp_path, capsys):
     settings = yaml.safe_load(file.read_text()) | {
         "bf16": False
     }  # which asks for a device that has it
@@ -636,6 +638,14 @@ def test_recipes(file, tmp_path, capsys):
         1e-5,
     )
     assert args.warmup_steps == 0.06 and settings["dataset"] == "allenai/c4"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("mlm/")])
+def test_recipes_name_settings_that_there_are(name, tmp_path):
+    types = mlm.ModelSettings, mlm.DataSettings, LionTrainingArguments
+    argv = ["--config", name, "--bf16", "false", "--output_dir", str(tmp_path), "--use_cpu"]
+    model, _, _ = parse_settings("", *types, argv=argv)
+    assert model.model.startswith("outputs/") or Path(find_preset(model.model)).is_dir()
 
 
 def test_help_is_complete(capsys):

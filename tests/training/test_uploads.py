@@ -197,7 +197,7 @@ class TestCommands:
         hub.create("owner/words", kind="dataset", **files)
         code = """
             config().save_pretrained("preset")
-            data = ["--dataset", "owner/words", "--streaming", "true", "--validation_rows", "2"]
+            data = ["--dataset", "owner/words", "--streaming", "true", "--validation_rows", "20"]
             model = ["--model", "preset", "--tokenizer", "owner/lion", "--max_length", "16"]
             output = ["--output_dir", "mlm", "--hub_model_id", "owner/mlm"]
             assert main(["mlm", *data, *model, *output, *push]) == 0
