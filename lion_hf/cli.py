@@ -20,7 +20,7 @@ TASKS = {
     "images": ("lion_hf.tasks.image_classification", "train an image classifier"),
     "demo": ("lion_hf.tasks.demo", "train two small models in minutes and show what they learnt"),
 }
-LINEARIZE = "turn a pretrained BERT, RoBERTa, ViT or DeiT into LION"
+LINEARIZE = "turn a pretrained softmax encoder, such as BERT or ViT, into LION"
 HELP = ("-h", "--help")
 
 
@@ -175,19 +175,21 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _linearize_settings(argv: list[str]) -> tuple:
     """Source, output, `Copying` and `Distillation`; arguments that do not fit end the process."""
+    from .linearize.families import FAMILIES
     from .linearize.settings import Copying, Distillation
     from .training.settings import parse_settings
 
     source, output, copying, distillation = parse_settings(
-        "Turns a pretrained BERT, RoBERTa, ViT or DeiT into a LION folder for from_pretrained.\n"
-        "Everything but the attention is copied. With --train_file or --data_path the new attention"
-        "\nlearns from the old one. No code of the source is run.",
+        f"Turns a pretrained softmax encoder ({', '.join(FAMILIES)})\n"
+        "into a LION folder for from_pretrained. Everything but the attention is copied. With\n"
+        "--train_file or --data_path the new attention learns from the old one. A folder of\n"
+        "sentence-transformers keeps its other modules. No code of the source is run.",
         Copying,
         Distillation,
         argv=argv,
         prog="lion-hf linearize",
         positional={
-            "source": "folder or Hub name of a BERT, RoBERTa, ViT or DeiT",
+            "source": "folder or Hub name of a model of transformers, or of sentence-transformers",
             "output": "the folder to write: a new name, or an empty folder",
         },
     )

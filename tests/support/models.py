@@ -4,7 +4,7 @@ import torch
 
 import lion_hf
 from lion_hf import LionConfig
-from lion_hf.modeling.configuration_lion import MASK_TYPES
+from lion_hf.modeling.configuration_lion import MASK_TYPES, PATCH_ORDERS
 
 SIZES = {
     "hidden_size": 24,
@@ -21,7 +21,7 @@ TEXT_HEADS = (
     "MultipleChoice",
 )
 IMAGE_HEADS = ("ImageClassification", "MaskedImageModeling")
-IMAGE_FAMILIES = [(m, o) for m in MASK_TYPES for o in ("raster", "snake")]
+IMAGE_FAMILIES = [(m, o) for m in MASK_TYPES for o in PATCH_ORDERS]
 
 
 def text_config(mask_type: str = "selective", **kwargs) -> LionConfig:
