@@ -180,11 +180,11 @@ def _linearize_settings(argv: list[str]) -> tuple:
     from .training.settings import parse_settings
 
     source, output, copying, distillation = parse_settings(
-        "Turns a pretrained softmax encoder into a LION folder for from_pretrained. Its type is one\n"
-        f"of {', '.join(FAMILIES)}.\n"
-        "A folder of sentence-transformers keeps its other modules. Everything but the attention is\n"
-        "copied. With --train_file or --data_path the new attention learns from the old one. No code\n"
-        "of the source is run.",
+        "Turns a pretrained softmax encoder into a LION folder for from_pretrained. It is one of\n"
+        f"{', '.join(FAMILIES)}.\n"
+        "A folder of sentence-transformers keeps its other modules. Everything but the attention\n"
+        "is copied. With --train_file or --data_path the new attention learns from the old one.\n"
+        "No code of the source is run.",
         Copying,
         Distillation,
         argv=argv,

@@ -33,6 +33,11 @@ IMAGES = "--eval_strategy no --save_strategy no"
 SMALLER = {
     "--config mlm/lion-s-base": f"--model_overrides {SIZES} --total_batch_size 8"
     " --validation_rows 8 --dataloader_num_workers 1",
+    "--config mlm/modern-base-1024": f"--model_overrides {SIZES} --total_batch_size 8"
+    " --validation_rows 8 --dataloader_num_workers 1 --max_length 64 --warmup_steps 0"
+    ' --lr_scheduler_kwargs {"num_decay_steps":1}',
+    "--config mlm/modern-base": f"--model_overrides {SIZES} --total_batch_size 8"
+    " --validation_rows 8 --dataloader_num_workers 1",
     "mlm": f"--model_overrides {SIZES} --validation_rows 8",
     "--config glue": "--data_dir glue",
     "glue": "",
@@ -117,7 +122,8 @@ def test_commands(place, monkeypatch):
     monkeypatch.setattr("lion_hf.plots.plot_curves", lambda *args, **kwargs: None)
     for command in COMMANDS:
         name, words = task_of(command)
-        if "mlm/lion-s-base" in words:  # its tokenizer is on the Hub: here, that of the run before
+        # Their tokenizer is on the Hub: here, it is that of the run before.
+        if {"mlm/modern-base", "mlm/lion-s-base"} & set(words):
             tokenizer = Path("google-bert/bert-base-uncased")
             tokenizer.mkdir(parents=True, exist_ok=True)
             for file in ("tokenizer.json", "tokenizer_config.json"):
