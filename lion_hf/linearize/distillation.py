@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from ..convert.errors import ConversionError
-from ..modeling.configuration_lion import check_score_dropout
+from ..modeling.lion_choice import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .data import lesson_data
 from .families import FAMILIES, without_distillation_token

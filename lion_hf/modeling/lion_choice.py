@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .configuration_lion import FORMS_WITHOUT_SCORES
+
 
 class Choice(NamedTuple):
     """What "auto" stands for, and why."""
@@ -106,6 +108,32 @@ def default_chunk_size(length: int, device_type: str) -> tuple[int, str]:
         if row.device in ("", device_type) and (row.longest is None or length <= row.longest):
             return row.size, row.reason
     raise AssertionError("the last row of CHUNK_SIZES fits everything")
+
+
+def check_score_dropout(config: PreTrainedConfig) -> None:
+    """Checks that a model can be trained with the form and the score dropout of its configuration.
+
+    Args:
+        config: the configuration of any model; one without the fields of `LionConfig` passes.
+
+    Raises:
+        ValueError: if scores are to be dropped in a form that does not store them.
+    """
+    form = getattr(config, "attention_form", "auto")
+    dropout = getattr(config, "attention_probs_dropout_prob", 0)
+    if dropout and form in FORMS_WITHOUT_SCORES:
+        raise ValueError(
+            score_dropout_error(attention_probs_dropout_prob=dropout, attention_form=form)
+        )
+
+
+def score_dropout_error(**values: float | str) -> str:
+    """Says that a form cannot drop scores, given the dropout and the form by their names."""
+    got = " with ".join(f"{name}={value!r}" for name, value in values.items())
+    return (
+        f"{got}: this form stores no scores to drop; expected the form 'attention', which 'auto'"
+        " then picks, or a dropout of 0 (attention_probs_dropout_prob in the config)"
+    )
 
 
 def why_quadratic(config: Any) -> str | None:

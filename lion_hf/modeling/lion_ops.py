@@ -12,10 +12,9 @@ from .configuration_lion import (
     BACKENDS,
     FEATURE_MAP_NAMES,
     FORMS_WITHOUT_SCORES,
-    score_dropout_error,
 )
 from .lion_checks import LogDecay, check_inputs, check_numbers, gates_of
-from .lion_choice import choose_form
+from .lion_choice import choose_form, score_dropout_error
 from .lion_numerics import LOG_ZERO, compute_type, full_precision, needs_grad
 from .lion_request import AttentionRequest, Result, directions_of
 from .lion_torch import torch_attention, torch_chunk, torch_recurrent

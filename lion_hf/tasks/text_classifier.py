@@ -13,7 +13,7 @@ from transformers import (
 
 from ..data.masking import vocabulary_size
 from ..folders import has_weights
-from ..modeling.configuration_lion import check_score_dropout
+from ..modeling.lion_choice import check_score_dropout
 from ..presets import find_preset
 from ..training.settings import parse_overrides
 from .loading import read_config, read_tokenizer, readable_weights

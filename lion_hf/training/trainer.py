@@ -14,8 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProgressCallback
 
-from ..modeling.configuration_lion import check_score_dropout
-from ..modeling.lion_choice import why_quadratic
+from ..modeling.lion_choice import check_score_dropout, why_quadratic
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
 from .arguments import LionTrainingArguments

@@ -163,8 +163,7 @@ def test_distillation_loss(tau):
 
 
 def test_distillation_head_votes(tmp_path):
-    options = {"distillation_head": True, "initializer_range": 0.5, "drop_path_rate": 0.0}
-    config = image_config(image_size=8, **options)
+    config = image_config(image_size=8, distillation_head=True, drop_path_rate=0.0)
     model, image = LionForImageClassification(config).eval(), torch.randn(2, 3, 8, 8)
     tokens = model.lion(pixel_values=image).last_hidden_state
     one, two = model.classifier(tokens.mean(1)), model.distiller(tokens[:, 0])

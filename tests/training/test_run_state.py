@@ -7,6 +7,7 @@ from support.trainers import trainer
 
 from lion_hf.training import checkpoints, run_state
 from lion_hf.training.run import run
+from lion_hf.training.stream_trainer import StreamingTrainer
 
 SETTINGS = {"seed": 1, "rate": 0.1}
 
@@ -71,3 +72,23 @@ def test_broken_settings_give_a_warning(tmp_path, content, caplog):
     run(trainer(tmp_path, max_steps=5, learning_rate=2e-3), title="A run")
     assert "settings.yaml cannot be read and is not compared" in caplog.text
     assert json.loads((tmp_path / "metrics.json").read_text())["train_loss"] > 0
+
+
+PLACES = {"processes": 1, "workers": 1, "last_reader": 0, "places": {"0": [3, 4]}}
+
+
+def test_places_of_a_stream(tmp_path):
+    made = trainer(tmp_path, cls=StreamingTrainer)
+    file = tmp_path / "checkpoint-4" / "stream-0.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(PLACES))
+    assert made._saved_places(str(file.parent), 1) == ({0: (3, 4)}, 0)
+    with pytest.raises(ValueError, match="a stream continues as it began, with 1 of 1"):
+        made._saved_places(str(file.parent), 2)
+    for content in ("", "[]", "{}", "null", json.dumps(PLACES | {"places": [1]})):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=r"stream-0.json cannot be read .*remove checkpoint-4"):
+            made._saved_places(str(file.parent), 1)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"stream-0.json cannot be read"):
+        made._saved_places(str(file.parent), 1)
