@@ -19,6 +19,7 @@ from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
 from .modeling.image_processing_lion import LionImageProcessor
 from .modeling.lion_pretrained import AUTO_MODELS
+from .moved import names_that_left
 
 
 class ExistingBertTokenizer(BertTokenizer):
@@ -116,3 +117,6 @@ def limit_length(processing_class: Any, config: Any) -> Iterator[None]:
         yield
     finally:
         processing_class.model_max_length = own
+
+
+__getattr__ = names_that_left(__name__)

@@ -24,6 +24,7 @@ from .auto import limit_length
 from .modeling.configuration_lion import CODE as CODE
 from .modeling.lion_pretrained import AUTO_MAP as AUTO_MAP
 from .modeling.lion_pretrained import AUTO_MODELS, LionPreTrainedModel, code_goes_along
+from .moved import names_that_left
 from .presets import shipped
 
 # Auto class -> the Hub's name of its task, for text and for images.
@@ -391,3 +392,6 @@ def errors_of(action: str) -> Iterator[None]:
         if response is not None and response.status_code in (401, 403):
             parts[-1] += "; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
         raise ConnectionError(" ".join(parts)) from error
+
+
+__getattr__ = names_that_left(__name__)

@@ -6,6 +6,8 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from . import moved
+
 PACKAGE = __name__.rpartition(".")[0]
 COMMAND = "lion-hf"  # as setup.py names it
 
@@ -31,6 +33,7 @@ def register() -> None:
     from .auto import register as register_auto_classes
 
     register_auto_classes()
+    moved.install()  # again: now the modules that names have left are there
     # Text models do without timm, so a timm or torchvision that does not load is no error.
     with suppress(ImportError, RuntimeError):
         import_module(f"{PACKAGE}.timm_models")

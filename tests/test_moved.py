@@ -1,5 +1,6 @@
 """Import paths of version 0.1: they still work, with a warning, and nothing of ours needs them."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 from support.sources import ROOT, imports, tracked
 
-from lion_hf.moved import MOVED
+from lion_hf.moved import LEFT, MOVED
 
 # What a user of 0.1 is likeliest to import by its old path.
 KNOWN = {
@@ -31,7 +32,7 @@ KNOWN = {
 CODE = """
 import importlib, json, sys, warnings
 import lion_hf
-from lion_hf.moved import MOVED
+from lion_hf.moved import LEFT, MOVED
 
 found = {}
 for old, homes in MOVED.items():
@@ -96,3 +97,34 @@ def test_the_changelog_lists_every_old_path():
         for old, homes in MOVED.items()
     }
     assert rows <= set((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize(
+    "old, home, name",
+    [
+        ("auto", "folders", "has_weights"),
+        ("convert", "convert.names", "NAMES"),
+        ("data", "data.packing", "LONGEST_ROW"),
+        ("hub", "folders", "new_folder"),
+        ("linearize", "linearize.softmax_models", "check_softmax_config"),
+        ("modeling.lion_checks", "modeling.lion_numerics", "in_transform"),
+        ("modeling.lion_chunkwise", "modeling.lion_choice", "default_chunk_size"),
+        ("modeling.lion_naive", "modeling.lion_numerics", "full_precision"),
+        ("modeling.lion_ops", "modeling.lion_choice", "explain"),
+        ("modeling.modeling_lion", "modeling.lion_layers", "LionLayer"),
+        ("training", "training.run", "METRICS_FILE"),
+    ],
+)
+def test_names_that_left_a_module_are_found_with_a_warning(old, home, name):
+    module, new = (importlib.import_module(f"lion_hf.{path}") for path in (old, home))
+    with pytest.warns(
+        DeprecationWarning, match=f"lion_hf.{old}.{name} has moved to lion_hf.{home}"
+    ):
+        assert getattr(module, name) is getattr(new, name)
+    with pytest.raises(AttributeError, match=f"'lion_hf.{old}' has no attribute 'ghost'"):
+        module.ghost  # noqa: B018
+
+
+def test_every_module_that_names_left_is_tested():
+    cases = test_names_that_left_a_module_are_found_with_a_warning.pytestmark[0].args[1]
+    assert {old for old, _, _ in cases} == set(LEFT)

@@ -1,5 +1,6 @@
 """Data for training: seeded samples, masking, packing, labels, tables, images, streams of text."""
 
+from ..moved import names_that_left
 from .masking import MaskTokens, pad_rows
 from .packing import DataCollatorForPackedLanguageModeling, pack
 from .samples import SeededDataset, SkippedSample, sample_seed, seeded
@@ -14,3 +15,5 @@ __all__ = [
     "sample_seed",
     "seeded",
 ]
+
+__getattr__ = names_that_left(__name__)

@@ -1,5 +1,6 @@
 """From a softmax model to LION: copying its weights, and teaching the copy by its source."""
 
+from ..moved import names_that_left
 from .checkpoint import Linearization, linearize_checkpoint
 from .copying import linearize_model
 from .families import HEADS, MODEL_TYPES
@@ -16,3 +17,5 @@ __all__ = [
     "linearize_model",
     "load_softmax_model",
 ]
+
+__getattr__ = names_that_left(__name__)

@@ -64,14 +64,26 @@ IMAGE_DEFAULTS = {
     "classifier_pooling": "mean",
 }
 
-LAYERS = ("hidden_size", "num_attention_heads", "intermediate_size", "patch_size", "num_channels")
-SIZES = (*LAYERS, "vocab_size", "type_vocab_size", "max_position_embeddings")
+SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "patch_size",
+    "num_channels",
+    "vocab_size",
+    "type_vocab_size",
+    "max_position_embeddings",
+)
 # What `max_position_embeddings` says where nothing limits the length, because other libraries cut
 # texts at that number. It is the longest text that LION is tested with.
 LONGEST_TEXT = 1_000_000
 MOST_LABELS = 10_000_000  # transformers keeps a name for each of them in memory
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-PROBABILITIES = (*DROPOUTS, "drop_path_rate")
+PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "classifier_dropout",
+)
 SMALLEST_EPS = 2.0**-126  # the smallest normal number of float32
 
 
@@ -89,8 +101,11 @@ def auto_map_of(folder: Path, auto_map: Mapping[str, str]) -> dict[str, str]:
     An entry `owner/name--file.Class`, as a model from the Hub has, then means the folder's file.
     """
     entries = {name: str(code).rpartition("--")[2] for name, code in auto_map.items()}
-    there = {file.stem for file in folder.glob("*.py")}
-    return {name: code for name, code in entries.items() if code.split(".")[0] in there}
+    return {
+        name: code
+        for name, code in entries.items()
+        if (folder / f"{code.split('.')[0]}.py").is_file()
+    }
 
 
 def family_defaults(modality: str, mask_type: str) -> dict:
@@ -109,7 +124,9 @@ if TYPE_CHECKING:
     Resolved = Annotated[T, "resolved"]
 else:
 
-    class Resolved:  # T or None: a field that may be left at None, which is then replaced
+    class Resolved:
+        """`Resolved[T]` is T or None: a field that may be left at None, which then is replaced."""
+
         def __class_getitem__(cls, kind):
             return kind | None
 

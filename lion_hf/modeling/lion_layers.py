@@ -1,5 +1,7 @@
 """The parts of a layer: gates, attention, MLP, residual block and pooler."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -66,7 +68,7 @@ class LionAttention(nn.Module):
         self.q_conv = LionConvolution(config) if convolved else None
         self.k_conv = LionConvolution(config) if convolved else None
         self.v_conv = LionConvolution(config) if convolved else None
-        self.gate: LionDecay | LionGate | None = None
+        self.gate: Any = None  # LionDecay or LionGate, which PEFT may wrap
         exact = torch.promote_types(torch.get_default_dtype(), torch.float32)
         if config.mask_type == "decay":
             self.gate = LionDecay(num_gates, dtype=exact)
@@ -87,7 +89,7 @@ class LionAttention(nn.Module):
         if self.gate is None:
             return None
         with full_precision(hidden_states):
-            if isinstance(self.gate, LionDecay):  # a = sigmoid(w)
+            if self.config.mask_type == "decay":  # a = sigmoid(w)
                 gates = F.logsigmoid(_at_least_float32(self.gate(hidden_states)))
             else:  # a = 1 - sigmoid(W x + b)
                 inputs = hidden_states.to(self.gate.weight.dtype)

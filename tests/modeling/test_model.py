@@ -37,8 +37,8 @@ from lion_hf.modeling.configuration_lion import (
     FEATURE_MAP_NAMES,
     FORMS,
     MASK_TYPES,
-    check_score_dropout,
 )
+from lion_hf.modeling.lion_choice import check_score_dropout
 from lion_hf.modeling.lion_layers import drop_path
 from lion_hf.modeling.lion_naive import FEATURE_MAPS
 
