@@ -20,7 +20,7 @@ from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .families import FAMILIES, HEADS, NO_POOLER
 from .settings import Copying
-from .softmax_models import _refuse_names, check_softmax_config, source_name, theirs_in
+from .softmax_models import check_softmax_config, refuse_names, source_name, theirs_in
 
 # Fields of LionConfig that mean the same in theirs.
 SAME_FIELDS = (
@@ -185,7 +185,7 @@ def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str
         if not _is_new(prefix + name, teacher)
     }
     plan = {name: source_name(name, teacher) for name in ours if name not in family.zeros}
-    _refuse_names(
+    refuse_names(
         f"{type(teacher).__name__} has other weights than expected; missing",
         sorted({*plan.values()} - {*tensors}),
     )
