@@ -202,10 +202,8 @@ def table(about: dict[str, str], cases: list[Case], report: list[dict]) -> str:
     lines.append("|---|---|---:|---:|---|---|---|")
     ratios = {}  # (kernel, type, head) -> candidate -> one ratio a length
     for case, found in zip(cases, report):
-        own, times = (
-            str(tuple(table_row(case))),
-            found["milliseconds"],
-        )  # none if the table's row itself is refused
+        # there is no time for the table's row if it is itself refused
+        own, times = str(tuple(table_row(case))), found["milliseconds"]
         over = {
             name: time / times[own]
             for name, time in sorted(times.items(), key=lambda item: item[1])

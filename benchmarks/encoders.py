@@ -61,9 +61,8 @@ def text_group(args, length: int, batch: int) -> Group:
             models[baseline] = BertModel(
                 BertConfig(max_position_embeddings=length, attn_implementation="sdpa", **size)
             )
-        if (
-            length <= LONGEST_MODERNBERT
-        ):  # its MLPs have three matrices, so that 2/3 of the width is the same size
+        if length <= LONGEST_MODERNBERT:
+            # its MLPs have three matrices, so that 2/3 of the width is the same size
             size["intermediate_size"] = size["intermediate_size"] * 2 // 3
             models["ModernBERT"] = ModernBertModel(
                 ModernBertConfig(pad_token_id=0, attn_implementation="sdpa", **size)

@@ -43,9 +43,8 @@ def load_peers() -> dict[str, Peer]:
             f"flash-linear-attention is left out: {type(error).__name__}: {error}", file=sys.stderr
         )
         return peers
-    passes = torch.compile(
-        two_passes
-    )  # fuses what stands before its kernels and behind them; they are left as they are
+    # fuses what stands before its kernels and behind them; they are left as they are
+    passes = torch.compile(two_passes)
     torch._dynamo.config.recompile_limit = 64  # more than there are gates, lengths and passes
     peers["two simple_gla, fixed gates"] = Peer(
         "LION-D", partial(passes, chunk_simple_gla, True), learns_gates=False
@@ -89,9 +88,8 @@ def two_passes(
         (B, H, L, Dv).
     """
     scale = query.shape[-1] ** -0.5
-    query, key, value, gates = (
-        x.transpose(1, 2) for x in (query, key, value, log_decay)
-    )  # (B, L, H, ...)
+    # (B, L, H, ...)
+    query, key, value, gates = (x.transpose(1, 2) for x in (query, key, value, log_decay))
     q, k, v, g = (torch.cat([x, x.flip(1)]) for x in (query, key, value, gates))
     # The source's gate acts at the token that is next in its direction.
     decay = (

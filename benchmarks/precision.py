@@ -39,16 +39,15 @@ from lion_hf.modeling.lion_naive import recurrent
 
 LENGTHS = (128, 1024, 8192, 65_536)
 # Longest rows: scores are quadratic in memory, and autograd keeps the recurrent form's state of
-# every token.
+# every token. Forward, with gradients.
 LONGEST = {
     "attention": (2048, 2048),
     "chunk": (10**9, 10**9),
     "recurrent": (10**9, 1024),
-}  # forward, with gradients
+}
 ATTENTION_LENGTHS = (128, 1024, 2048)
-LONGEST_IN_STEPS = (
-    8192  # of the torch recurrent form on a GPU, where every token costs ten launches
-)
+# Of the torch recurrent form on a GPU, where every token costs ten launches.
+LONGEST_IN_STEPS = 8192
 HEAD_DIM = 16
 
 
@@ -143,13 +142,10 @@ def exact(
     grad_keys = both(value, grad, query, *zip((closed, edges[0]), (edges[1], closed)))
     grad_key = grad_keys.sum(0, keepdim=True) - (value * grad).sum(-1, keepdim=True) * scale * query
     grad_value = recurrent(key, query, grad, *edges[::-1], scale)
-    rows, columns = (
-        (grad * parts).sum(-1),
-        (key * grad_keys).sum(-1),
-    )  # (2, H, L): sums of P over the sources, the targets
-    behind = F.pad(
-        (rows - columns).flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1)
-    )  # sums over all later places
+    # (2, H, L): sums of P over the sources, the targets
+    rows, columns = (grad * parts).sum(-1), (key * grad_keys).sum(-1)
+    # sums over all later places
+    behind = F.pad((rows - columns).flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
     size = weight.shape[-1]
     grads = (grad_query, grad_key, grad_value[..., :size], behind[:1], -behind[1:])
     pull = (grad * value)[..., :size].sum(-1, keepdim=True)

@@ -237,14 +237,14 @@ def _assert_head(
 
 
 def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tuple[float, float]:
-    """Bytes and operations that are needed: every tensor moved once, and products as in one chunk
-    or in chunks of 64."""
+    """Bytes and operations that are needed.
+
+    Every tensor is moved once, and products are those of one chunk or of chunks of 64.
+    """
     tokens, chunk = HEADS * length, 64
     moved = 4 + 7 * training  # query, key, value, output; and four of them with three gradients
-    inside, through = (
-        4 + 10 * training,
-        8 + 16 * training,
-    )  # operations a token for each chunk x head_dim, and head_dim ** 2
+    # operations per token for each chunk x head_dim, and head_dim ** 2
+    inside, through = 4 + 10 * training, 8 + 16 * training
     many = inside * chunk * HEAD_DIM + through * HEAD_DIM**2
     if name == "LION-lit":  # one state for both directions, and nothing inside
         many = (4 + 8 * training) * HEAD_DIM**2

@@ -278,16 +278,13 @@ class RepeatedSampler(Sampler[int]):
         return self.images
 
     def __iter__(self) -> Iterator[int]:
-        repeats, seed = (
-            self.dataset.repeats,
-            sample_seed(self.dataset.seed, self.dataset.epoch.item()),
-        )
+        repeats = self.dataset.repeats
+        seed = sample_seed(self.dataset.seed, self.dataset.epoch.item())
         order = torch.randperm(self.images, generator=torch.Generator().manual_seed(seed))
         if repeats > 1:
             groups = order[: -(-self.images // repeats)].split(self.GROUP)
-            shifts = (
-                torch.arange(repeats) * self.images
-            )  # number of the repeat, by which its choices differ
+            # number of the repeat, by which its choices differ
+            shifts = torch.arange(repeats) * self.images
             order = torch.cat(
                 [
                     torch.stack([group.roll(-n) + shifts[n] for n in range(repeats)]).flatten()

@@ -157,9 +157,8 @@ def grad_edges_kernel(
         step = begin + start + steps
         place = tl.load(order + k * length + step, mask=inside, other=0) if ORDERED else step
         change = tl.load(grad_sums + length + place, mask=inside, other=0.0).to(tl.float64)
-        total = tl.where(
-            step < length - 1, right + tl.cumsum(change, 0), 0.0
-        )  # the last entry belongs to no edge
+        # the last entry belongs to no edge
+        total = tl.where(step < length - 1, right + tl.cumsum(change, 0), 0.0)
         tl.store(grad_rtl + step, total.to(tl.float32), mask=inside)
         right += tl.sum(change, 0)
 
