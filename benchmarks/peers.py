@@ -1,5 +1,6 @@
-"""The operation's peers on a GPU, apart from softmax attention: what else gives LION's sums there,
-the torch forms among them.
+"""The operation's peers on a GPU, apart from softmax attention.
+
+They are what else gives LION's sums there, the torch forms among them.
 
     pip install flash-linear-attention      # the version read: 0.6.0
 
@@ -21,8 +22,10 @@ from lion_hf import lion_attention
 
 
 class Peer(NamedTuple):
-    """The family whose sums it gives, a function of query, key, value and log-decay, and whether
-    gates get a gradient."""
+    """The family whose sums it gives, and its function of query, key, value and log-decay.
+
+    `learns_gates` says whether gates get a gradient.
+    """
 
     family: str
     function: Callable[..., torch.Tensor]
@@ -63,8 +66,9 @@ def two_products(
 def two_passes(
     causal: Callable, fixed: bool, query, key, value, log_decay: torch.Tensor
 ) -> torch.Tensor:
-    """LION-D or LION-S by two passes of a causal operation, less the diagonal, which both of them
-    count.
+    """LION-D or LION-S by two passes of a causal operation.
+
+    The diagonal, which both of them count, is taken off once.
 
     Both passes are one call on a batch of the rows and their mirror images, which takes half the
     launches and, where rows times heads are few, fills the GPU better. Counted beside the kernels

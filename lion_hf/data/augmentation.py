@@ -245,10 +245,8 @@ class ImageCollator:
             )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pixels, labels = (
-            torch.stack([row["pixel_values"] for row in rows]),
-            torch.tensor([row["labels"] for row in rows]),
-        )
+        pixels = torch.stack([row["pixel_values"] for row in rows])
+        labels = torch.tensor([row["labels"] for row in rows])
         if "training" not in rows[0]:
             return {"pixel_values": pixels, "labels": labels}
         targets = torch.nn.functional.one_hot(labels, self.num_classes).float()

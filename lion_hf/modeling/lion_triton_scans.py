@@ -178,10 +178,8 @@ def recurrent_kernel(
     tiles = tl.cdiv(DV, BLOCK_V)
     row = (tl.program_id(0) // tiles).to(tl.int64)
     b, h = row // heads, row % heads
-    dims, columns = (
-        tl.arange(0, BLOCK_D),
-        tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V),
-    )
+    dims = tl.arange(0, BLOCK_D)
+    columns = tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V)
     inside, inside_v = dims < D, columns < DV
     last = (length - 1).to(tl.int64)
     query += b * q_b + h * q_h + last * q_l + dims * q_d
