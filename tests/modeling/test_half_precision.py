@@ -49,9 +49,8 @@ def problem(
         torch.ones(length),
         torch.where(ends == 0, 0, torch.where(ends == 1, 1, random)),
     ]
-    if (
-        not normalize
-    ):  # with a divisor these leave a token little but itself, and no gradient to speak of
+    # with a divisor these leave a token little but itself, and no gradient to speak of
+    if not normalize:
         kinds += [10 ** -(3 + 3 * torch.rand(length)), torch.zeros(length)]
     if length > 1000:  # both ends in any case
         kinds = kinds[::3] + kinds[2:3] + kinds[5:]
@@ -224,9 +223,8 @@ def check_network(network, inputs, long: bool = False) -> None:
 
     Under autocast, and with weights in half precision, with and without the gates.
     """
-    scale = (
-        2.0**16 if long else 2.0**10
-    )  # GradScaler tries the first, and finds the second for short rows
+    # GradScaler tries the first, and finds the second for short rows
+    scale = 2.0**16 if long else 2.0**10
     expected = network_results(copy.deepcopy(network).double(), cast(inputs, torch.float64), scale)
     for dtype in HALF:
         for mode in (

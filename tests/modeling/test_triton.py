@@ -741,11 +741,8 @@ def test_a_million_tokens():
     gates = torch.full((1, 2, 1), -0.1, device="cuda")
     with torch.no_grad():
         output = fused(query, key, value, gates, normalize=True, form="chunk")
-        for middle in (
-            0,
-            500_000,
-            999_999,
-        ):  # beyond 400 tokens the product of the gates leaves no trace
+        for middle in (0, 500_000, 999_999):
+            # beyond 400 tokens the product of the gates leaves no trace
             near = slice(max(0, middle - 400), middle + 401)
             inputs = [x[:, :, near].double() for x in (query, key, value)]
             expected = lion_attention(*inputs, gates, normalize=True, form="chunk")[
