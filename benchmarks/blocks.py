@@ -118,8 +118,10 @@ def table_row(case: Case) -> Blocks:
 
 
 def candidates(row: Blocks, few: bool) -> list[Blocks]:
-    """The table's row, and those with one size half or double, rows or columns with the warps too,
-    or other stages."""
+    """The table's row, and rows that differ from it in one size or in the stages.
+
+    The size is half or double; with rows or columns, the warps may follow.
+    """
     found = [row]
     for names in (
         ("rows",),
@@ -165,8 +167,10 @@ def both_passes(
 
 
 def refusal(job: tuple) -> str | None:
-    """Why a candidate is no candidate, or None. Its results are judged by those of the table's
-    row."""
+    """Why a candidate is refused, or None.
+
+    Its results are judged by those of the table's row.
+    """
     case, row, device = job
     try:
         inputs = inputs_of(case, 1, device)
@@ -184,8 +188,10 @@ def _call_all(launches: list[Callable]) -> None:
 
 
 def table(about: dict[str, str], cases: list[Case], report: list[dict]) -> str:
-    """The figures of every case, and for every row of `BLOCKS` the candidate that is fastest over
-    the lengths."""
+    """The figures of every case, and the fastest candidate for every row of `BLOCKS`.
+
+    That is the fastest over the lengths.
+    """
     lines = [
         f"{about['device']}, {about['date']}; torch {about['torch']}, triton {about['triton']}",
         "",
@@ -202,10 +208,8 @@ def table(about: dict[str, str], cases: list[Case], report: list[dict]) -> str:
     lines.append("|---|---|---:|---:|---|---|---|")
     ratios = {}  # (kernel, type, head) -> candidate -> one ratio a length
     for case, found in zip(cases, report):
-        own, times = (
-            str(tuple(table_row(case))),
-            found["milliseconds"],
-        )  # none if the table's row itself is refused
+        # there is no time for the table's row if it is itself refused
+        own, times = str(tuple(table_row(case))), found["milliseconds"]
         over = {
             name: time / times[own]
             for name, time in sorted(times.items(), key=lambda item: item[1])

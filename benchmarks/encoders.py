@@ -41,8 +41,7 @@ ROWS_CHECKED, LONGEST_RECURRENT = 8, {"cpu": 128, "cuda": 197}
 
 
 def model_suite(args: argparse.Namespace) -> Iterator:
-    """Whole encoders of base size without gradients: text, images, and text of which half is
-    padding."""
+    """Whole encoders of base size without gradients: text, images, half-padded text."""
     for length, batch in _rows_of(args, MODEL_ROWS, CUDA_MODEL_ROWS).items():
         yield partial(text_group, args, length, batch)
     yield partial(image_group, args)
@@ -61,9 +60,8 @@ def text_group(args, length: int, batch: int) -> Group:
             models[baseline] = BertModel(
                 BertConfig(max_position_embeddings=length, attn_implementation="sdpa", **size)
             )
-        if (
-            length <= LONGEST_MODERNBERT
-        ):  # its MLPs have three matrices, so that 2/3 of the width is the same size
+        if length <= LONGEST_MODERNBERT:
+            # its MLPs have three matrices, so that 2/3 of the width is the same size
             size["intermediate_size"] = size["intermediate_size"] * 2 // 3
             models["ModernBERT"] = ModernBertModel(
                 ModernBertConfig(pad_token_id=0, attn_implementation="sdpa", **size)
@@ -115,8 +113,10 @@ def _model_group(args, suite, length, what, models, baseline, inputs) -> Group:
     run = {name: torch.compile(model) if args.compile else model for name, model in models.items()}
 
     def check() -> None:
-        """The forms of every LION model give the same; where rows are long, LION-lit token by
-        token, the others in chunks."""
+        """The forms of every LION model give the same.
+
+        Where rows are long, that is LION-lit token by token, the others in chunks.
+        """
         for name, model in models.items():
             if not isinstance(model, LionModel):
                 continue
@@ -141,8 +141,10 @@ def _model_group(args, suite, length, what, models, baseline, inputs) -> Group:
 
 
 def padding_group(args) -> Group:
-    """The same model on a batch without padding, and on one of which half the tokens are padding,
-    at varied lengths."""
+    """The same model on a batch without padding, and on a padded one.
+
+    Of the second, half the tokens are padding, at varied lengths.
+    """
     batch, length = (8, 512) if not args.quick else (4, 64)
     config = LionConfig(mask_type="selective", max_position_embeddings=length, **sizes(args))
     model = LionModel(config).to(args.device, getattr(torch, args.dtype)).eval()
@@ -176,8 +178,10 @@ def padding_group(args) -> Group:
 
 
 def train_suite(args: argparse.Namespace) -> Iterator:
-    """Training steps of base size with AdamW. Text without dropout of scores, which would need the
-    attention form."""
+    """Training steps of base size with AdamW.
+
+    Text is trained without dropout of scores, which would need the attention form.
+    """
     for length, batch in _rows_of(args, TRAIN_ROWS, CUDA_TRAIN_ROWS).items():
         yield partial(train_text_group, args, length, batch)
     if args.device == "cuda" or args.quick:
@@ -229,8 +233,10 @@ def _train_group(args, suite, length, what, models, baseline, inputs) -> Group:
             return model(**inputs).loss
 
     def check() -> None:
-        """Without dropout: the gradient of words or patches in chunk and attention form, and with
-        sparse prediction."""
+        """The gradient of words or patches is the same in chunk and attention form.
+
+        So it is with sparse prediction; all without dropout.
+        """
         some, expected = {name: x[:ROWS_CHECKED] for name, x in inputs.items()}, {}
         for name, model in models.items():
             if name != baseline:
@@ -270,8 +276,10 @@ def memory_suite(args: argparse.Namespace) -> Iterator:
 
 
 def training_memory_suite(args: argparse.Namespace) -> Iterator:
-    """Peak above the weights of a masked-LM forward and backward pass, 30 % labelled, gradients of
-    the weights included."""
+    """Peak memory of a masked-LM forward and backward pass above the weights.
+
+    30 % of the tokens are labelled. The gradients of the weights count.
+    """
     names = [
         "LION-S",
         "LION-S, sparse prediction",
@@ -280,10 +288,8 @@ def training_memory_suite(args: argparse.Namespace) -> Iterator:
     ]
     lengths = args.lengths or TRAINING_MEMORY_LENGTHS
     if args.device == "cuda":
-        names, lengths = (
-            ["LION-lit", "LION-D", *names],
-            args.lengths or CUDA_TRAINING_MEMORY_LENGTHS,
-        )
+        names = ["LION-lit", "LION-D", *names]
+        lengths = args.lengths or CUDA_TRAINING_MEMORY_LENGTHS
     for length in lengths[-1 if args.quick else 0 :]:
         yield partial(
             memory_row,
@@ -297,8 +303,11 @@ def training_memory_suite(args: argparse.Namespace) -> Iterator:
 
 
 def memory_row(args, suite: str, what: str, peak, names: list[str], length: int) -> Row:
-    """Each peak in a process of its own, whose memory only grows; on a GPU torch itself counts,
-    from nothing each time."""
+    """The peak of every model.
+
+    On the CPU each is measured in a process of its own, because a process's memory only grows; on a
+    GPU torch itself counts, from nothing each time.
+    """
     values = {}
     for name in names[:: len(names) - 1] if args.quick else names:
         if args.device == "cpu":

@@ -89,8 +89,10 @@ class Text:
     def masked(
         self, rows: torch.Tensor, share: float, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """Rows of which a share of the tokens is to be predicted: 80 % of these are hidden, 10 %
-        replaced by random words."""
+        """Rows of which a share of the tokens is to be predicted.
+
+        80 % of these are hidden, and 10 % are replaced by random words.
+        """
         chosen = torch.rand(rows.shape, generator=generator) < share
         how = torch.rand(rows.shape, generator=generator)
         words = torch.randint(self.special, self.words, rows.shape, generator=generator)

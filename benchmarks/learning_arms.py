@@ -38,20 +38,23 @@ MODERN = {
 }
 
 
+SIZES = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "initializer_range": START,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
 def lion(vocab_size: int, length: int, **fields: Any) -> LionForMaskedLM:
     """A LION of the benchmark's size; `fields` are those of its configuration."""
-    sizes = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
+    options = {
+        **SIZES,
+        **NO_DROPOUT,
         "intermediate_size": MLP,
-    }
-    options = sizes | {
         "vocab_size": vocab_size,
         "max_position_embeddings": length,
-        "initializer_range": START,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
         "sparse_prediction": True,
     }
     return LionForMaskedLM(LionConfig(**{**options, **fields}))
@@ -61,14 +64,10 @@ def bert(vocab_size: int, length: int) -> BertForMaskedLM:
     """BERT with absolute positions, norms after each block, and torch's softmax attention."""
     config = BertConfig(
         vocab_size=vocab_size,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
         intermediate_size=MLP,
         max_position_embeddings=length,
-        initializer_range=START,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        **SIZES,
+        **NO_DROPOUT,
     )
     return BertForMaskedLM(config)
 
@@ -77,12 +76,9 @@ def modern_bert(vocab_size: int, length: int) -> ModernBertForMaskedLM:
     """ModernBERT with rotary positions; its local layers see 128 tokens, as its authors chose."""
     config = ModernBertConfig(
         vocab_size=vocab_size,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
         intermediate_size=MODERN_BERT_MLP,
         max_position_embeddings=length,
-        initializer_range=START,
+        **SIZES,
         initializer_cutoff_factor=3.0,
         pad_token_id=0,
         bos_token_id=None,

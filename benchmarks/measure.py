@@ -1,5 +1,7 @@
-"""Timing side by side, peaks of memory, and what becomes of the figures: JSON, a markdown table and
-a plot."""
+"""Timing side by side, and peaks of memory.
+
+The figures become JSON, a markdown table and a plot.
+"""
 
 import gc
 import json
@@ -53,8 +55,9 @@ class Group:
 
 @dataclass
 class Row:
-    """What was measured of a group: milliseconds a call (median), or MiB; ratios to the baseline
-    (25 %, 50 %, 75 %).
+    """What was measured of a group: milliseconds per call (median), or MiB.
+
+    With it come ratios to the baseline (25 %, 50 %, 75 %).
 
     A ratio to another column than the baseline is named "column / other column".
 
@@ -73,8 +76,11 @@ class Row:
 
 
 def rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes a second (read and written) of a large copy, and operations a second of a large matrix
-    product."""
+    """The machine's speed of memory and of matrix products.
+
+    Bytes per second (read and written) of a large copy, and operations per second of a large
+    product.
+    """
     elements = 2**28 if device == "cuda" else 2**26
     source, target = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
     size = 8192 if device == "cuda" else 2048
@@ -135,12 +141,12 @@ def time_group(
 def assert_close(
     found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str, largest: float = 0
 ) -> None:
-    """Raises AssertionError unless the largest error is at most `tolerance` times the largest
-    entry, or `largest`."""
-    error, largest = (
-        (found.double() - expected).abs().max().item(),
-        max(expected.abs().max().item(), largest),
-    )
+    """Raises AssertionError if the largest error is too large.
+
+    It may be `tolerance` times the largest entry, or times `largest`.
+    """
+    error = (found.double() - expected).abs().max().item()
+    largest = max(expected.abs().max().item(), largest)
     if not error <= tolerance * largest:
         raise AssertionError(
             f"{what}: error {error:.2g} of entries up to {largest:.2g}; nothing was timed"
@@ -160,8 +166,10 @@ def _time(function: Callable[[], object], calls: int, device: str) -> float:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that a call needs above what is held before it. On Linux, in a process of its own, or on
-    a GPU."""
+    """MiB that a call needs above what is held before it.
+
+    It runs on Linux, in a process of its own, or on a GPU.
+    """
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -204,8 +212,10 @@ def _processor() -> str:
 
 
 def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """Writes NAME.json and NAME.md, after every row, so that an interrupted run keeps what it
-    has."""
+    """Writes NAME.json and NAME.md.
+
+    It is called after every row, so that an interrupted run keeps what it has.
+    """
     content = {"about": about, "unit": unit, "rows": [asdict(row) for row in rows]}
     written = folder / f".{name}.{os.getpid()}"
     for suffix, text in (
@@ -217,8 +227,10 @@ def save(folder: Path, name: str, about: dict[str, str], rows: list[Row], unit: 
 
 
 def table(about: dict[str, str], rows: list[Row], unit: str) -> str:
-    """A markdown table a suite: the baseline in absolute units, the others as ratios to it with
-    their quartiles."""
+    """A markdown table per suite.
+
+    The baseline is in absolute units, the others are ratios to it with their quartiles.
+    """
     lines = [
         f"{about['device']}, {about['dtype']}, {about['date']}; " + _versions(about),
         "",
@@ -267,8 +279,10 @@ def _versions(about: dict[str, str]) -> str:
 
 
 def plot(path: Path, about: dict[str, str], rows: list[Row], unit: str) -> None:
-    """One panel a suite and kind of work: ratios to the baseline, or values where there is none,
-    over length or as bars."""
+    """Draws one panel per suite and kind of work, over length or as bars.
+
+    It shows ratios to the baseline, or values where there is none.
+    """
     from matplotlib.figure import Figure  # here, not above: the figures do not need it
 
     panels = list(dict.fromkeys((row.suite, row.what.split(",")[0]) for row in rows))

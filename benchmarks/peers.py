@@ -1,5 +1,6 @@
-"""The operation's peers on a GPU, apart from softmax attention: what else gives LION's sums there,
-the torch forms among them.
+"""The operation's peers on a GPU, apart from softmax attention.
+
+They are what else gives LION's sums there, the torch forms among them.
 
     pip install flash-linear-attention      # the version read: 0.6.0
 
@@ -21,8 +22,10 @@ from lion_hf import lion_attention
 
 
 class Peer(NamedTuple):
-    """The family whose sums it gives, a function of query, key, value and log-decay, and whether
-    gates get a gradient."""
+    """The family whose sums it gives, and its function of query, key, value and log-decay.
+
+    `learns_gates` says whether gates get a gradient.
+    """
 
     family: str
     function: Callable[..., torch.Tensor]
@@ -43,9 +46,8 @@ def load_peers() -> dict[str, Peer]:
             f"flash-linear-attention is left out: {type(error).__name__}: {error}", file=sys.stderr
         )
         return peers
-    passes = torch.compile(
-        two_passes
-    )  # fuses what stands before its kernels and behind them; they are left as they are
+    # fuses what stands before its kernels and behind them; they are left as they are
+    passes = torch.compile(two_passes)
     torch._dynamo.config.recompile_limit = 64  # more than there are gates, lengths and passes
     peers["two simple_gla, fixed gates"] = Peer(
         "LION-D", partial(passes, chunk_simple_gla, True), learns_gates=False
@@ -64,8 +66,9 @@ def two_products(
 def two_passes(
     causal: Callable, fixed: bool, query, key, value, log_decay: torch.Tensor
 ) -> torch.Tensor:
-    """LION-D or LION-S by two passes of a causal operation, less the diagonal, which both of them
-    count.
+    """LION-D or LION-S by two passes of a causal operation.
+
+    The diagonal, which both of them count, is taken off once.
 
     Both passes are one call on a batch of the rows and their mirror images, which takes half the
     launches and, where rows times heads are few, fills the GPU better. Counted beside the kernels
@@ -89,9 +92,8 @@ def two_passes(
         (B, H, L, Dv).
     """
     scale = query.shape[-1] ** -0.5
-    query, key, value, gates = (
-        x.transpose(1, 2) for x in (query, key, value, log_decay)
-    )  # (B, L, H, ...)
+    # (B, L, H, ...)
+    query, key, value, gates = (x.transpose(1, 2) for x in (query, key, value, log_decay))
     q, k, v, g = (torch.cat([x, x.flip(1)]) for x in (query, key, value, gates))
     # The source's gate acts at the token that is next in its direction.
     decay = (

@@ -39,16 +39,15 @@ from lion_hf.modeling.lion_naive import recurrent
 
 LENGTHS = (128, 1024, 8192, 65_536)
 # Longest rows: scores are quadratic in memory, and autograd keeps the recurrent form's state of
-# every token.
+# every token. Forward, with gradients.
 LONGEST = {
     "attention": (2048, 2048),
     "chunk": (10**9, 10**9),
     "recurrent": (10**9, 1024),
-}  # forward, with gradients
+}
 ATTENTION_LENGTHS = (128, 1024, 2048)
-LONGEST_IN_STEPS = (
-    8192  # of the torch recurrent form on a GPU, where every token costs ten launches
-)
+# Of the torch recurrent form on a GPU, where every token costs ten launches.
+LONGEST_IN_STEPS = 8192
 HEAD_DIM = 16
 
 
@@ -67,8 +66,9 @@ def gates(length: int) -> dict[str, torch.Tensor]:
 
 
 class Problem:
-    """Inputs of one length, and what the definition makes of them in float64, by family and kind of
-    gates.
+    """Inputs of one length, and what the definition makes of them in float64.
+
+    Results are by family and kind of gates.
 
     Every case is one head: LION-lit, LION-D with one gate for all tokens, and LION-S with a gate
     for each.
@@ -104,8 +104,9 @@ class Problem:
 def exact(
     query, key, value, ltr, rtl, weight, normalize: bool, eps: float = 1e-6
 ) -> tuple[dict, dict]:
-    """Output and gradients of `(output * weight).sum()` by the recurrent definition, in O(L) time
-    and without autograd.
+    """Output and gradients of `(output * weight).sum()` by the recurrent definition.
+
+    It takes O(L) time and no autograd.
 
     Also returns, for each of them, what every token contributes to its own entry.
 
@@ -115,10 +116,8 @@ def exact(
     P over all pairs that it joins: rows behind it less columns behind it.
     """
     scale = query.shape[-1] ** -0.5
-    closed, edges = (
-        torch.full_like(ltr, -800.0),
-        (ltr.clamp(min=-800), rtl.clamp(min=-800)),
-    )
+    closed = torch.full_like(ltr, -800.0)
+    edges = ltr.clamp(min=-800), rtl.clamp(min=-800)
     left_only, right_only = (edges[0], closed), (closed, edges[1])
     value = F.pad(value, (0, 1), value=1.0) if normalize else value
 
@@ -143,13 +142,10 @@ def exact(
     grad_keys = both(value, grad, query, *zip((closed, edges[0]), (edges[1], closed)))
     grad_key = grad_keys.sum(0, keepdim=True) - (value * grad).sum(-1, keepdim=True) * scale * query
     grad_value = recurrent(key, query, grad, *edges[::-1], scale)
-    rows, columns = (
-        (grad * parts).sum(-1),
-        (key * grad_keys).sum(-1),
-    )  # (2, H, L): sums of P over the sources, the targets
-    behind = F.pad(
-        (rows - columns).flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1)
-    )  # sums over all later places
+    # (2, H, L): sums of P over the sources, the targets
+    rows, columns = (grad * parts).sum(-1), (key * grad_keys).sum(-1)
+    # sums over all later places
+    behind = F.pad((rows - columns).flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
     size = weight.shape[-1]
     grads = (grad_query, grad_key, grad_value[..., :size], behind[:1], -behind[1:])
     pull = (grad * value)[..., :size].sum(-1, keepdim=True)
@@ -166,8 +162,10 @@ def exact(
 
 
 def check_exact() -> None:
-    """`exact` against autograd through the attention form in float64, and that a wrong gate would
-    show."""
+    """Checks `exact` against autograd through the attention form in float64.
+
+    Also checks that a wrong gate would show.
+    """
     for normalize in (False, True):
         problem = Problem(61, normalize)
         inputs = [x.double().clamp(min=-800).requires_grad_() for x in problem.inputs]
@@ -302,8 +300,10 @@ def model_rows(modality: str, family: str, order: str, quick: bool, device: str)
 def results(
     model, inputs: dict, dtype: torch.dtype, autocast: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
-    """Logits, loss and the gradient of all parameters in float64, of a loss scaled by 1,024 as
-    GradScaler does."""
+    """Logits, loss and the gradient of all parameters in float64.
+
+    The loss is scaled by 1,024, as GradScaler does.
+    """
     inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
     with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
         outputs, scale = model(**inputs), 1024.0

@@ -71,8 +71,10 @@ def worst(errors: list[tuple[float, float]]) -> str:
 
 
 def plot(path: Path, report: dict) -> None:
-    """Largest errors over length, a panel for the output and one for the gradients, a line a form
-    and type."""
+    """Draws the largest errors over length, a line per form and type.
+
+    One panel is for the output and one for the gradients.
+    """
     from matplotlib.figure import Figure  # here, not above: the figures do not need it
 
     rows, about = report["operation"], report["about"]

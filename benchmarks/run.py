@@ -1,13 +1,19 @@
-"""Measures LION beside softmax attention, BERT, ModernBERT and ViT on this machine. Equality is
-checked before speed.
+"""Measures LION beside softmax attention, BERT, ModernBERT and ViT on this machine.
+
+Equality is checked before speed.
 
     pip install -e ".[benchmark]"
-    python benchmarks/run.py all                          # every suite; about 45 minutes on two CPU
-    cores python benchmarks/run.py op --lengths 197 1024        # one suite, some lengths
-    python benchmarks/run.py all --quick                  # small models and lengths, to see that
-    everything runs python benchmarks/run.py all --device cuda            # bfloat16; beside
-    flash-linear-attention too, see peers.py python benchmarks/run.py blocks --device cuda         #
-    rows for the kernels' table `BLOCKS`, see blocks.py
+
+    # every suite; about 45 minutes on two CPU cores
+    python benchmarks/run.py all
+    # one suite, some lengths
+    python benchmarks/run.py op --lengths 197 1024
+    # small models and lengths, to see that everything runs
+    python benchmarks/run.py all --quick
+    # bfloat16; beside flash-linear-attention too, see peers.py
+    python benchmarks/run.py all --device cuda
+    # rows for the kernels' table `BLOCKS`, see blocks.py
+    python benchmarks/run.py blocks --device cuda
 
 Suites: op (the operation alone); model (whole encoders, and padding), train (training steps),
 memory and training-memory (peaks), these four in encoders.py; chunks (forms and chunk sizes, from
@@ -98,8 +104,10 @@ def main() -> None:
 
 
 def measure(suite: str, args: argparse.Namespace) -> int:
-    """Runs a suite and leaves its three reports. Returns how many groups failed; the others'
-    figures are kept."""
+    """Runs a suite and leaves its three reports. Returns how many groups failed.
+
+    The figures of the other groups are kept.
+    """
     torch.manual_seed(0)
     about, rows, limits = environment(args.device, args.dtype), [], None
     if suite == "op":
@@ -237,14 +245,14 @@ def _assert_head(
 
 
 def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tuple[float, float]:
-    """Bytes and operations that are needed: every tensor moved once, and products as in one chunk
-    or in chunks of 64."""
+    """Bytes and operations that are needed.
+
+    Every tensor is moved once, and products are those of one chunk or of chunks of 64.
+    """
     tokens, chunk = HEADS * length, 64
     moved = 4 + 7 * training  # query, key, value, output; and four of them with three gradients
-    inside, through = (
-        4 + 10 * training,
-        8 + 16 * training,
-    )  # operations a token for each chunk x head_dim, and head_dim ** 2
+    # operations per token for each chunk x head_dim, and head_dim ** 2
+    inside, through = 4 + 10 * training, 8 + 16 * training
     many = inside * chunk * HEAD_DIM + through * HEAD_DIM**2
     if name == "LION-lit":  # one state for both directions, and nothing inside
         many = (4 + 8 * training) * HEAD_DIM**2
@@ -254,8 +262,10 @@ def least_work(name: str, length: int, dtype: torch.dtype, training: bool) -> tu
 
 
 def chunks_suite(args: argparse.Namespace) -> Iterator:
-    """Forms and chunk sizes of LION-S beside each other: the source of `choose_form` and
-    `CHUNK_SIZES`."""
+    """Forms and chunk sizes of LION-S beside each other.
+
+    It is the source of `choose_form` and `CHUNK_SIZES`.
+    """
     for what in ("forward", "forward + backward"):
         if args.device == "cuda":  # rows enough that it does not wait for Python
             for length in args.lengths or CUDA_CHUNK_LENGTHS:

@@ -11,9 +11,8 @@ from support.marks import selection  # noqa: E402
 
 pytest_plugins = ["support.hub_fixtures"]
 
-if (
-    not torch.cuda.is_available()
-):  # the kernels run in triton's interpreter, which is chosen when triton is imported
+# Without a GPU the kernels run in triton's interpreter, which is chosen when triton is imported.
+if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: the processes share the cores

@@ -12,6 +12,7 @@ import torch
 import transformers
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from support.models import SPECIAL_TOKENS
 from transformers import BertTokenizer
 
 import lion_hf
@@ -24,22 +25,7 @@ SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
-WORDS = (
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    ".",
-    "the",
-    "lion",
-    "reads",
-    "paris",
-    "is",
-    "of",
-    "france",
-    "it",
-)
+WORDS = (*SPECIAL_TOKENS, ".", "the", "lion", "reads", "paris", "is", "of", "france", "it")
 CASES = [
     (auto_name, modality) for auto_name, tags in hub.PIPELINE_TAGS.items() for modality in tags
 ]
@@ -57,6 +43,7 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 import torch, transformers
 from safetensors.torch import load_file, save_file
+from support.models import SPECIAL_TOKENS
 
 report = {}
 for folder in sys.argv[1:]:

@@ -84,9 +84,8 @@ def numbers(answers) -> tuple[list, list[float]]:
 
     def walk(x):
         if isinstance(x, dict):
-            for key in sorted(
-                x.keys() - {"index"}
-            ):  # a token's place in its row, which padding moves
+            # the index is a token's place in its row, which padding moves
+            for key in sorted(x.keys() - {"index"}):
                 exact.append(key)
                 walk(x[key])
         elif isinstance(x, list | tuple):

@@ -20,7 +20,7 @@ from ..folders import check_new_folder, new_folder
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import CLASSIFIER_POOLINGS, LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
-from .errors import ConversionError
+from .errors import ConversionError, first_names
 from .names import (
     FAMILY_MARKS,
     FAMILY_SETTING,
@@ -307,10 +307,8 @@ def _take(source: Source, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def _check_names(fault: str, names: set[str]) -> None:
     if names:
-        first, more = sorted(names)[:5], len(names) - 5
-        others = f" and {more} more" if more > 0 else ""
         raise ConversionError(
-            f"the checkpoint {fault} tensors: {', '.join(first)}{others}. Is it an original LION"
+            f"the checkpoint {fault} tensors: {first_names(names)}. Is it an original LION"
             " checkpoint?"
         )
 

@@ -13,15 +13,10 @@ from .errors import ConversionError
 from .pickles import Namespace, StoredTensor
 from .torch_files import open_torch_file
 
-LAYERS = {
-    "text": "bert.encoder.layer.{n}",
-    "image": "blocks.{n}",
-}  # what the names of a layer's tensors begin with
-WRAPPERS = (
-    "module.",
-    "model.",
-    "_orig_mod.",
-)  # put before every name by DistributedDataParallel, Composer, torch.compile
+# What the names of a layer's tensors begin with.
+LAYERS = {"text": "bert.encoder.layer.{n}", "image": "blocks.{n}"}
+# Put before every name by DistributedDataParallel, Composer, torch.compile.
+WRAPPERS = ("module.", "model.", "_orig_mod.")
 MOST_WRAPPERS = 8
 MOST_TENSORS = 20_000  # LION-large has 400
 MOST_LAYERS = 512
@@ -56,9 +51,8 @@ class Original:
             raise ConversionError(
                 f"the checkpoint has {self.num_layers} layers: expected at most {MOST_LAYERS}"
             )
-        self.in_layers = {
-            match[2]: self.tensors[match[0]] for match in numbered
-        }  # name inside a layer -> one layer's tensor
+        # name inside a layer -> one layer's tensor
+        self.in_layers = {match[2]: self.tensors[match[0]] for match in numbered}
 
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
         """Shape of a tensor that must be there and have this number of dimensions."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data.masking import vocabulary_size
 from ..modeling.configuration_lion import LionConfig
 from .errors import ConversionError
 
@@ -59,7 +60,8 @@ def check_size(file: Path, most: int) -> None:
 
 def check_words(tokenizer: PreTrainedTokenizerBase, config: LionConfig) -> None:
     """Raises ConversionError if a tokenizer has words that the model has no embeddings for."""
-    if len(tokenizer) > config.vocab_size:
+    words = vocabulary_size(tokenizer)
+    if words > config.vocab_size:
         raise ConversionError(
-            f"the tokenizer has {len(tokenizer)} words, more than the model's {config.vocab_size}"
+            f"the tokenizer has {words} words, more than the model's {config.vocab_size}"
         )

@@ -245,10 +245,8 @@ class ImageCollator:
             )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pixels, labels = (
-            torch.stack([row["pixel_values"] for row in rows]),
-            torch.tensor([row["labels"] for row in rows]),
-        )
+        pixels = torch.stack([row["pixel_values"] for row in rows])
+        labels = torch.tensor([row["labels"] for row in rows])
         if "training" not in rows[0]:
             return {"pixel_values": pixels, "labels": labels}
         targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
@@ -278,16 +276,13 @@ class RepeatedSampler(Sampler[int]):
         return self.images
 
     def __iter__(self) -> Iterator[int]:
-        repeats, seed = (
-            self.dataset.repeats,
-            sample_seed(self.dataset.seed, self.dataset.epoch.item()),
-        )
+        repeats = self.dataset.repeats
+        seed = sample_seed(self.dataset.seed, self.dataset.epoch.item())
         order = torch.randperm(self.images, generator=torch.Generator().manual_seed(seed))
         if repeats > 1:
             groups = order[: -(-self.images // repeats)].split(self.GROUP)
-            shifts = (
-                torch.arange(repeats) * self.images
-            )  # number of the repeat, by which its choices differ
+            # number of the repeat, by which its choices differ
+            shifts = torch.arange(repeats) * self.images
             order = torch.cat(
                 [
                     torch.stack([group.roll(-n) + shifts[n] for n in range(repeats)]).flatten()

@@ -75,8 +75,9 @@ class LabelColumn:
         return [None if value is None or value == "" else str(value) for value in self.values]
 
     def classes(self) -> list[str]:
-        """The names of the classes in the order of their numbers: those of a `ClassLabel`, else
-        those that occur.
+        """The names of the classes in the order of their numbers.
+
+        A `ClassLabel` has its own; otherwise the names are those that occur.
 
         Integers, also those written as text, are in the order of their values; other names are in
         alphabetical order. A class has a name only if a row has it, so that a label of 30,000,000

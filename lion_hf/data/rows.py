@@ -10,7 +10,6 @@ from .packing import pack
 
 logger = logging.getLogger(__name__)
 
-ROW_KINDS = ("padded", "blocks", "packed")
 _AFTER_ALL = 1 << 30  # a number above those of all words
 
 

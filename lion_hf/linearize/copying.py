@@ -20,7 +20,7 @@ from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .families import FAMILIES, HEADS, NO_POOLER
 from .settings import Copying
-from .softmax_models import _refuse_names, check_softmax_config, source_name, theirs_in
+from .softmax_models import check_softmax_config, refuse_names, source_name, theirs_in
 
 # Fields of LionConfig that mean the same in theirs.
 SAME_FIELDS = (
@@ -54,10 +54,8 @@ OPTIONAL_FIELDS = (
     "output_hidden_states",
 )
 POOLER_ROW = "lion.pooler.dense"
-NEW = (
-    ".attention.gate.",
-    ".attention.norm.",
-)  # parameters that softmax attention has nothing to copy into
+# Parameters that softmax attention has nothing to copy into.
+NEW = (".attention.gate.", ".attention.norm.")
 
 
 LION_FIELDS = (
@@ -137,9 +135,8 @@ def set_half_life(model: LionPreTrainedModel, half_life: float) -> None:
     Those of LION-S also depend on the token, through weights that stay as they are.
     """
     rate = math.log(2) / half_life
-    before_sigmoid = -rate - math.log(
-        -math.expm1(-rate)
-    )  # logit of exp(-rate), which may round to 0 or 1
+    # the logit of exp(-rate), which itself may round to 0 or 1
+    before_sigmoid = -rate - math.log(-math.expm1(-rate))
     for module in model.modules():
         if isinstance(module, LionDecay | LionGate):
             module.bias.fill_(before_sigmoid if isinstance(module, LionDecay) else -before_sigmoid)
@@ -185,7 +182,7 @@ def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str
         if not _is_new(prefix + name, teacher)
     }
     plan = {name: source_name(name, teacher) for name in ours if name not in family.zeros}
-    _refuse_names(
+    refuse_names(
         f"{type(teacher).__name__} has other weights than expected; missing",
         sorted({*plan.values()} - {*tensors}),
     )

@@ -219,9 +219,8 @@ def distil(
         for stage, steps in (("layers", settings.layer_steps), ("answers", settings.steps))
         if steps
     ]
-    arguments = {
-        stage: _arguments(stage, settings, folder, seed) for stage in stages
-    }  # refused before anything is measured
+    # refused before anything is measured
+    arguments = {stage: _arguments(stage, settings, folder, seed) for stage in stages}
 
     def measured() -> dict[str, float]:
         found = (
@@ -263,9 +262,8 @@ def _arguments(
         save_strategy="no",
         report_to="none",
     )
-    args._n_gpu = min(
-        args.n_gpu, 1
-    )  # replicas on several GPUs would share the hooks on the teacher
+    # replicas on several GPUs would share the hooks on the teacher
+    args._n_gpu = min(args.n_gpu, 1)
     return args
 
 

@@ -14,10 +14,11 @@ from .sources import MOST_JSON_BYTES, read_json, read_weights
 
 MODULES_FILE = "modules.json"
 PIPELINE_FILE = "config_sentence_transformers.json"
+# The first is today's, the others are those of old versions.
 TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)  # the first is today's, the others are those of old versions
+)
 
 PIPELINES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 TRANSFORMERS = ("Transformer", "MLMTransformer")
@@ -36,10 +37,8 @@ KEPT_MODULES = (
     "SpladePooling",
     "SparseAutoEncoder",
 )
-WITHOUT_FILES = (
-    "Normalize",
-    "Dropout",
-)  # which version control and the Hub lose with their empty folder
+# Version control and the Hub lose these with their empty folder.
+WITHOUT_FILES = ("Normalize", "Dropout")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections.abc import Collection
 
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
-from ..convert.errors import ConversionError
+from ..convert.errors import ConversionError, first_names
 from ..convert.renaming import find_row
 from .families import (
     CLASSIFIER,
@@ -73,14 +74,14 @@ def load_softmax_model(
     shapes = [
         f"{name} {tuple(a)}, not {tuple(b)}" for name, a, b in sorted(info["mismatched_keys"])
     ]
-    _refuse_names(f"{source} has weights of other shapes than config.json says", shapes)
-    spare = (
-        r"(\w+\.)?pooler\." if CLASSIFIER.keys().isdisjoint(HEADS[architecture].rows) else "(?!)"
-    )  # classifiers read it
+    refuse_names(f"{source} has weights of other shapes than config.json says", shapes)
+    # classifiers read the pooler
+    reads_pooler = not CLASSIFIER.keys().isdisjoint(HEADS[architecture].rows)
+    spare = "(?!)" if reads_pooler else r"(\w+\.)?pooler\."
     missing = sorted(name for name in info["missing_keys"] if not re.match(spare, name))
-    _refuse_names(f"{source} lacks weights of {architecture}", missing)
+    refuse_names(f"{source} lacks weights of {architecture}", missing)
     unknown = sorted(name for name in info["unexpected_keys"] if not OTHER_HEADS.match(name))
-    _refuse_names(f"{source} has weights that {architecture} does not know", unknown)
+    refuse_names(f"{source} has weights that {architecture} does not know", unknown)
     notes = []
     if len(missing) < len(info["missing_keys"]) and HEADS[architecture].rows == POOLER:
         notes.append(NO_POOLER)
@@ -171,7 +172,7 @@ def theirs_in(row: str, layer: str | int, teacher: PreTrainedModel) -> str:
     return theirs.removeprefix(f"{prefix}.") if teacher.base_model is teacher else theirs
 
 
-def _refuse_names(fault: str, names: list[str]) -> None:
+def refuse_names(fault: str, names: Collection[str]) -> None:
+    """Raises ConversionError with the fault and the first names, if there are any."""
     if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise ConversionError(f"{fault}: {', '.join(names[:5])}{more}")
+        raise ConversionError(f"{fault}: {first_names(names)}")

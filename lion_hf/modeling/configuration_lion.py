@@ -308,8 +308,7 @@ class LionConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "LionConfig | tuple[LionConfig, dict]":
-        """As in `PreTrainedConfig`, but fields given by name are set before the others are
-        resolved.
+        """As in `PreTrainedConfig`, but sets fields given by name before it resolves the others.
 
         So `from_pretrained(folder, mask_type="lit")` also gets the rest of LION-lit's choices where
         the folder has those of its own family.

@@ -154,10 +154,8 @@ def why_quadratic(config: Any) -> str | None:
         )
         cure = "attention_probs_dropout_prob=0"
     elif config.attention_form == "attention":
-        setting, cure = (
-            "attention_form='attention'",
-            "attention_form='auto', without score dropout,",
-        )
+        setting = "attention_form='attention'"
+        cure = "attention_form='auto', without score dropout,"
     else:
         return None
     return (

@@ -43,8 +43,7 @@ class LionDecay(nn.Module):
 
 
 class LionGate(nn.Linear):
-    """LION-S's gates before the sigmoid: a linear map of the token to a number per head and
-    curve."""
+    """LION-S's gates before the sigmoid: a number per head and curve, linear in the token."""
 
 
 class LionOutputProjection(nn.Linear):

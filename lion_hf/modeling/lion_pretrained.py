@@ -1,5 +1,7 @@
-"""The base class of the encoder and its heads: how weights start, and what transformers must
-know."""
+"""The base class of the encoder and its heads.
+
+It says how weights start, and what transformers must know.
+"""
 
 import contextlib
 import os

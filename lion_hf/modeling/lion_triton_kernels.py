@@ -120,18 +120,9 @@ def _raster_pairs(pairs, rows, columns, first, last, start, before, behind):
 
 @triton.jit
 def _order_pairs(
-    pairs,
-    sums,
-    places,
-    rows,
-    columns,
-    end,
-    length,
-    before,
-    behind,
-    ORDERS: tl.constexpr,
-    SOURCES: tl.constexpr,
-):
+    pairs, sums, places, rows, columns, end, length, before, behind,
+    ORDERS: tl.constexpr, SOURCES: tl.constexpr,
+):  # fmt: skip
     """As `_split_pairs` for several orders, each in a column of its own, and the sum of the masks.
 
     The pairs come without a mask.
@@ -269,10 +260,8 @@ def grad_query_kernel(
         tl.store(delta + row * length + rows, change, mask=rows < end)
     result = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     kinds = tl.arange(0, KINDS)
-    of_left, of_right = (
-        tl.zeros((BLOCK_M, KINDS), tl.float32),
-        tl.zeros((BLOCK_M, KINDS), tl.float32),
-    )
+    of_left = tl.zeros((BLOCK_M, KINDS), tl.float32)
+    of_right = tl.zeros((BLOCK_M, KINDS), tl.float32)
     if TILES:
         key += b * k_b + h * k_h + begin.to(tl.int64) * k_l
         value += b * v_b + h * v_h + begin.to(tl.int64) * v_l
@@ -299,18 +288,9 @@ def grad_query_kernel(
             elif ORDERS > 0:
                 pairs = dot(q, tl.trans(k)) * grad_weights
                 decay, of_left, of_right = _order_pairs(
-                    pairs,
-                    sums,
-                    places,
-                    rows,
-                    columns,
-                    end,
-                    length,
-                    of_left,
-                    of_right,
-                    ORDERS,
-                    False,
-                )
+                    pairs, sums, places, rows, columns, end, length, of_left, of_right,
+                    ORDERS, False,
+                )  # fmt: skip
                 grad_weights *= decay
             result = dot(narrow(grad_weights, dtype), k, result)
             key += BLOCK_N * k_l
@@ -362,15 +342,11 @@ def grad_key_value_kernel(
     key += b * k_b + h * k_h + first.to(tl.int64) * k_l
     value += b * v_b + h * v_h + first.to(tl.int64) * v_l
     k = load_tile(key, k_l, k_d, row_keep, 0, D, BLOCK_D, dtype)
-    grad_k, grad_v = (
-        tl.zeros((BLOCK_M, BLOCK_D), tl.float32),
-        tl.zeros((BLOCK_M, BLOCK_V), tl.float32),
-    )
+    grad_k = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    grad_v = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     kinds = tl.arange(0, KINDS)
-    of_left, of_right = (
-        tl.zeros((BLOCK_M, KINDS), tl.float32),
-        tl.zeros((BLOCK_M, KINDS), tl.float32),
-    )
+    of_left = tl.zeros((BLOCK_M, KINDS), tl.float32)
+    of_right = tl.zeros((BLOCK_M, KINDS), tl.float32)
     if TILES:
         v = load_tile(value, v_l, v_d, row_keep, 0, DV, BLOCK_V, dtype)
         query += b * q_b + h * q_h + begin.to(tl.int64) * q_l
@@ -407,18 +383,9 @@ def grad_key_value_kernel(
                 grad_weights *= decay
             elif ORDERS > 0:
                 decay, of_right, of_left = _order_pairs(
-                    scores * grad_weights,
-                    sums,
-                    places,
-                    rows,
-                    columns,
-                    end,
-                    length,
-                    of_right,
-                    of_left,
-                    ORDERS,
-                    True,
-                )
+                    scores * grad_weights, sums, places, rows, columns, end, length,
+                    of_right, of_left, ORDERS, True,
+                )  # fmt: skip
                 scores *= decay
                 grad_weights *= decay
             grad_weights *= weight[None, :]
@@ -433,23 +400,9 @@ def grad_key_value_kernel(
         left, right = state_factors(sums, totals, rows, n, end, length, chunk, RASTER, True)
         states += row * states_h + n.to(tl.int64) * states_n
         grad_v, _ = read_states(
-            key,
-            k_l,
-            k_d,
-            row_keep,
-            states,
-            states_side,
-            left,
-            right,
-            grad_v,
-            of_left,
-            dtype,
-            D,
-            DV,
-            BLOCK_S,
-            SIDES,
-            False,
-        )
+            key, k_l, k_d, row_keep, states, states_side, left, right, grad_v, of_left,
+            dtype, D, DV, BLOCK_S, SIDES, False,
+        )  # fmt: skip
         grad_k, of_left, of_right = read_states_back(
             value, v_l, v_d, row_keep, states, states_side, left, right, 1.0, k, grad_k,
             of_left, of_right, dtype, D, DV, BLOCK_S, SIDES, NORMALIZE,

@@ -40,10 +40,9 @@ class Blocks(NamedTuple):
 
 
 # By kernel, then bytes per element and largest head size. From the compiler's reports for sm_90,
-# not
-# measured: tiles of 64 rows use the warp-group products of half types; the gradients keep more
+# not measured: tiles of 64 rows use the warp-group products of half types; the gradients keep more
 # tiles at once, so theirs are narrower; float32 takes three products for one and twice the space.
-# Of half types next to no registers spill, of float32 some (see tests/test_triton.py).
+# Of half types next to no registers spill, of float32 some (see tests/modeling/test_triton.py).
 GRADIENT_BLOCKS = {
     (2, 64): Blocks(64, 32, 64, 4, 2),
     (2, 128): Blocks(64, 32, 32, 8, 2),

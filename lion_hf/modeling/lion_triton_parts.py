@@ -206,10 +206,8 @@ def state_factors(
             count = tl.cdiv(length, chunk)
             totals += n
             left_high, left_low = tl.load(totals) - left_high, tl.load(totals + count) - left_low
-            right_high, right_low = (
-                tl.load(totals + 2 * count) - right_high,
-                tl.load(totals + 3 * count) - right_low,
-            )
+            right_high = tl.load(totals + 2 * count) - right_high
+            right_low = tl.load(totals + 3 * count) - right_low
         left, right = tl.exp2(left_high + left_low), tl.exp2(right_high + right_low)
     return left, right
 

@@ -157,9 +157,8 @@ def grad_edges_kernel(
         step = begin + start + steps
         place = tl.load(order + k * length + step, mask=inside, other=0) if ORDERED else step
         change = tl.load(grad_sums + length + place, mask=inside, other=0.0).to(tl.float64)
-        total = tl.where(
-            step < length - 1, right + tl.cumsum(change, 0), 0.0
-        )  # the last entry belongs to no edge
+        # the last entry belongs to no edge
+        total = tl.where(step < length - 1, right + tl.cumsum(change, 0), 0.0)
         tl.store(grad_rtl + step, total.to(tl.float32), mask=inside)
         right += tl.sum(change, 0)
 
@@ -179,10 +178,8 @@ def recurrent_kernel(
     tiles = tl.cdiv(DV, BLOCK_V)
     row = (tl.program_id(0) // tiles).to(tl.int64)
     b, h = row // heads, row % heads
-    dims, columns = (
-        tl.arange(0, BLOCK_D),
-        tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V),
-    )
+    dims = tl.arange(0, BLOCK_D)
+    columns = tl.program_id(0) % tiles * BLOCK_V + tl.arange(0, BLOCK_V)
     inside, inside_v = dims < D, columns < DV
     last = (length - 1).to(tl.int64)
     query += b * q_b + h * q_h + last * q_l + dims * q_d

@@ -30,9 +30,8 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
-from ..folders import write_json
 from ..training.checkpoints import checkpoints, remove
-from ..training.run import EVALUATION_FILE, run
+from ..training.run import evaluate_and_write, run
 from ..training.run_state import begin, finish
 from ..training.settings import parse_settings
 from ..training.trainer import LionTrainer
@@ -117,7 +116,7 @@ def perform(
     if not finished and task_run.args.do_train:
         fine_tune(task_run, trainer, options)
     elif task_run.args.do_eval and not finished:
-        evaluate(task_run, trainer)
+        task_run.metrics = _chosen(evaluate_and_write(trainer), task_run)
     if tested:
         predict(task_run, trainer, tokens)
 
@@ -171,15 +170,6 @@ def fine_tune(task_run: TaskRun, trainer: LionTrainer, options: GlueArguments) -
         finish(folder, task_run.settings, task_run.metrics)
         for checkpoint in [] if options.keep_checkpoints else checkpoints(folder):
             remove(checkpoint)
-
-
-def evaluate(task_run: TaskRun, trainer: LionTrainer) -> None:
-    """Evaluates a model without training it."""
-    metrics = trainer.evaluate()
-    task_run.metrics = _chosen(metrics, task_run)
-    if trainer.is_world_process_zero():
-        Path(task_run.args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(task_run.args.output_dir, EVALUATION_FILE), metrics)
 
 
 def _chosen(metrics: dict[str, float], task_run: TaskRun) -> dict[str, float]:

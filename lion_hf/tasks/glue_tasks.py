@@ -146,8 +146,9 @@ ALL = tuple(name for name in TASKS if name != "wnli")
 
 
 def task_names(text: str) -> list[str]:
-    """The tasks that a comma-separated list or "all" names, MNLI first, because others may start
-    from its model.
+    """The tasks that a comma-separated list or "all" names.
+
+    MNLI comes first, because others may start from its model.
 
     Raises:
         ValueError: for an unknown name, with the nearest one.

@@ -366,11 +366,8 @@ def save_average(trainer: ImageTrainer, dataset: str, metrics: dict[str, float])
     """Writes the model with averaged weights, if there is one, to ema/ in the run's folder."""
     if trainer.average is None or not trainer.args.should_save:
         return
-    folder, model, prefix = (
-        Path(trainer.args.output_dir, "ema"),
-        trainer.average.module,
-        "eval_ema_",
-    )
+    folder, prefix = Path(trainer.args.output_dir, "ema"), "eval_ema_"
+    model = trainer.average.module
     if isinstance(model.config, LionConfig):
         results = {
             name.removeprefix(prefix): round(metrics[name], 4)

@@ -126,9 +126,9 @@ class ImageTrainer(LionTrainer):
             losses = (1 - self.alpha) * losses + self.alpha * lesson
         if num_items_in_batch is None:
             return losses.mean()
-        return (
-            losses.sum() * (labels.shape[-1] if labels.dim() == 2 else 1) / num_items_in_batch
-        )  # probabilities are counted
+        # of soft labels, every class's probability is counted as an item
+        per_image = labels.shape[-1] if labels.dim() == 2 else 1
+        return losses.sum() * per_image / num_items_in_batch
 
     # The average of the weights
 

@@ -68,10 +68,8 @@ class MatthewsCorrelation(GlueMetric):
 
     def value(self, predictions, references):
         classes = np.union1d(predictions, references)[:, None]
-        predicted, true = (
-            (classes == predictions).astype(float),
-            (classes == references).astype(float),
-        )
+        predicted = (classes == predictions).astype(float)
+        true = (classes == references).astype(float)
         predicted -= predicted.mean(axis=1, keepdims=True)
         true -= true.mean(axis=1, keepdims=True)
         scale = np.sqrt((predicted**2).sum()) * np.sqrt((true**2).sum())

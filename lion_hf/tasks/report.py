@@ -86,8 +86,9 @@ def _percent(value: Mapping[str, float | None]) -> str:
 
 
 def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> None:
-    """Writes predictions of a test set as GLUE's server takes them: TSV with a row's index and its
-    class or target.
+    """Writes predictions of a test set as GLUE's server takes them.
+
+    The file is TSV with a row's index and its class or target.
 
     Args:
         path: file to write.

@@ -194,14 +194,17 @@ def _same_checkpoint(args: Any) -> Path | None:
 
 def _evaluate(trainer: LionTrainer, settings: Sequence[Any]) -> dict[str, float]:
     """Loads the model to evaluate or to predict with, and evaluates it if that is asked for."""
-    args = trainer.args
     _load_trained(trainer, settings)
-    if not args.do_eval:
-        return {}
+    return evaluate_and_write(trainer) if trainer.args.do_eval else {}
+
+
+def evaluate_and_write(trainer: LionTrainer) -> dict[str, float]:
+    """Evaluates the trainer's model as it is, and writes the metrics to its folder."""
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.output_dir, EVALUATION_FILE), metrics)
+        folder = Path(trainer.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / EVALUATION_FILE, metrics)
     return metrics
 
 

@@ -28,9 +28,8 @@ def items_and_flops(
     rows = inputs.get(model.main_input_name) if isinstance(model, PreTrainedModel) else None
     if rows is None or rows.dim() not in (2, 4):
         return 0, 0.0
-    if rows.dim() == 4 and not hasattr(
-        model.config, "patch_size"
-    ):  # a convolutional network: its operations are not counted
+    # a convolutional network: its operations are not counted
+    if rows.dim() == 4 and not hasattr(model.config, "patch_size"):
         return rows.shape[0], 0.0
     if rows.dim() == 4:  # images
         items, length = rows.shape[0], 1 + rows.shape[-2:].numel() // model.config.patch_size**2
@@ -43,9 +42,8 @@ def items_and_flops(
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     )
-    decoder = (
-        model.get_output_embeddings()
-    )  # None in classifiers, also of a checkpoint that predicted sparsely
+    # None in classifiers, also of a checkpoint that predicted sparsely
+    decoder = model.get_output_embeddings()
     if (
         decoder is not None
         and getattr(model.config, "sparse_prediction", False)

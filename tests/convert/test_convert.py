@@ -369,10 +369,11 @@ class TestOptions:
             "30,522" in note for note in lion_hf.convert_checkpoint(file_of(TEXT), output).notes
         )
 
-    def test_tokenizer_larger_than_the_model(self, output):
-        tokenizer = BertTokenizer(
-            vocab={word: number for number, word in enumerate((*WORDS, *map(str, range(100))))}
-        )
+    @pytest.mark.parametrize(("words", "step"), [(106, 1), (20, 7)], ids=["words", "gaps"])
+    def test_tokenizer_larger_than_the_model(self, output, words, step):
+        """By its number of words, or by its largest id."""
+        words = (*WORDS, *map(str, range(words - len(WORDS))))
+        tokenizer = BertTokenizer(vocab={word: step * n for n, word in enumerate(words)})
         refused(file_of(TEXT), output, "more than the model's 97", tokenizer=tokenizer)
 
 

@@ -39,9 +39,8 @@ class TestCopy:
         assert type(student).__name__ == HEADS[architecture].lion
         assert len(expected) == len(found) > 0
         for theirs, ours in zip(expected, found):
-            if (
-                "input_ids" in inputs and theirs.shape[:2] == inputs["input_ids"].shape
-            ):  # padding is not to be read
+            # padding is not to be read
+            if "input_ids" in inputs and theirs.shape[:2] == inputs["input_ids"].shape:
                 theirs, ours = (x[inputs["attention_mask"].bool()] for x in (theirs, ours))
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 

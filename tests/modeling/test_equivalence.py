@@ -1,5 +1,7 @@
-"""attention = recurrent = chunk = the definition: families x forms x chunk sizes x lengths x
-padding x packing x orders."""
+"""attention = recurrent = chunk = the definition.
+
+The grid is families x forms x chunk sizes x lengths x padding x packing x orders.
+"""
 
 import pytest
 import torch
@@ -76,8 +78,10 @@ def test_long_rows_in_tiny_chunks(mask_type, length, chunk_size, device):
 @pytest.mark.parametrize("length", (150, 300))
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_more_scores_than_are_computed_at_a_time(mask_type, length, ordered, device):
-    """Three rows in blocks of two, in one chunk and in several; and the chunk size of
-    `CHUNK_SIZES`."""
+    """Three rows in blocks of two, in one chunk and in several.
+
+    Also with the chunk size of `CHUNK_SIZES`.
+    """
     chunk_size = min(length, default_chunk_size(length, "cpu")[0])
     heads = SCORES_AT_A_TIME // (2 * chunk_size**2)
     assert SCORES_AT_A_TIME // (heads * chunk_size**2) == 2 and (length > chunk_size) == (
@@ -174,8 +178,10 @@ def test_gradcheck(mask_type, form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_edge_decays(form):
-    """A pair of edge decays is the general operation: the gates' edges written out give the same as
-    the gates."""
+    """A pair of edge decays is the general operation.
+
+    The gates' edges written out give the same as the gates.
+    """
     problem = make_problem("selective", 21)
     gates = problem.inputs["log_decay"]
     edges = (
@@ -201,8 +207,10 @@ def test_the_two_directions_are_apart(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_oracle_can_fail(form):
-    """The grid's premise: gates, padding and documents each change the numbers by far more than its
-    tolerance."""
+    """The grid's premise: gates, padding and documents each change the numbers.
+
+    They change them by far more than its tolerance.
+    """
     problem = make_problem("selective", 17, "interior", packed=True)
     for drop in ("log_decay", "attention_mask", "seq_idx"):
         broken = make_problem("selective", 17, "interior", packed=True)

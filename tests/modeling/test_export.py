@@ -1,5 +1,7 @@
-"""Programs made of LION models: torch.export, ONNX on ONNX Runtime, AOTInductor and torch.compile,
-for any batch and length."""
+"""Programs made of LION models, for any batch and length.
+
+They are those of torch.export, ONNX on ONNX Runtime, AOTInductor and torch.compile.
+"""
 
 import importlib.util
 
@@ -47,8 +49,10 @@ def text_model(head: str, mask_type: str, form: str, **kwargs):
 
 
 def all_close(found, network, inputs) -> None:
-    """Compares logits where there are tokens, and checks that the expected ones are not all
-    alike."""
+    """Compares logits where there are tokens.
+
+    Also checks that the expected ones are not all alike.
+    """
     with torch.no_grad():
         expected = network(**inputs).logits
     found = torch.as_tensor(found)
@@ -78,8 +82,10 @@ def export_portably(network, inputs, axes, strict=False):
 
 
 def operators(program) -> set[str]:
-    """Names of all operators, those inside of regions with a setting of their own (no autocast)
-    too."""
+    """Names of all operators.
+
+    They include those inside of regions with a setting of their own (no autocast).
+    """
     graphs = [
         module.graph
         for module in program.graph_module.modules()
@@ -259,8 +265,10 @@ def test_the_onnx_exporter_of_transformers(tmp_path):
 
 @pytest.mark.slow
 def test_aot_inductor(tmp_path):
-    """A package of machine code serves rows of one chunk and of several, although it checks no
-    shapes."""
+    """A package of machine code serves rows of one chunk and of several.
+
+    It checks no shapes.
+    """
     network, example = text_model("SequenceClassification", "selective", "chunk"), text(*TEXTS[0])
     program = export_portably(network, example, ANY_LENGTH)
     package = torch._inductor.aoti_compile_and_package(
@@ -274,8 +282,10 @@ def test_aot_inductor(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_once_for_all_lengths():
-    """A whole model; only a batch or a length of one is compiled anew, as torch.compile does for
-    any model."""
+    """A whole model is compiled once.
+
+    Only a batch or a length of one is compiled anew, as torch.compile does for any model.
+    """
     torch._dynamo.reset()
     network, counter = (
         text_model("MaskedLM", "selective", "auto"),

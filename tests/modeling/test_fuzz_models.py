@@ -1,5 +1,6 @@
-"""Random and absurd inputs of models, configurations and data: the right answer, or an error that
-names what is wrong.
+"""Random and absurd inputs of models, configurations and data.
+
+They give the right answer, or an error that names what is wrong.
 
 The right answer of a padded row is that of its tokens alone. Everything that was found on the way
 is an `@example`.

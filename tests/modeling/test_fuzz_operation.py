@@ -1,5 +1,6 @@
-"""Random and absurd arguments of the operation: the right answer, or an error that names what is
-wrong.
+"""Random and absurd arguments of the operation.
+
+They give the right answer, or an error that names what is wrong.
 
 The right answer is that of the definition in `oracle.py`. Everything that was found on the way is
 an `@example`.
@@ -28,8 +29,10 @@ def test_there_are_two_thousand_cases():
 
 @st.composite
 def problems(draw) -> tuple[dict, dict]:
-    """Tensors and options of `lion_attention` that fit together, of any size, type, layout and
-    extreme."""
+    """Tensors and options of `lion_attention` that fit together.
+
+    They are of any size, type, layout and extreme.
+    """
     seed, dtype = draw(st.integers(0, 2**32)), draw(st.sampled_from(list(TOLERANCES)))
     generator = torch.Generator().manual_seed(seed)
     batch, heads, length = (
@@ -192,8 +195,10 @@ def test_the_operation_gives_what_its_definition_gives(problem):
 
 
 def of_edges(query, key, value, edges, mask, seq_idx, scale, normalize) -> torch.Tensor:
-    """The definition for decays of edges, one weight at a time; padding is transparent but its
-    edges decay."""
+    """The definition for decays of edges, one weight at a time.
+
+    Padding is transparent, but its edges decay.
+    """
     batch, heads, length, _ = query.shape
     forward, backward = (x.exp().expand(batch, heads, length) for x in edges)
     keep = torch.ones(batch, length) if mask is None else (mask != 0).double()

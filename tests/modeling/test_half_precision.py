@@ -1,5 +1,6 @@
-"""bfloat16 and float16 against float64: long rows, gates at both ends, feature maps, pooling, whole
-models.
+"""bfloat16 and float16 against float64.
+
+Long rows, gates at both ends, feature maps, pooling, whole models.
 
 The grid at 65 tokens is in test_equivalence.py, gates of every size in 150 tokens in
 test_operation.py, and the table over forms and lengths in benchmarks/results/precision-cpu.md.
@@ -35,8 +36,10 @@ LONG = 0.05
 def problem(
     family: str, length: int, normalize: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
-    """Inputs that both half types hold exactly, one head for each kind of gates, and the output's
-    gradient."""
+    """Inputs that both half types hold exactly, and the output's gradient.
+
+    There is one head for each kind of gates.
+    """
     random = torch.sigmoid(torch.randn(length) * 2 + 1)
     ends = torch.randint(0, 3, (length,))
     near_one = 1 - 10 ** -(3 + 3 * torch.rand(length))
@@ -46,9 +49,8 @@ def problem(
         torch.ones(length),
         torch.where(ends == 0, 0, torch.where(ends == 1, 1, random)),
     ]
-    if (
-        not normalize
-    ):  # with a divisor these leave a token little but itself, and no gradient to speak of
+    # with a divisor these leave a token little but itself, and no gradient to speak of
+    if not normalize:
         kinds += [10 ** -(3 + 3 * torch.rand(length)), torch.zeros(length)]
     if length > 1000:  # both ends in any case
         kinds = kinds[::3] + kinds[2:3] + kinds[5:]
@@ -106,8 +108,10 @@ def check(
 )
 @pytest.mark.parametrize("family", MASK_TYPES)
 def test_operation(family, form, length, normalize):
-    """Both types, also under autocast, are as near as rounding lets them; the reference is float64
-    in chunks of 500."""
+    """Both types, also under autocast, are as near as rounding lets them be.
+
+    The reference is float64 in chunks of 500.
+    """
     inputs, log_decay, weight = problem(family, length, normalize)
     options = {"normalize": normalize, "form": form}
     floor = 1e-3 if normalize else 1.0  # plain sums are of the size of the inputs or above
@@ -126,8 +130,10 @@ def test_operation(family, form, length, normalize):
 
 @pytest.mark.parametrize("normalize", (False, True))
 def test_the_reference_and_the_bounds(normalize):
-    """Chunks in float64 are the definition at 1,000 tokens, and one wrong gate in a thousand breaks
-    every bound."""
+    """Chunks in float64 are the definition at 1,000 tokens.
+
+    One wrong gate in a thousand breaks every bound.
+    """
     inputs, log_decay, weight = problem("selective", 1000, normalize)
     options = {"normalize": normalize, "chunk_size": 300}
     definition, chunks = (
@@ -150,8 +156,10 @@ def test_the_reference_and_the_bounds(normalize):
 
 
 def test_gradients_beyond_float16_are_infinite_and_never_nan():
-    """An output saturates, but a gradient tells of an overflow, as GradScaler expects, which then
-    skips the step."""
+    """An output saturates, but a gradient tells of an overflow.
+
+    GradScaler expects that, and then skips the step.
+    """
     query, key, value = (
         torch.ones(1, 1, 2000, 64, dtype=torch.float16, requires_grad=True) for _ in range(3)
     )
@@ -165,8 +173,10 @@ def test_gradients_beyond_float16_are_infinite_and_never_nan():
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", FEATURE_MAPS)
 def test_feature_maps(name, dtype):
-    """Entry by entry to at most three roundings, small features too, and the same whether gradients
-    are recorded or not."""
+    """Entry by entry to at most three roundings, small features too.
+
+    It is the same whether gradients are recorded or not.
+    """
     x = torch.linspace(-9, 9, 640).view(10, 64).to(dtype)
     expected = FEATURE_MAPS[name](x.double())
     found = FEATURE_MAPS[name](x)
@@ -209,11 +219,12 @@ ADDED_UP_IN_HALF = ("norm", "embeddings")
 
 
 def check_network(network, inputs, long: bool = False) -> None:
-    """Autocast, weights in half precision with and without the gates, in every form: finite, and
-    near float64."""
-    scale = (
-        2.0**16 if long else 2.0**10
-    )  # GradScaler tries the first, and finds the second for short rows
+    """In every form the results are finite and near float64.
+
+    Under autocast, and with weights in half precision, with and without the gates.
+    """
+    # GradScaler tries the first, and finds the second for short rows
+    scale = 2.0**16 if long else 2.0**10
     expected = network_results(copy.deepcopy(network).double(), cast(inputs, torch.float64), scale)
     for dtype in HALF:
         for mode in (
@@ -303,8 +314,10 @@ def test_a_text_model_of_65536_tokens(mask_type):
 
 @pytest.mark.parametrize("chunk_size", (50, 200), ids=("several chunks", "one chunk"))
 def test_gradients_of_small_gates_in_float32(chunk_size):
-    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as
-    large, must not spoil."""
+    """Gates near 0 have small gradients.
+
+    The tokens' parts, in themselves a million times as large, must not spoil them.
+    """
     inputs = [torch.randn(1, 1, 200, 4) for _ in range(3)]
     edges = tuple((10 ** -(5 + torch.rand(1, 1, 200))).log() for _ in range(2))
     weight, found = torch.randn(1, 1, 200, 4), {}

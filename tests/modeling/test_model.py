@@ -1,5 +1,7 @@
-"""LionModel and its heads: forms, padding, packing, images, and what transformers expects of a
-model."""
+"""LionModel and its heads.
+
+Forms, padding, packing, images, and what transformers expects of a model.
+"""
 
 import re
 
@@ -131,8 +133,10 @@ def test_packing_changes_nothing(mask_type, packing, form):
 
 
 def padded_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Four rows, half of them padding, on every side, one row all of it; and where the tokens
-    are."""
+    """Four rows, half of them padding, and where the tokens are.
+
+    Padding is on every side, and one row is all padding.
+    """
     mask = torch.tensor(
         [[1] * 12, [0] * 6 + [1] * 6, [1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0] * 12]
     )
@@ -261,8 +265,10 @@ def test_the_flattening_collator_of_transformers(options):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_padding_and_packing_change_no_gradient(mask_type, form):
-    """Every parameter's gradient, in float64: two documents in one padded row, and the same two
-    alone."""
+    """Every parameter's gradient, in float64.
+
+    Two documents in one padded row give the same as the two alone.
+    """
     options = {
         "attention_form": form,
         "hidden_dropout_prob": 0.0,
@@ -358,8 +364,10 @@ def test_snake_order_sees_what_raster_does_not():
 
 
 def test_transposed_image_in_snake_order():
-    """Transposing the image swaps the two curves: with their gates swapped and a symmetric patch
-    the class logits stay."""
+    """Transposing the image swaps the two curves.
+
+    With their gates swapped and a symmetric patch the class logits stay.
+    """
     config = image_config("decay", "snake", use_position_embeddings=False)
     network = model("ImageClassification", config)
     weight = network.lion.embeddings.patch_embeddings.weight.data
@@ -467,8 +475,10 @@ def test_save_and_load(modality, head, tmp_path):
 
 @pytest.mark.parametrize("auto_name, name", AUTO_MODELS.items())
 def test_auto_classes(auto_name, name, tmp_path):
-    """An encoder's checkpoint opens with every head of its modality, from the folder's name
-    alone."""
+    """An encoder's checkpoint opens with every head of its modality.
+
+    The folder's name alone is enough.
+    """
     import transformers
 
     modality = "image" if "Image" in name else "text"
@@ -602,8 +612,10 @@ def test_autocast(modality, head):
 
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 def test_autocast_casts_a_layers_input_once(mask_type):
-    """And its gradient: not once for each of the three projections, which is a tenth of a layer's
-    memory traffic."""
+    """And its gradient: not once for each of the three projections.
+
+    That would be a tenth of a layer's memory traffic.
+    """
 
     class Casts(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -637,8 +649,10 @@ def test_float64_stays_float64():
 
 
 def test_device_map_and_meta_loading(tmp_path):
-    """Loading goes through the meta device: nothing computed at construction may be lost on the
-    way."""
+    """Loading goes through the meta device.
+
+    Nothing computed at construction may be lost on the way.
+    """
     network = model("ImageClassification", image_config("decay", "snake"))
     network.save_pretrained(tmp_path)
     loaded = LionForImageClassification.from_pretrained(tmp_path, device_map="cpu")
@@ -718,8 +732,10 @@ def test_choices_are_checked_at_once_and_on_assignment(name):
 
 
 def test_fields_given_to_from_pretrained_are_resolved_and_checked(tmp_path):
-    """Another family brings its own choices along, except where the folder's were not the family's;
-    nonsense raises."""
+    """Another family brings its own choices along.
+
+    It does not where the folder's were not the family's. Nonsense raises.
+    """
     text_config("selective", layer_norm_eps=1e-5).save_pretrained(tmp_path)
     lit = LionConfig.from_pretrained(tmp_path, mask_type="lit", hidden_dropout_prob=0.3)
     assert (lit.attention_norm, lit.use_position_embeddings) == (True, True)
@@ -766,8 +782,10 @@ def test_an_mlp_in_pieces_gives_the_same(autocast, monkeypatch):
 
 
 def test_train_an_exported_program():
-    """It keeps no states for the backward pass, which then computes them again; in several chunks
-    and in one."""
+    """It keeps no states for the backward pass, which then computes them again.
+
+    In several chunks and in one.
+    """
     network = model("MaskedLM", text_config())  # chunks of 5
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     program = torch.export.export(

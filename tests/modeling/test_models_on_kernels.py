@@ -1,5 +1,7 @@
-"""Whole models on the fused kernels: interpreted, and with `-m gpu` on a GPU every head, compiled,
-checkpointed."""
+"""Whole models on the fused kernels.
+
+They are interpreted; with `-m gpu`, every head runs on a GPU, compiled, checkpointed.
+"""
 
 from functools import partial
 
@@ -73,8 +75,10 @@ def on_kernels(network, monkeypatch, device: str):
     [("text selective", "chunk"), ("image lit raster", "auto"), ("image decay snake", "auto")],
 )
 def test_models(kind, attention_form, device, monkeypatch):
-    """Logits and every gradient are those of the torch forms on the CPU, with padding or patch
-    orders."""
+    """Logits and every gradient are those of the torch forms on the CPU.
+
+    With padding or patch orders.
+    """
     if device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter runs where there is no GPU")
     head = "SequenceClassification" if kind.startswith("text") else "ImageClassification"
@@ -103,8 +107,10 @@ def test_every_head_on_a_gpu(kind, head, monkeypatch):
 @pytest.mark.parametrize("how", ("compiled", "checkpointed"))
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_training_on_a_gpu(kind, how, monkeypatch):
-    """A step under autocast, as Trainer takes it, chooses the kernels by itself; compiled or
-    checkpointed it gives the same."""
+    """A step under autocast, as Trainer takes it, chooses the kernels by itself.
+
+    Compiled or checkpointed it gives the same.
+    """
     head = "MaskedLM" if kind.startswith("text") else "ImageClassification"
     dropout = 0.1 if how == "checkpointed" else 0.0  # what is computed again must drop the same
     options = {

@@ -1,5 +1,7 @@
-"""`lion_attention` beyond the grid: stability, length, memory, errors, compilation, and use beside
-torch's own attention."""
+"""`lion_attention` beyond the grid.
+
+Stability, length, memory, errors, compilation, and use beside torch's own attention.
+"""
 
 import re
 import subprocess
@@ -32,8 +34,10 @@ def test_decay_mask_is_the_product_of_gates():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("gate", (0.0, 1e-30, 1e-7, 1.0))
 def test_extreme_gates(gate, form, dtype):
-    """Gates at and near both ends, between ordinary ones: finite values and gradients, equal to the
-    definition."""
+    """Gates at and near both ends, between ordinary ones.
+
+    Values and gradients are finite and equal to the definition.
+    """
     query, key, value = tensors(150, 1, 2)
     gates = torch.where(torch.rand(1, 2, 150) < 0.5, gate, 0.9)
     log_decay = gates.log().to(dtype).requires_grad_()
@@ -54,8 +58,10 @@ def test_extreme_gates(gate, form, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_small_gates_do_not_spoil_the_large_ones_behind_them(form):
-    """After a thousand gates of 1e-30 the prefix sum is -69,000, and float32 alone would round a
-    gate of 0.999 away."""
+    """After a thousand gates of 1e-30 the prefix sum is -69,000.
+
+    float32 alone would round a gate of 0.999 away.
+    """
     query, key, value = (torch.ones(1, 1, 1100, 1) for _ in range(3))
     gates = torch.cat([torch.full((1000,), 1e-30), torch.full((100,), 0.999)])
     output = lion_attention(
@@ -130,8 +136,10 @@ print(status("VmHWM") - before)
 
 
 def peak_memory(length: int, form: str, family: str) -> int:
-    """Bytes that the forward pass adds to what a fresh process holds, inputs and libraries
-    included."""
+    """Bytes that the forward pass adds to what a fresh process holds.
+
+    That includes inputs and libraries.
+    """
     command = [sys.executable, "-c", PEAK, str(length), form, family]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -159,8 +167,10 @@ def test_memory_of_the_recurrent_form_is_its_output():
 @pytest.mark.parametrize("gate", (1e-30, 0.5), ids=("mask by exponents", "mask by products"))
 @pytest.mark.parametrize("scale", (-0.7, 0.0, 3.0))
 def test_scale(scale, gate):
-    """Any factor of the scores, negative ones too, in one chunk and in several, output and
-    gradients."""
+    """Any factor of the scores, negative ones too.
+
+    In one chunk and in several, output and gradients.
+    """
     inputs = [x.requires_grad_() for x in tensors(20, dtype=torch.float64)]
     inputs.append(
         torch.where(torch.rand(2, 3, 20) < 0.3, gate, 0.9).double().log().requires_grad_()
@@ -180,8 +190,10 @@ def test_scale(scale, gate):
 
 
 def test_buffers_of_inference_mode_serve_training():
-    """What outlives a call in inference mode may be written by calls outside of it, and the other
-    way round."""
+    """What outlives a call in inference mode may be written by calls outside of it.
+
+    And the other way round.
+    """
     problem = [*tensors(61, heads=2, head_dim=16), F.logsigmoid(torch.randn(2, 2, 61))]
     expected = lion_attention(*problem, form="attention")
     Scratch.kept.__dict__.clear()
@@ -219,8 +231,10 @@ def test_three_orders(chunk_size):
 
 
 def test_threads_do_not_share_buffers():
-    """Two threads at once give what one gives: the buffers that outlive a call are a thread's
-    own."""
+    """Two threads at once give what one gives.
+
+    The buffers that outlive a call are a thread's own.
+    """
     problems = [
         (*tensors(90, heads=8, head_dim=16), F.logsigmoid(torch.randn(2, 8, 90))) for _ in range(2)
     ]
@@ -248,8 +262,10 @@ def test_strided_inputs(form):
 
 
 def test_drop_in_beside_torch_attention():
-    """The same layout and scale: with the softmax of one key, which is 1, only the score in front
-    of the value differs."""
+    """The same layout and scale as torch's attention.
+
+    With the softmax of one key, which is 1, only the score in front of the value differs.
+    """
     query, key, value = tensors(1)
     scores = (query * key).sum(-1, keepdim=True) / 2
     torch.testing.assert_close(

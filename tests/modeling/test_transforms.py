@@ -1,5 +1,7 @@
-"""Models inside torch.func's transforms, and on tensors without values: nothing may branch on what
-is not there."""
+"""Models inside torch.func's transforms, and on tensors without values.
+
+Nothing may branch on what is not there.
+"""
 
 import pytest
 import torch
@@ -83,8 +85,10 @@ def test_batches_of_batches(mask_type):
 @pytest.mark.parametrize("feature_map", ("elu_plus_one", "normalized_silu"))
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_from_outside_of_vmap(form, feature_map):
-    """Inside it no tensor says that it requires a gradient, and yet nothing that is recorded may be
-    written over."""
+    """Inside it no tensor says that it requires a gradient.
+
+    And yet nothing that is recorded may be written over.
+    """
     x = torch.randn(3, 1, 2, 9, 4, dtype=torch.float64, requires_grad=True)
     gates = torch.full((1, 2, 1), -0.1, dtype=torch.float64)
 

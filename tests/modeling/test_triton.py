@@ -1,5 +1,7 @@
-"""The fused kernels against the definition: in triton's interpreter at small sizes, and with `-m
-gpu` on a GPU at real ones."""
+"""The fused kernels against the definition.
+
+In triton's interpreter at small sizes, and with `-m gpu` on a GPU at real ones.
+"""
 
 import importlib
 import json
@@ -87,8 +89,10 @@ def test_options(
     device,
     small_blocks,
 ):
-    """Output and every gradient; the chunk form runs two orders one by one, the attention form from
-    one score matrix."""
+    """Output and every gradient.
+
+    The chunk form runs two orders one by one, the attention form from one score matrix.
+    """
     options = {"batch": 2, "heads": 1, "feature_map": feature_map, "device": device}
     problem = make_problem(mask_type, 37, padding, packed, ordered, normalize, **options)
     check(problem, fused, torch.float32, 1e-4, form=form, chunk_size=chunk_size)
@@ -141,8 +145,10 @@ def test_head_sizes(head_dim, value_dim, device):
 )
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "identity"])
 def test_feature_maps(name, dtype, tolerance, device):
-    """Features and gradients in any type, for odd heads, strides, and padding that holds
-    anything."""
+    """Features and gradients in any type.
+
+    For odd heads, strides, and padding that holds anything.
+    """
     for head_dim in (1, 5, 64, 256):
         x = torch.randn(2, 9, 3, head_dim, device=device).to(dtype).transpose(1, 2) * 4
         mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5], device=device) != 0
@@ -184,8 +190,11 @@ def test_recurrent_form(mask_type, normalize, ordered, device):
 
 @pytest.mark.parametrize("form", ("attention", "chunk", "recurrent"))
 def test_strided_inputs(form, device):
-    """A slice of a packed projection, every second number of a longer head, one key for all heads,
-    and a broadcast gradient."""
+    """Inputs of unusual strides.
+
+    A slice of a packed projection, every second number of a longer head, one key for all heads, and
+    a broadcast gradient.
+    """
     packed = torch.randn(2, 21, 3, 3, 8, device=device)
     query, value = packed[:, :, 0].transpose(1, 2), packed[:, :, 2].transpose(1, 2)[..., ::2]
     key = torch.randn(2, 1, 21, 8, device=device).expand(-1, 3, -1, -1)
@@ -212,8 +221,10 @@ def test_strided_inputs(form, device):
     [("lit", 0, 1), ("decay", 0, 0), ("selective", 0, 1), ("selective", 1, 1)],
 )
 def test_dropout(mask_type, ordered, normalize, device, small_blocks):
-    """Forward and backward drop the same scores, others in every head, row and call, and as many as
-    they should."""
+    """Forward and backward drop the same scores, and as many as they should.
+
+    They drop others in every head, row and call.
+    """
     problem = make_problem(
         mask_type, 20, "interior", False, bool(ordered), bool(normalize), heads=2, device=device
     )
@@ -264,8 +275,10 @@ def test_extreme_gates(form, device, small_blocks):
 @pytest.mark.parametrize("ordered", (False, True), ids=lambda x: "orders" if x else "raster")
 @pytest.mark.parametrize("chunk_size", (20, 50))
 def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
-    """Gates near 0 have small gradients, which the tokens' parts in themselves, a million times as
-    large, must not spoil."""
+    """Gates near 0 have small gradients.
+
+    The tokens' parts, in themselves a million times as large, must not spoil them.
+    """
     inputs = [torch.randn(1, 1, 50, 4, device=device) for _ in range(3)]
     order = torch.stack([torch.arange(50), torch.randperm(50)]).to(device) if ordered else None
     gates = (10 ** -(5 + torch.rand((2,) * ordered + (1, 1, 50), device=device))).log()
@@ -282,8 +295,10 @@ def test_gradients_of_small_gates(chunk_size, ordered, device, small_blocks):
 
 @pytest.mark.slow
 def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
-    """Sums of two numbers: after a thousand gates of 1e-30, one float32 number alone would round a
-    gate of 0.999 away."""
+    """Sums of two numbers keep what one would lose.
+
+    After a thousand gates of 1e-30, one float32 number alone would round a gate of 0.999 away.
+    """
     query, key, value = (torch.ones(1, 1, 1100, 1, device=device) for _ in range(3))
     gates = torch.cat([torch.full((1000,), 1e-30), torch.full((100,), 0.999)])
     expected = mask_of(gates.double()[None])[0].sum(-1)
@@ -304,8 +319,10 @@ def test_small_gates_do_not_spoil_the_large_ones_behind_them(device):
     "strided, dtype", [(False, torch.long), (True, torch.long), (False, torch.int32)]
 )
 def test_one_order(strided, dtype, device, small_blocks):
-    """A single permutation is not the tokens as they stand, and nothing stacks it: it has any
-    strides and integers."""
+    """A single permutation is not the tokens as they stand.
+
+    Nothing stacks it: it has any strides and integers.
+    """
     problem = make_problem(
         "selective", 37, "left", False, True, True, batch=1, heads=2, device=device
     )
@@ -352,8 +369,10 @@ def test_padding_may_hold_anything(device):
 
 @pytest.mark.parametrize("form", ("attention", "chunk", "recurrent"))
 def test_float16_saturates(form, device):
-    """Also where a state leaves the range of float16: 2,000 tokens of 64, and the second chunk
-    reads 64,000."""
+    """Also where a state leaves the range of float16.
+
+    That is with 2,000 tokens of 64, of which the second chunk reads 64,000.
+    """
     ones = torch.ones(1, 1, 100, 16, dtype=torch.float16, device=device)
     with torch.no_grad():
         output = fused(
@@ -392,8 +411,10 @@ def test_empty_inputs(shape, device):
 
 
 def test_edges_of_the_two_directions(device):
-    """A pair of edge decays, whose last entries belong to no edge: they are not read and their
-    gradients are 0."""
+    """A pair of edge decays, whose last entries belong to no edge.
+
+    These are not read and their gradients are 0.
+    """
     query, key, value = (torch.randn(1, 2, 30, 4, device=device) for _ in range(3))
     edges = [F.logsigmoid(torch.randn(1, 2, 30, device=device)).requires_grad_() for _ in range(2)]
     for chunk_size in (30, 8):
@@ -463,8 +484,10 @@ def test_forward_mode_is_left_to_torch(device):
 
 
 def test_autocast_and_mixed_types(device):
-    """Products are in the type of the values, also where queries and keys come in float32, as under
-    autocast."""
+    """Products are in the type of the values.
+
+    Also where queries and keys come in float32, as under autocast.
+    """
     query, key, value = (torch.randn(2, 3, 20, 4, device=device).bfloat16() for _ in range(3))
     gates = F.logsigmoid(torch.randn(2, 3, 20, device=device))
     plain = fused(query, key, value, gates, form="chunk", chunk_size=8)
@@ -496,8 +519,10 @@ def test_compile_without_graph_breaks(form, normalize, dropout_p, device):
 
 
 def test_operators_keep_their_contract(device):
-    """Fake results have the shapes, types and strides of real ones, and nothing is written to an
-    input."""
+    """Fake results have the shapes, types and strides of real ones.
+
+    Nothing is written to an input.
+    """
     query, key, value = (
         torch.rand(2, 9, 3, 4, device=device).transpose(1, 2).requires_grad_() for _ in range(3)
     )
@@ -582,8 +607,10 @@ def test_where_only_plain_operations_will_do(device):
 
 
 def test_without_kernels(monkeypatch):
-    """Where triton or a device is missing the torch forms serve, and who asks for the kernels is
-    told."""
+    """Where triton or a device is missing the torch forms serve.
+
+    Who asks for the kernels is told.
+    """
     torch_only = {key: value for key, value in lion_ops.TABLE.items() if key[0] == "torch"}
     monkeypatch.setattr(lion_ops, "TABLE", torch_only)
     inputs = [torch.rand(1, 1, 5, 4) for _ in range(3)]
@@ -629,8 +656,10 @@ COMPILED = [
     ],
 )
 def test_kernels_compile(capability, dtype, head, options):
-    """For GPUs that need not be there: shared memory that every card has, and next to no spilled
-    registers."""
+    """For GPUs that need not be there.
+
+    They take the shared memory that every card has, and spill next to no registers.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
     command = [
@@ -676,8 +705,10 @@ def reference(inputs: dict, options: dict, grad: torch.Tensor) -> list[torch.Ten
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 @pytest.mark.parametrize("normalize", (False, True))
 def test_real_sizes(normalize, mask_type, length, form, head_dim, dtype, tolerance):
-    """The model's sizes on a GPU: padding, two documents, two orders up to 197 tokens, each
-    gradient by name."""
+    """The model's sizes on a GPU, each gradient by name.
+
+    Padding, two documents, two orders up to 197 tokens.
+    """
     shape, ordered = (2, 3, length, head_dim), length == 197
     inputs = {
         name: torch.randn(shape, device="cuda", dtype=dtype).requires_grad_()
@@ -710,11 +741,8 @@ def test_a_million_tokens():
     gates = torch.full((1, 2, 1), -0.1, device="cuda")
     with torch.no_grad():
         output = fused(query, key, value, gates, normalize=True, form="chunk")
-        for middle in (
-            0,
-            500_000,
-            999_999,
-        ):  # beyond 400 tokens the product of the gates leaves no trace
+        for middle in (0, 500_000, 999_999):
+            # beyond 400 tokens the product of the gates leaves no trace
             near = slice(max(0, middle - 400), middle + 401)
             inputs = [x[:, :, near].double() for x in (query, key, value)]
             expected = lion_attention(*inputs, gates, normalize=True, form="chunk")[

@@ -1,5 +1,6 @@
-"""Compiles the kernels for a GPU that need not be there, and prints what each takes of it, one JSON
-line a kernel.
+"""Compiles the kernels for a GPU that need not be there.
+
+It prints what each takes of the GPU, one JSON line per kernel.
 
     python tests/support/compile_kernels.py 90 bfloat16 64 normalize masked chunk
 
@@ -50,8 +51,11 @@ class Driver:
 
 
 def resources(kernel) -> dict:
-    """Registers a thread, bytes of its local memory, where spilled registers go, and shared memory
-    of a program."""
+    """What a kernel takes of the GPU.
+
+    Registers per thread, bytes of its local memory, where spilled registers go, and shared memory
+    of a program.
+    """
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

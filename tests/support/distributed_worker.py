@@ -209,9 +209,8 @@ def train(case: str, folder: Path, batch: int) -> dict:
     elif case == "resumed":
         run(trainer, title=case)
         whole = logged(trainer)
-        (folder / case / "checkpoint-6" / "trainer_state.json").unlink(
-            missing_ok=True
-        )  # is broken now, and passed over
+        # the checkpoint is broken now, and passed over
+        (folder / case / "checkpoint-6" / "trainer_state.json").unlink(missing_ok=True)
         trainer.accelerator.wait_for_everyone()
         trainer = make_trainer(case, folder / case, batch)
         run(trainer, title=case)

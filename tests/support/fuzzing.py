@@ -1,5 +1,7 @@
-"""What the tests with random and absurd inputs share. `CASES` says how many cases each of them
-draws."""
+"""What the tests with random and absurd inputs share.
+
+`CASES` says how many cases each of them draws.
+"""
 
 import re
 

@@ -15,6 +15,7 @@ from support.checkpoints import IMAGE, content_of, file_of, saved
 from support.softmax_models import softmax_model
 
 ROOT = Path(__file__).parents[2]
+MOST_SECONDS, MOST_MEBIBYTES = 10, 500
 PRIME = 2**61 - 1  # its multiples have one hash
 
 # Runs in a process of its own: name -> path in, a line of JSON per file out.
@@ -59,6 +60,25 @@ def cost_of(function: str, files: Mapping[str, Path], place: Path) -> dict[str, 
     )
     assert run.returncode == 0, run.stderr
     return {name: rest for name, *rest in map(json.loads, run.stdout.splitlines())}
+
+
+def check_refusals(function: str, files: Mapping[str, Path], place: Path) -> dict[str, str]:
+    """A function's answers to hostile files, after the checks that all hold for.
+
+    Every file is refused in one printable line, in seconds and little memory, and nothing is
+    written or unpacked beside the files or to `place`.
+    """
+    here = sorted(place.parent.rglob("*"))
+    costs = cost_of(function, files, place)
+    assert costs.keys() == files.keys()
+    for name, (answer, seconds, mebibytes) in costs.items():
+        honest = files[name].stat().st_size / 2**20 if files[name].is_file() else 0
+        assert answer != "accepted" and not answer.startswith("RAW"), (name, answer)
+        assert answer.isprintable() and len(answer) <= 1000, (name, answer)
+        assert seconds < MOST_SECONDS, (name, seconds)
+        assert mebibytes < MOST_MEBIBYTES + 2 * honest, (name, mebibytes)
+    assert sorted(place.parent.rglob("*")) == here
+    return {name: answer for name, (answer, _, _) in costs.items()}
 
 
 def archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED, **records) -> Path:

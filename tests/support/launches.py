@@ -39,8 +39,8 @@ LAUNCHES = {
 }
 
 
-def start(commands: list[list[str]], *program: str) -> None:
-    """Runs a program under launchers, side by side, and waits for them."""
+def start(commands: list[list[str]], *program: str) -> list[str]:
+    """Runs a program under launchers, side by side; returns what each of them printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -61,3 +61,4 @@ def start(commands: list[list[str]], *program: str) -> None:
             process.kill()
     for process, output in zip(processes, outputs):
         assert process.returncode == 0, output[-5000:]
+    return outputs

@@ -13,6 +13,7 @@ SIZES = {
     "intermediate_size": 40,
     "initializer_range": 0.2,
 }
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_HEADS = (
     "MaskedLM",
     "SequenceClassification",

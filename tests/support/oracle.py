@@ -1,5 +1,6 @@
-"""The operation once more, straight from its definition, one document at a time, and random
-problems to compare on.
+"""The operation once more, straight from its definition, one document at a time.
+
+Also random problems to compare on.
 
 It shares no code with the library: gates are multiplied, never logarithms subtracted, and padding
 and packing are what they mean, tokens taken out and documents run alone.
@@ -26,8 +27,10 @@ FEATURES = {
 
 
 def mask_of(gates: torch.Tensor) -> torch.Tensor:
-    """M of one sequence from its gates a, (H, n) to (H, n, n), by multiplying the gates along the
-    way."""
+    """M of one sequence from its gates a, (H, n) to (H, n, n).
+
+    It multiplies the gates along the way.
+    """
     heads, n = gates.shape
     lower, upper = [], []
     row = gates.new_zeros(heads, n)
@@ -49,8 +52,10 @@ def mask_of(gates: torch.Tensor) -> torch.Tensor:
 def definition(
     query, key, value, log_decay, mask, seq_idx, order, scale, normalize, eps=1e-6
 ) -> torch.Tensor:
-    """(B, H, L, Dv), zeros at padding. `log_decay` is None, or (K, B or 1, H, L or 1) for K
-    orders."""
+    """(B, H, L, Dv), zeros at padding.
+
+    `log_decay` is None, or (K, B or 1, H, L or 1) for K orders.
+    """
     batch, heads, length, _ = query.shape
     orders = [torch.arange(length)] if order is None else [o.cpu() for o in order]
     output = []
@@ -104,8 +109,10 @@ def make_problem(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> Problem:
-    """Draws a problem; its inputs are exact in `dtype`, so that half precision is judged on what it
-    was given."""
+    """Draws a problem.
+
+    Its inputs are exact in `dtype`, so that half precision is judged on what it was given.
+    """
 
     def draw(*shape):
         return (
@@ -169,8 +176,10 @@ def make_problem(
 
 
 def make_mask(padding: str, batch: int, length: int) -> torch.Tensor:
-    """(B, L) int64: a different amount of padding in every row, and always at least one token in
-    the first."""
+    """(B, L) int64: a different amount of padding in every row.
+
+    There is always at least one token in the first.
+    """
     mask = torch.ones(batch, length, dtype=torch.long)
     for b in range(batch):
         cut = (b + 1) * length // (batch + 2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from support.models import SIZES, SPECIAL_TOKENS
 from torch.nn import functional as F
 from transformers import BertTokenizer, ViTImageProcessor
 
@@ -14,13 +15,6 @@ from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.families import FAMILIES, MODEL_TYPES
 from lion_hf.modeling import lion_layers
 
-SIZES = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "initializer_range": 0.2,
-}
 TEXT = {
     "vocab_size": 60,
     "max_position_embeddings": 20,
@@ -143,19 +137,7 @@ def answers_of(outputs) -> list[torch.Tensor]:
 @pytest.fixture
 def text_source(tmp_path):
     """A folder with BERT as classifier, its tokenizer and card, and two small tables beside it."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "good",
-        "bad",
-        "film",
-        "a",
-        "the",
-        "very",
-    ]
+    words = [*SPECIAL_TOKENS, "good", "bad", "film", "a", "the", "very"]
     names = {"id2label": {0: "good", 1: "bad"}, "label2id": {"good": 0, "bad": 1}, "num_labels": 2}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     softmax_model(

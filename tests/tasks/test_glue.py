@@ -1,18 +1,16 @@
 """`lion-hf glue` on tiny files: all tasks, own data, skipped and resumed runs, and mistakes."""
 
 import json
-import os
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from datasets import Dataset
-from support.models import image_config, model, text_config
+from support.launches import TORCHRUN, start
+from support.models import SPECIAL_TOKENS, image_config, model, text_config
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -72,9 +70,8 @@ def folder(tmp_path_factory):
     }  # as from run_mlm.py
     network = model("MaskedLM", text_config("decay", **options))
     network.save_pretrained(folder / "model")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = BertTokenizer(
-        vocab={word: number for number, word in enumerate([*special, *WORDS])}
+        vocab={word: number for number, word in enumerate([*SPECIAL_TOKENS, *WORDS])}
     )
     tokenizer.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -690,29 +687,12 @@ def test_two_processes_give_the_numbers_of_one(script, folder, tmp_path):
         "--save_strategy",
         "no",
     ]
-    argv += [
-        "--logging_steps",
-        "1",
-    ]  # what was not logged is in train_loss for the first process alone
+    # what was not logged is in train_loss for the first process alone
+    argv += ["--logging_steps", "1"]
     argv += ["--test_file", str(folder / "validation.csv")]
     one = script.main(own(folder, tmp_path / "one", *argv))
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "29511",
-        str(SCRIPT),
-    ]
-    argv = own(folder, tmp_path / "two", *argv)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, *argv], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(re.findall(r"^own +1 ", done.stdout, re.M)) == 1, "only process 0 prints"
+    (printed,) = start([TORCHRUN], str(SCRIPT), *own(folder, tmp_path / "two", *argv))
+    assert len(re.findall(r"^own +1 ", printed, re.M)) == 1, "only process 0 prints"
     assert json.loads((tmp_path / "two" / "results.json").read_text()) == one
     runs = [tmp_path / name / "own" / "1" for name in ("one", "two")]
     first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)

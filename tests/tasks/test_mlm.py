@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support.models import SPECIAL_TOKENS
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -27,6 +28,7 @@ from lion_hf.training.trainer import LionTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 
+FEW_WORDS = (*SPECIAL_TOKENS, "the", "of", "model", *"abcdef")
 SMALL = (
     "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,"
     "initializer_range=0.2"
@@ -201,15 +203,7 @@ def test_a_trained_tokenizer_is_that_of_its_text_and_size(folder, tmp_path):
 
 def test_a_tokenizer_written_in_python(folder, tmp_path):
     """It knows no words, so whole words cannot be masked; everything else works."""
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["the", "of", "model", "a", "b", "c", "d", "e", "f"],
-    ]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "vocab.txt").write_text("\n".join(FEW_WORDS))
     tokenizer = BertJapaneseTokenizer(
         str(tmp_path / "vocab.txt"), word_tokenizer_type="basic", subword_tokenizer_type="wordpiece"
     )
@@ -223,21 +217,13 @@ def test_a_tokenizer_written_in_python(folder, tmp_path):
 
 
 def test_a_vocabulary_with_gaps(folder, tmp_path):
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["the", "of", "model", "a", "b", "c", "d", "e", "f"],
-    ]
-    vocabulary = {word: 7 * number for number, word in enumerate(words)}
+    vocabulary = {word: 7 * number for number, word in enumerate(FEW_WORDS)}
     tokenizer = BertTokenizer(vocab=vocabulary)
     assert max(tokenizer.get_vocab().values()) > len(tokenizer)
     tokenizer.save_pretrained(tmp_path / "gaps")
     run(folder, "gaps", "--tokenizer", str(tmp_path / "gaps"), "--max_steps", "2")
     config = AutoModelForMaskedLM.from_pretrained(folder / "gaps").config
-    assert config.vocab_size == 7 * (len(words) - 1) + 1
+    assert config.vocab_size == 7 * (len(FEW_WORDS) - 1) + 1
     with pytest.raises(SystemExit, match="the tokenizer has 92 words, .* only 20"):
         run(
             folder,

@@ -120,37 +120,26 @@ def test_output_dir_is_asked_for(capsys):
     assert "--output_dir" in capsys.readouterr().err
 
 
-def test_total_batch_size(tmp_path, capsys):
+def with_total_batch_size(folder, size: str) -> LionTrainingArguments:
+    """The arguments of a training with 4 samples per device."""
     argv = [
-        "--output_dir",
-        str(tmp_path),
-        "--per_device_train_batch_size",
-        "4",
-        "--use_cpu",
-        "--total_batch_size",
+        *("--output_dir", str(folder), "--use_cpu"),
+        *("--per_device_train_batch_size", "4", "--total_batch_size", size),
     ]
-    assert (
-        parse_settings("", LionTrainingArguments, argv=[*argv, "12"])[0].gradient_accumulation_steps
-        == 3
-    )
+    return parse_settings("", LionTrainingArguments, argv=argv)[0]
+
+
+def test_total_batch_size(tmp_path, capsys):
+    assert with_total_batch_size(tmp_path, "12").gradient_accumulation_steps == 3
     with pytest.raises(SystemExit):
-        parse_settings("", LionTrainingArguments, argv=[*argv, "10"])
+        with_total_batch_size(tmp_path, "10")
     assert "total_batch_size=10: expected a multiple of the 4 samples" in capsys.readouterr().err
 
 
 def test_total_batch_size_of_one_process_with_several_gpus(tmp_path, monkeypatch):
     """Trainer spreads the batch over them by DataParallel."""
     monkeypatch.setattr(LionTrainingArguments, "n_gpu", 2)
-    argv = [
-        "--output_dir",
-        str(tmp_path),
-        "--per_device_train_batch_size",
-        "4",
-        "--use_cpu",
-        "--total_batch_size",
-        "16",
-    ]
-    assert parse_settings("", LionTrainingArguments, argv=argv)[0].gradient_accumulation_steps == 2
+    assert with_total_batch_size(tmp_path, "16").gradient_accumulation_steps == 2
 
 
 def test_overrides():
