@@ -20,6 +20,7 @@ from transformers import (
 from .. import plots
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionForMaskedLM
+from ..presets import find_preset
 from ..training.trainer import LionTrainer
 from .demo_parts import Result, compare_forms, heading, train_and_save, training_arguments
 
@@ -165,22 +166,12 @@ def unigram_entropy(rows: list[dict[str, list[int]]]) -> float:
 
 
 def speeches_config(tokenizer: BertTokenizer) -> LionConfig:
-    """A LION-S of two layers that learns within minutes."""
-    return LionConfig(
-        modality="text",
-        mask_type="selective",
+    """A modern LION-S of two layers, which learns within minutes."""
+    return LionConfig.from_pretrained(
+        find_preset("modern-lion-s-tiny"),
+        num_hidden_layers=2,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-        # With these three a short training leaves the level of the unigrams sooner.
-        feature_map="normalized_silu",
-        normalize_attention=True,
-        attention_norm=True,
-        hidden_dropout_prob=0.0,  # less than one pass over the text: nothing to overfit
-        attention_probs_dropout_prob=0.0,
     )
 
 
@@ -193,9 +184,9 @@ def make_trainer(
         args=training_arguments(
             folder,
             seed,
-            max_steps=20 if quick else 2000,
+            max_steps=20 if quick else 1500,
             per_device_train_batch_size=16,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             adam_beta2=0.98,
             eval_strategy="steps",
             eval_steps=0.25 if quick else 0.1,
