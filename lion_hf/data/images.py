@@ -15,9 +15,11 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..modeling.image_processing_lion import MAX_BYTES, upright_rgb
+from .documents import reason
 from .fingerprints import fingerprint
 from .labels import LabelColumn
 from .samples import SkippedSample
+from .tables import check_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +221,7 @@ class ImageSource:
     ) -> tuple[Images, Images]:
         import datasets
 
-        tables = datasets.load_dataset(path, **kwargs)
+        tables = _load(path, files, kwargs)
         held_out = next((name for name in HELD_OUT if name in tables), None)
         if not train and held_out:
             tables.setdefault("train", tables[held_out])
@@ -245,6 +247,25 @@ class ImageSource:
                 table = table.cast_column(image_column, datasets.Image(decode=False))
             found.append(Images(table[image_column], column.numbers(names), names, own))
         return found[0], found[1]
+
+
+def _load(path: str, files: list[list[str]], kwargs: dict[str, Any]) -> Any:
+    """The splits of a data set.
+
+    Raises:
+        ValueError: if it cannot be had, or a file of it would become much larger in memory.
+    """
+    import datasets
+    import pyarrow
+    from datasets.exceptions import DatasetsError
+
+    try:
+        for file in sum(files, []):
+            check_parquet(file)
+        return datasets.load_dataset(path, **kwargs)
+    except (DatasetsError, OSError, TypeError, ValueError, pyarrow.ArrowException) as error:
+        where = ", ".join(sum(files, [])) or path
+        raise ValueError(f"{where} cannot be read as images: {reason(error)}") from error
 
 
 def read_images(data_path: str | None = None, **source: str | None) -> tuple[Images, Images]:

@@ -17,6 +17,8 @@ from datasets.table import InMemoryTable
 from .text_files import read_text
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+# What a file may become in memory: so many times its size, and some to spare.
+MOST_ENLARGEMENT, SPARE_BYTES = 100, 1 << 28
 LONGEST_FIELD = 2**31 - 1  # characters of a CSV field; the module's own limit is 131,072
 
 
@@ -37,7 +39,10 @@ def read_table(path: str | Path) -> Dataset:
         raise ValueError(f"{path}: expected a file that ends in one of {SUFFIXES}{cure}")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    data = {".csv": _read_csv, ".parquet": _read_parquet}.get(suffix, _read_json)(path)
+    try:
+        data = {".csv": _read_csv, ".parquet": _read_parquet}.get(suffix, _read_json)(path)
+    except RecursionError as error:
+        raise ValueError(f"{path}: its values are nested too deeply: expected text") from error
     if len(data) == 0:
         raise ValueError(f"{path}: holds no rows")
     return data
@@ -88,6 +93,12 @@ def _read_json(path: Path) -> Dataset:
                 f"{path}, row {number}: expected an object with one key per column, not {row!r:.60}"
             )
     columns: dict[str, list] = {name: [] for row in rows for name in row}
+    values = sum(map(len, rows))
+    if len(columns) * len(rows) > MOST_ENLARGEMENT * values + SPARE_BYTES // 8:
+        raise ValueError(
+            f"{path}: {len(rows):,} rows have {len(columns):,} columns, but only {values:,} values:"
+            " expected the same keys in all rows"
+        )
     for row in rows:
         for name, values in columns.items():
             values.append(row.get(name))
@@ -118,8 +129,54 @@ def _typed(values: list, name: str, path: Path) -> pyarrow.Array:
         ) from error
 
 
+def check_parquet(path: str | Path) -> int:
+    """Checks by its directory that a parquet file does not become much larger in memory.
+
+    Returns:
+        The bytes that it may take.
+
+    Raises:
+        ValueError: if it would take more.
+        pyarrow.ArrowException, OSError: if it cannot be read.
+    """
+    size, needed = Path(path).stat().st_size, 0
+    directory = pyarrow.parquet.read_metadata(path)
+    for group in map(directory.row_group, range(directory.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            needed += max(
+                column.total_uncompressed_size, 8 * max(column.num_values, group.num_rows)
+            )
+    return _check_needed(needed, MOST_ENLARGEMENT * size + SPARE_BYTES)
+
+
+def _check_needed(needed: int, most: int) -> int:
+    if needed > most:
+        raise ValueError(
+            f"it unpacks to {needed / 1e6:,.0f} MB or more, over {MOST_ENLARGEMENT} times its"
+            " size: write it again with other values, or as several files"
+        )
+    return most
+
+
+def _measure_parquet(path: Path) -> None:
+    """Raises ValueError if the values take more memory than they may.
+
+    The directory does not tell: one long text may stand for all rows.
+    """
+    most, found = check_parquet(path), 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(n) for n in range(file.metadata.num_row_groups)]
+        columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+        longest = max((column.total_uncompressed_size for column in columns), default=1)
+        rows = min(max(SPARE_BYTES // max(longest, 1), 16), 1 << 16)
+        for batch in file.iter_batches(rows):
+            found += batch.nbytes
+            _check_needed(found, most)
+
+
 def _read_parquet(path: Path) -> Dataset:
     try:
+        _measure_parquet(path)
         table = pyarrow.parquet.ParquetFile(path).read()
         index = [name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)]
         table = table.drop_columns(index)  # the row names that pandas adds

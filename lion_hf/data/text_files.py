@@ -46,8 +46,10 @@ def read_text(path: str | Path) -> str:
     """A text file without its byte order mark, with its line ends as they are.
 
     Raises:
-        ValueError: as in `check_text`.
+        ValueError: as in `check_text`, or if it is packed, which may unpack to any size.
     """
+    if _is_packed(Path(path)):
+        raise ValueError(f"{path} is gzipped: unpack it first")
     return "".join(_pieces(Path(path)))
 
 
@@ -57,9 +59,15 @@ def open_text(path: str | Path) -> TextIOWrapper:
 
 
 def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    with path.open("rb") as file:
-        packed = file.read(2) == _GZIP
-    return gzip.open(path) if packed else path.open("rb")
+    return gzip.open(path) if _is_packed(path) else path.open("rb")
+
+
+def _is_packed(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_GZIP)) == _GZIP
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _pieces(path: Path) -> Iterator[str]:

@@ -1,19 +1,27 @@
 """Texts and images for distillation, labelled or not."""
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import Dataset, Subset
 
 from ..convert.errors import ConversionError
-from ..data.samples import SeededDataset
+from ..data.samples import SeededDataset, SkippedSample
 from ..modeling.configuration_lion import LionConfig
+from ..modeling.image_processing_lion import MAX_BYTES
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
 from .settings import Distillation
 from .text_data import texts
 
+if TYPE_CHECKING:
+    from ..data.images import Images
+
+logger = logging.getLogger(__name__)
+
+MOST_UNREADABLE = 0.01  # share of the images, as `lion-hf images` allows by default
 Batch = dict[str, torch.Tensor]
 Parts = tuple[Dataset, Dataset | None, Callable[[list], Batch], list[str]]
 
@@ -43,7 +51,10 @@ def lesson_data(
     if validation is not None:  # evenly spread, because folders are sorted by class
         length = len(validation)  # type: ignore[arg-type]
         count = min(length, settings.validation_samples)
-        validation = Subset(validation, [n * length // count for n in range(count)])
+        places = [n * length // count for n in range(count)]
+        if student.config.modality == "image":
+            places = _readable(validation.dataset, places)  # type: ignore[attr-defined]
+        validation = Subset(validation, places)
     return train, validation, collate, notes
 
 
@@ -51,7 +62,7 @@ def _images(
     student: LionPreTrainedModel, processor: Any, settings: Distillation, seed: int
 ) -> Parts:
     from ..data.augmentation import EvaluationTransform
-    from ..data.images import read_images  # timm, which text does without
+    from ..data.images import check_readable, read_images  # timm, which text does without
 
     config = student.config
     if config.num_channels != 3:
@@ -66,6 +77,7 @@ def _images(
         image_column=settings.text_columns[0] if settings.text_columns else None,
         label_column=settings.label_column,
     )
+    check_readable(train, "training", MOST_UNREADABLE, MAX_BYTES)
     numbers, notes = None, list[str]()
     if (
         type(student).__name__ == "LionForImageClassification"
@@ -80,6 +92,26 @@ def _images(
         collate,
         notes,
     )
+
+
+def _readable(images: "Images", places: list[int]) -> list[int]:
+    """The places of the images that can be read; the others must not count as their neighbours.
+
+    Raises:
+        ValueError: if more than the share `MOST_UNREADABLE` cannot.
+    """
+    from ..data.images import check_share, open_image
+
+    found, reasons = [], []
+    for place in places:
+        try:
+            open_image(images.images[place])
+            found.append(place)
+        except SkippedSample as reason:
+            reasons.append(str(reason))
+            logger.warning("validation image %d is left out: %s", place, reason)
+    check_share(reasons, len(places), "validation", MOST_UNREADABLE)
+    return found
 
 
 def _class_numbers(config: LionConfig, names: list[str]) -> tuple[list[int] | None, list[str]]:

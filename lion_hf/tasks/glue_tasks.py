@@ -14,13 +14,14 @@ scipy:
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch.nn import functional as F
 
 from ..data.labelled_text import TextColumns
+from ..training.settings import load_yaml
 from .metrics import METRICS
 
 # What `read_recipes` may change.
@@ -176,8 +177,8 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
             value that is not a number above 0.
     """
     try:
-        changes = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        changes = load_yaml(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
         raise ValueError(f"recipes={str(path)!r} cannot be read: {error}") from error
     if not isinstance(changes, dict) or not all(
         isinstance(change, dict) for change in changes.values()
@@ -191,10 +192,7 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
                 raise ValueError(
                     f"recipes={str(path)!r}: {name!r} of {task}: expected among {tuple(RECIPE)}"
                 )
-            try:
-                number = RECIPE[name](value)  # YAML takes 3e-5 for a word
-            except (TypeError, ValueError, OverflowError):
-                number = 0
+            number = _number(RECIPE[name], value)
             if name == "seeds" and number > len(SEEDS):
                 raise ValueError(
                     f"recipes={str(path)!r}: seeds={value!r} of {task}: expected at most "
@@ -207,3 +205,12 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
                 )
             tasks[task] = replace(tasks[task], **{name: number})
     return tasks
+
+
+def _number(kind: type, value: Any) -> float:
+    """A setting's value as int or float; 0 for what is no such number, such as true or 2.5."""
+    try:
+        number = kind(value)
+        return 0 if isinstance(value, bool) or number != float(value) else number
+    except (TypeError, ValueError, OverflowError):
+        return 0

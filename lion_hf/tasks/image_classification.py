@@ -46,7 +46,7 @@ from ..data.samples import SeededDataset
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.image_processing_lion import MAX_BYTES, LionImageProcessor
-from ..training.run import run
+from ..training.run import log_to_terminal, run
 from ..training.settings import parse_settings
 from ..training.trainer import LionTrainingArguments
 from .image_model import ModelSettings, build_model, class_order
@@ -225,9 +225,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         prog=prog,
     )
     args = settings[-1]
-    logging.basicConfig(
-        level=logging.INFO if args.should_log else logging.ERROR, format="%(name)s: %(message)s"
-    )
+    log_to_terminal(args)
     set_seed(args.seed)
     try:
         return train_and_evaluate(*settings)

@@ -22,6 +22,7 @@ text with its masks and the five best guesses for each of them; to fill in masks
 transformers' pipeline("fill-mask").
 """
 
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -38,7 +39,8 @@ from ..data.rows import make_rows_of, prepare_rows
 from ..data.samples import SeededDataset
 from ..data.text_stream import TextStream
 from ..training.checkpoints import find_checkpoint
-from ..training.run import run
+from ..training.lock import run_lock
+from ..training.run import log_to_terminal, run
 from ..training.run_state import digest
 from ..training.settings import parse_settings
 from ..training.stream_trainer import StreamingTrainer
@@ -63,17 +65,28 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     model_settings, data, args = parse_settings(
         __doc__, ModelSettings, DataSettings, LionTrainingArguments, argv=argv, prog=prog
     )
-    logging.basicConfig(
-        level=logging.INFO if args.should_log else logging.ERROR, format="%(name)s: %(message)s"
-    )
+    log_to_terminal(args)
     try:
         set_seed(args.seed)
         check_settings(model_settings, data, args)
-        if args.do_train:
-            find_checkpoint(args.output_dir, args.resume)
-        trainer, record, test = prepare(model_settings, data, args)
+        writes = args.do_train and model_settings.train_tokenizer  # before the run begins
+        with run_lock(args) if writes else contextlib.nullcontext():
+            return train_and_evaluate(model_settings, data, args)
     except ValueError as error:
         raise SystemExit(f"lion-hf mlm: {error}") from error
+
+
+def train_and_evaluate(
+    model_settings: ModelSettings, data: DataSettings, args: LionTrainingArguments
+) -> dict[str, float]:
+    """Trains, evaluates and predicts as the settings say; returns the metrics.
+
+    Raises:
+        ValueError: for settings or data that do not work, before the first step where possible.
+    """
+    if args.do_train:
+        find_checkpoint(args.output_dir, args.resume)
+    trainer, record, test = prepare(model_settings, data, args)
     model, tokenizer = trainer.model, trainer.processing_class
     kind = " ".join(filter(None, (model.config.model_type, getattr(model.config, "mask_type", ""))))
     files = data.train_file or data.validation_file or data.test_file or []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput
 
@@ -37,6 +37,13 @@ FREE = (
     "disable_tqdm",
     "peak_tflops",
 )
+
+
+def log_to_terminal(args: TrainingArguments) -> None:
+    """Shows the command's own messages, without a line per request to the Hub."""
+    level = logging.INFO if args.should_log else logging.ERROR
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def run(

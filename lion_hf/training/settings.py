@@ -22,6 +22,7 @@ from .processes import start_processes
 SETTINGS_FILE = "settings.yaml"
 # What a program is asked to do with a run. It is not one of the run's settings.
 ACTIONS = ("do_train", "do_eval", "do_predict")
+MOST_VALUES = 100_000  # of a YAML file, whose aliases may repeat a value without end
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # of configurations
 
 
@@ -53,12 +54,26 @@ def load_yaml(text: str) -> Any:
     """Plain values from YAML; `no`, `yes`, `on`, `off`, dates and 007 stay text.
 
     Raises:
-        ValueError: if the text is not YAML.
+        ValueError: if the text is not YAML, or its aliases stand for more than `MOST_VALUES`.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+        content = yaml.load(text, Loader=_Loader)
+        if _count(content, {}) > MOST_VALUES:
+            raise ValueError(f"it stands for more than {MOST_VALUES} values")
+    except (yaml.YAMLError, RecursionError, TypeError) as error:  # TypeError of unhashable keys
         raise ValueError(" ".join(str(error).split())) from error
+    return content
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """The number of values that would be written without aliases."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_VALUES + 1  # while it is counted: it may hold itself
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(x, known) for x in inner)
+    return known[id(value)]
 
 
 def parse_settings(

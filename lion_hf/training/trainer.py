@@ -126,6 +126,20 @@ class LionTrainer(UploadingTrainer):
         }
         return [name for name in super().get_decay_parameter_names(model) if name not in exempt]
 
+    def create_scheduler(self, *args, **kwargs):
+        """As in Trainer.
+
+        Raises:
+            ValueError: if `lr_scheduler_kwargs` do not fit the schedule.
+        """
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"lr_scheduler_kwargs={self.args.lr_scheduler_kwargs!r} do not fit"
+                f" lr_scheduler_type={str(self.args.lr_scheduler_type)}: {error}"
+            ) from error
+
     def _get_num_items_in_batch(
         self, batch_samples: list, device: torch.device
     ) -> torch.Tensor | int | None:

@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from support.images import CLASSES, image_folder, noise, parquet, run
 
@@ -201,3 +204,15 @@ def test_errors_of_tables(folder, tmp_path):
         read_images(train_file=str(train), validation_file="none.parquet")
     with pytest.raises(ValueError, match="from nowhere"):
         read_images()
+
+
+def test_a_table_that_cannot_be_read_or_is_too_large_is_named(folder, tmp_path):
+    good, bad = parquet(folder, "train"), tmp_path / "bad.parquet"
+    bad.write_bytes(b"PAR1 no table")
+    with pytest.raises(ValueError, match="bad.parquet, .*train.parquet cannot be read as images"):
+        read_images(train_file=str(bad), validation_file=good)
+    row = pyarrow.array([{"bytes": b"", "path": None}])
+    many = row.take(pyarrow.array(np.zeros(20_000_000, np.int8)))
+    pyarrow.parquet.write_table(pyarrow.table({"image": many, "label": many.field(0)}), bad)
+    with pytest.raises(ValueError, match="unpacks to [0-9]+ MB or more"):
+        read_images(train_file=str(bad), validation_file=good)

@@ -1,9 +1,11 @@
 """Tables from files: read alike from every format, with their types, or refused in one line."""
 
 import csv
+import gzip
 import json
 import re
 
+import numpy as np
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -123,3 +125,27 @@ def test_features_that_cannot_be_read(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="a.parquet: cannot be read as parquet: Feature type"):
         read_table(tmp_path / "a.parquet")
+
+
+def test_a_few_bytes_do_not_become_a_large_table(tmp_path):
+    text = pyarrow.table({"text": ["x" * 100_000] * 100})
+    with pyarrow.parquet.ParquetWriter(tmp_path / "text.parquet", text.schema) as writer:
+        for _ in range(100):
+            writer.write_table(text)
+    empty = pyarrow.array([0]).take(pyarrow.array(np.zeros(40_000_000, np.int8)))
+    packed = gzip.compress(b"text\n" + b"a" * 10**6)
+    nested = '[{"a":' + "[" * 900 + "]" * 900 + "}]"
+    pyarrow.parquet.write_table(pyarrow.table({"label": empty}), tmp_path / "rows.parquet")
+    (tmp_path / "packed.csv").write_bytes(packed)
+    (tmp_path / "keys.json").write_text("\n".join(f'{{"{n}": 1}}' for n in range(10_000)))
+    (tmp_path / "nested.json").write_text(nested)
+    for name, message in (
+        ("text.parquet", "unpacks to .* MB or more"),
+        ("rows.parquet", "unpacks to 320 MB or more"),
+        ("packed.csv", "is gzipped: unpack it first"),
+        ("keys.json", "10,000 columns, but only 10,000 values"),
+        ("nested.json", "nested too deeply"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            read_table(tmp_path / name)
+        assert name in str(error.value)

@@ -304,6 +304,22 @@ class TestCommand:
             and len(validation) == 2
         )
 
+    def test_unreadable_images_are_left_out_of_the_figures(self, image_source, tmp_path):
+        folder = tmp_path / "images" / "val" / "dark"
+        picture = (folder / "0.png").read_bytes()
+        (folder / "1.png").write_bytes(b"broken")
+        student, _ = linearize_model(load_softmax_model(image_source)[0])
+        processor = AutoImageProcessor.from_pretrained(image_source)
+        settings = Distillation(data_path=str(tmp_path / "images"))
+        with pytest.raises(ValueError, match="1 of 6 validation images cannot be read.*1.png"):
+            lesson_data(student, processor, settings, seed=0)
+        for n in range(3, 103):
+            (folder / f"{n}.png").write_bytes(picture)
+        _, validation, _, _ = lesson_data(student, processor, settings, seed=0)
+        assert len(validation) == 105 and validation.dataset.skipped == 0
+        assert all("pixel_values" in sample for sample in validation)
+        assert validation.dataset.skipped == 0
+
     @pytest.mark.parametrize("names", [("dark", "light"), ("0", "1")])
     def test_labels_of_images_are_names_or_numbers(self, names, image_source, tmp_path):
         config = json.loads((image_source / "config.json").read_text())

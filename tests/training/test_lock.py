@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.trainers import trainer
 
+from lion_hf.tasks import mlm
 from lion_hf.training import lock, run_state
 from lion_hf.training.run import run
 
@@ -64,6 +65,15 @@ def test_a_second_run_is_told_who_runs_and_changes_nothing(tmp_path, holder):
     kill(holder)
     trainer(tmp_path).train()
     assert not (tmp_path / lock.LOCK_FILE).exists()
+
+
+def test_no_tokenizer_is_trained_into_a_folder_in_use(tmp_path, holder):
+    text = tmp_path.parent / "text.txt"
+    text.write_text("some words\n" * 40)
+    files = ["--train_file", str(text), "--validation_file", str(text)]
+    with pytest.raises(SystemExit, match=HELD):
+        mlm.main([*files, "--train_tokenizer", "--output_dir", str(tmp_path), "--use_cpu"])
+    assert [path.name for path in tmp_path.iterdir()] == [lock.LOCK_FILE]
 
 
 def test_a_lock_is_given_back_after_an_error(tmp_path):

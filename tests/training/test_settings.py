@@ -212,3 +212,13 @@ def test_settings_that_cannot_be_read_are_kept_from_a_run(tmp_path, monkeypatch)
         save_settings(tmp_path, args)
     assert (tmp_path / "settings.yaml").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["settings.yaml"]
+
+
+def test_aliases_cannot_fill_the_memory():
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for n in range(1, 12):
+        lines.append(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]")
+    for text in ("\n".join(lines), "a: &a [*a]"):
+        with pytest.raises(ValueError, match="more than 100000 values"):
+            load_yaml(text)
+    assert load_yaml("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.marks import slow_except
 from support.models import IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config
+from support.trainers import trainer
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
@@ -241,3 +242,9 @@ def test_trainer_learns_and_resumes(tmp_path):
     trainer(resumed).train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
     for (name, a), b in zip(network.named_parameters(), resumed.parameters()):
         torch.testing.assert_close(a, b, msg=name)
+
+
+@pytest.mark.parametrize("wrong", ["[1]", {"cycles": 2}])
+def test_options_of_another_schedule_are_named(tmp_path, wrong):
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs=.* do not fit lr_scheduler_type"):
+        trainer(tmp_path, lr_scheduler_kwargs=wrong).train()
