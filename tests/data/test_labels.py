@@ -129,7 +129,9 @@ def test_labels_that_are_no_class(values, feature, message):
         column(values, feature).numbers(["a", "b"])
 
 
-@pytest.mark.parametrize("text", ["1_1", "nan", "inf", "1e999", "٣", "high", "0x10", "1,5"])
+@pytest.mark.parametrize(
+    "text", ["1_1", "nan", "inf", "1e999", "-1e39", "٣", "high", "0x10", "1,5"]
+)
 def test_texts_that_are_no_target(text):
     with pytest.raises(ValueError, match=re.escape(f"label={text!r} in row 2 of t.csv (1 such)")):
         column(["4.5", text]).targets()
