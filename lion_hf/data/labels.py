@@ -14,7 +14,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Value
 from datasets.features.features import FeatureType
 
-_PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")  # of 64 bits at most
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DEFAULT_NAME = re.compile(r"LABEL_\d+")
 LARGEST_TARGET = 3.4e38  # of float32, in which models compute

@@ -65,6 +65,13 @@ def test_the_largest_integers_are_classes():
     assert labels.classes() == ["1", "18446744073709551615"]
 
 
+def test_large_integers_are_in_the_order_of_their_values():
+    values = [2**60, 30, -1, -(2**62)]
+    expected = [str(value) for value in sorted(values)]
+    assert column(values, Value("int64")).classes() == expected
+    assert column([str(value) for value in values]).classes() == expected
+
+
 def test_a_float_column_is_a_target_and_text_is_one_only_on_request():
     assert column([0.5, 1.0]).is_real_valued and column([0.5], Value("float32")).is_real_valued
     for values in (["0.5", "1"], [1, 2], [True, False]):
