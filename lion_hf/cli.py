@@ -22,6 +22,7 @@ TASKS = {
 }
 LINEARIZE = "turn a pretrained softmax encoder, such as BERT or ViT, into LION"
 HELP = ("-h", "--help")
+ERRORS = (ValueError, OSError, FloatingPointError)  # of users, or of what they have: one line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         startup.register()
         return args.run(args)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run_script(name: str) -> None:
+    """Runs a command of `TASKS` with the arguments of the process, as a file of run_scripts/ does.
+
+    Raises:
+        SystemExit: as `main`, and with 2 for an error, whose message goes to stderr.
+    """
+    try:
+        import_module(TASKS[name][0]).main()
+    except ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run_task(name: str, argv: list[str], started: bool) -> int:

@@ -3,7 +3,7 @@
 The command itself is `lion_hf/tasks/demo.py`; an installed package runs it as `lion-hf demo`.
 """
 
-from lion_hf.tasks.demo import main
+from lion_hf.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("demo")

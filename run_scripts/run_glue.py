@@ -3,7 +3,7 @@
 The command itself is `lion_hf/tasks/glue.py`; an installed package runs it as `lion-hf glue`.
 """
 
-from lion_hf.tasks.glue import main
+from lion_hf.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("glue")

@@ -4,7 +4,7 @@ The command itself is `lion_hf/tasks/image_classification.py`; an installed pack
 `lion-hf images`.
 """
 
-from lion_hf.tasks.image_classification import main
+from lion_hf.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("images")

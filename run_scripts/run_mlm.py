@@ -3,7 +3,7 @@
 The command itself is `lion_hf/tasks/mlm.py`; an installed package runs it as `lion-hf mlm`.
 """
 
-from lion_hf.tasks.mlm import main
+from lion_hf.cli import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script("mlm")

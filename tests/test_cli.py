@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from support.pages import ROOT
@@ -62,6 +63,19 @@ def test_an_error_is_one_line(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert printed.err.startswith("error: ") and "nothing" in printed.err
+
+
+@pytest.mark.parametrize("name", cli.TASKS)
+@pytest.mark.parametrize("error", [ValueError("lr=0"), OSError("no disk"), FloatingPointError("x")])
+def test_a_script_ends_with_one_line(name, error, monkeypatch, capsys):
+    def fail(argv=None, prog=None):
+        raise error
+
+    monkeypatch.setattr(import_module(cli.TASKS[name][0]), "main", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.run_script(name)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 @pytest.mark.parametrize("words", QUICK)

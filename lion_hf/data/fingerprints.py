@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_ENTRIES = 32  # above this number of files, one digest stands for all
+MOST_BYTES = 1 << 28  # that are read of many files
 PIECES, PIECE = 16, 1 << 18  # samples per file, bytes per sample: 4 MiB are read at most
 
 
@@ -23,7 +24,7 @@ def fingerprint(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
         For at most 32 files, {name: {"size": bytes, "hash": hexadecimal digits}}. Names are
         relative to the folder that all files share, so the whole folder may move. For more files,
         {"files": count, "size": bytes in all, "digest": ...} over all names and sizes and the
-        content of 32 files.
+        content of as many files, evenly spread, as 256 MiB hold, of small files all; at least 32.
 
     Raises:
         OSError: if a file is missing or cannot be read.
@@ -42,8 +43,10 @@ def fingerprint(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, size in zip(names, sizes):
         digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
-    for sample in range(MOST_ENTRIES):
-        place = sample * (len(files) - 1) // (MOST_ENTRIES - 1)
+    read = sum(min(size, PIECES * PIECE) for size in sizes)
+    samples = max(MOST_ENTRIES, min(len(files), len(files) * MOST_BYTES // max(read, 1)))
+    for sample in range(samples):
+        place = sample * (len(files) - 1) // (samples - 1)
         digest.update(_content_hash(files[place], sizes[place]).encode())
     return {"files": len(files), "size": sum(sizes), "digest": digest.hexdigest()[:16]}
 

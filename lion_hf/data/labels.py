@@ -14,9 +14,10 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Value
 from datasets.features.features import FeatureType
 
-_PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")  # of 64 bits at most
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DEFAULT_NAME = re.compile(r"LABEL_\d+")
+LARGEST_TARGET = 3.4e38  # of float32, in which models compute
 SHOWN = 20  # classes that an error message lists
 
 
@@ -117,17 +118,18 @@ class LabelColumn:
         return [number for number in numbers if number is not None]
 
     def targets(self) -> list[float]:
-        """The labels as finite numbers, also those written as text in decimal digits.
+        """The labels as numbers that float32 holds, also those written as text in decimal digits.
 
         Raises:
-            ValueError: for the first label that is missing or is not a finite number, with its row.
+            ValueError: for the first label that is missing or is no such number, with its row.
         """
         texts = self._complete(
             [None if _is_missing(value) else str(value) for value in self.values]
         )
-        numbers = [_number(text) for text in texts]
+        found = [_number(text) for text in texts]
+        numbers = [None if x is None or abs(x) > LARGEST_TARGET else x for x in found]
         if None in numbers:
-            self._refuse(texts, numbers, "a finite number")
+            self._refuse(texts, numbers, f"a finite number, at most {LARGEST_TARGET} in size")
         return [number for number in numbers if number is not None]
 
     @property

@@ -188,10 +188,8 @@ class GlueTrainingArguments(LionTrainingArguments):
         defaults["per_device_train_batch_size"] = 1
         for name in RECIPE:
             setattr(self, name, self.given.get(name, defaults[name]))
-        asked = self.do_eval  # Trainer's sets it wherever there is an eval_strategy
         steps = self.gradient_accumulation_steps
         super().__post_init__()
-        self.do_eval = asked
         if "per_device_train_batch_size" not in self.given:
             self.gradient_accumulation_steps = steps  # as given: `arguments_of` divides the batch
 

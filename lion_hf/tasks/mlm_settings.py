@@ -94,7 +94,7 @@ def check_settings(model: ModelSettings, data: DataSettings, args: LionTrainingA
     if data.dataset is None and args.do_train and data.train_file is None:
         raise ValueError("expected either --train_file or --dataset")
     if data.dataset is None and not args.do_train:
-        if args.do_eval and data.validation_file is None and args.eval_strategy == "no":
+        if args.do_eval and data.validation_file is None:
             raise ValueError("--do_eval without --validation_file: expected text to evaluate on")
         if not files:
             raise ValueError("expected --validation_file, --test_file or --dataset")

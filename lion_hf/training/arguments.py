@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
@@ -81,6 +82,7 @@ class LionTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        self._check_output_dir()
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
         if self.save_total_limit is not None and self.save_total_limit < 1:
@@ -91,9 +93,21 @@ class LionTrainingArguments(TrainingArguments):
         if self.report_to in ("no", ["no"]):
             self.report_to = "none"
         use_cpu_without_accelerator()
+        asked = self.do_eval  # transformers sets it wherever there is an eval_strategy
         super().__post_init__()
+        self.do_eval = asked
         if self.total_batch_size is not None:
             self._divide_batch()
+
+    def _check_output_dir(self) -> None:
+        """Raises ValueError if the folder cannot be made because a file is in its place."""
+        folder = Path(self.output_dir)
+        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if there.exists() and not there.is_dir():
+            raise ValueError(
+                f"output_dir={self.output_dir!r}: {there} is a file; expected a folder, or a new"
+                " name"
+            )
 
     def _divide_batch(self) -> None:
         """Sets the accumulated batches of a step; several GPUs in a process share a batch."""

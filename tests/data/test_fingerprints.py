@@ -41,6 +41,18 @@ def test_many_files_give_few_entries(tmp_path):
     assert fingerprint([tmp_path])["digest"] != before["digest"]
 
 
+def test_each_of_many_small_files_counts(tmp_path):
+    for number in range(100):
+        (tmp_path / f"{number:03}.txt").write_text(str(number % 10))
+    before = fingerprint([tmp_path])
+    for number in range(100):
+        file = tmp_path / f"{number:03}.txt"
+        file.write_text("x")
+        assert fingerprint([tmp_path])["digest"] != before["digest"], file.name
+        file.write_text(str(number % 10))
+    assert fingerprint([tmp_path]) == before
+
+
 def test_a_huge_file_costs_little(tmp_path):
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(100 << 30)

@@ -65,6 +65,13 @@ def test_the_largest_integers_are_classes():
     assert labels.classes() == ["1", "18446744073709551615"]
 
 
+def test_large_integers_are_in_the_order_of_their_values():
+    values = [2**60, 30, -1, -(2**62)]
+    expected = [str(value) for value in sorted(values)]
+    assert column(values, Value("int64")).classes() == expected
+    assert column([str(value) for value in values]).classes() == expected
+
+
 def test_a_float_column_is_a_target_and_text_is_one_only_on_request():
     assert column([0.5, 1.0]).is_real_valued and column([0.5], Value("float32")).is_real_valued
     for values in (["0.5", "1"], [1, 2], [True, False]):
@@ -129,7 +136,9 @@ def test_labels_that_are_no_class(values, feature, message):
         column(values, feature).numbers(["a", "b"])
 
 
-@pytest.mark.parametrize("text", ["1_1", "nan", "inf", "1e999", "٣", "high", "0x10", "1,5"])
+@pytest.mark.parametrize(
+    "text", ["1_1", "nan", "inf", "1e999", "-1e39", "٣", "high", "0x10", "1,5"]
+)
 def test_texts_that_are_no_target(text):
     with pytest.raises(ValueError, match=re.escape(f"label={text!r} in row 2 of t.csv (1 such)")):
         column(["4.5", text]).targets()

@@ -1,12 +1,14 @@
 """What a run is asked to do: only evaluate or predict, and never to continue with other data."""
 
 import json
+import re
 
 import pytest
 from support.models import model, text_config
 from support.trainers import Rows, trainer
 
 from lion_hf.training import checkpoints
+from lion_hf.training.arguments import LionTrainingArguments
 from lion_hf.training.run import run
 
 
@@ -111,3 +113,17 @@ def test_a_broken_description_of_the_data(tmp_path, content):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(ValueError, match="data.json cannot be read.*Remove it"):
         run(make(tmp_path, max_steps=5), title="A run", data=DATA)
+
+
+def test_evaluation_is_what_was_asked_for(tmp_path):
+    for asked in (False, True):
+        given = {"do_train": False, "do_eval": asked, "eval_strategy": "epoch"}
+        assert LionTrainingArguments(str(tmp_path), use_cpu=True, **given).do_eval == asked
+
+
+@pytest.mark.parametrize("name", ["file", "file/below/it"])
+def test_a_file_is_no_output_folder(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    message = f"output_dir={str(tmp_path / name)!r}: {tmp_path / 'file'} is a file"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LionTrainingArguments(str(tmp_path / name), use_cpu=True)
