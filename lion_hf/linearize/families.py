@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import PreTrainedConfig
 
 # A tensor of ours from theirs, a way to get another of their tensors by its row, and their
@@ -72,7 +74,7 @@ def _scaled_by(row: str) -> Change:
     """A projection's weight or bias with the layer scale that follows it folded in."""
 
     def change(x: torch.Tensor, other: Callable[[str], torch.Tensor], _: Any) -> torch.Tensor:
-        return (x.T * other(row)).T  # of each output, which is the first axis
+        return torch.einsum("o...,o->o...", x, other(row))  # the outputs are the first axis
 
     return change
 
@@ -131,11 +133,22 @@ VIT_ROWS = IMAGE_EMBEDDINGS | _layers(
     },
 )
 DINOV2_LAYER = "{base}.encoder.layer.{n}"
+# transformers 5.17 has an older layout of Dinov2, whatever the names in the checkpoint.
+DINOV2_PROJECTIONS = (
+    PROJECTIONS
+    if Version(transformers.__version__) >= Version("5.18")
+    else {
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "attention.o_proj": "attention.output.dense",
+    }
+)
 DINOV2_ROWS = IMAGE_EMBEDDINGS | _layers(
     DINOV2_LAYER,
     {
         "attention_norm": "norm1",
-        **PROJECTIONS,
+        **DINOV2_PROJECTIONS,
         "mlp_norm": "norm2",
         "mlp.fc1": "mlp.fc1",
         "mlp.fc2": "mlp.fc2",

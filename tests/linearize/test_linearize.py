@@ -167,8 +167,11 @@ class TestFamilies:
         student, notes = linearize_model(teacher)
         theirs, ours = teacher.encoder.layer[1], student.layers[1]
         scales = theirs.layer_scale1.lambda1, theirs.layer_scale2.lambda1
+        # transformers 5.17 has it elsewhere
+        attention = theirs.attention
+        output = attention.o_proj if hasattr(attention, "o_proj") else attention.output.dense
         rows = (
-            (theirs.attention.o_proj, ours.attention.o_proj, scales[0]),
+            (output, ours.attention.o_proj, scales[0]),
             (theirs.mlp.fc2, ours.mlp.fc2, scales[1]),
         )
         for source, copy, scale in rows:

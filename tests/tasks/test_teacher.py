@@ -102,7 +102,7 @@ def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
         "30",
         "--input_size",
         "32",
-        model=["--model", "test_resnet"],
+        model=["--model", "lcnet_035"],
     )
     assert metrics["eval_accuracy"] > 0.9
     processor = image_processor(16)
@@ -111,7 +111,7 @@ def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
     images, teachers = torch.randn(2, 3, 16, 16), {}
     for name, path in (
         (str(tmp_path / "teacher"), None),
-        ("test_resnet", str(tmp_path / "teacher.pth")),
+        ("lcnet_035", str(tmp_path / "teacher.pth")),
     ):
         teachers[name] = load_teacher(name, path, 3, processor)(images)
     options = [
@@ -127,7 +127,7 @@ def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
     )
     assert run(folder, tmp_path / "other", *options, "--max_steps", "1")["eval_loss"] > 0
     with pytest.raises(ValueError, match="does not fit"):
-        load_teacher("test_resnet", str(tmp_path / "teacher.pth"), 4, processor)
+        load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), 4, processor)
 
 
 class Bomb:
@@ -143,7 +143,7 @@ class Bomb:
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return timm.create_model("test_resnet", num_classes=3).state_dict()
+    return timm.create_model("lcnet_035", num_classes=3).state_dict()
 
 
 def test_code_in_a_teacher_s_file_is_not_run(tmp_path, weights):
@@ -152,7 +152,7 @@ def test_code_in_a_teacher_s_file_is_not_run(tmp_path, weights):
         with pytest.raises(
             ValueError, match="teacher_path=.*teacher.pth' cannot be read as weights"
         ):
-            load_teacher("test_resnet", str(tmp_path / "teacher.pth"), 3, image_processor(32))
+            load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), 3, image_processor(32))
     assert not (tmp_path / "made").exists()
     torch.load(tmp_path / "teacher.pth", weights_only=False)
     assert (tmp_path / "made").exists()  # the premise: it would have run
@@ -163,7 +163,7 @@ def test_timm_never_opens_the_file(tmp_path, weights, monkeypatch):
     torch.save(weights, tmp_path / "teacher.pth")
     seen, create = [], timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: seen.append(k) or create(*a, **k))
-    load_teacher("test_resnet", str(tmp_path / "teacher.pth"), 3, image_processor(32))
+    load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), 3, image_processor(32))
     assert seen == [{"pretrained": False, "num_classes": 3}]
 
 
