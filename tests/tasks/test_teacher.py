@@ -99,7 +99,7 @@ def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
         tmp_path / "teacher",
         *PLAIN,
         "--max_steps",
-        "30",
+        "100",
         "--input_size",
         "32",
         model=["--model", "lcnet_035"],
