@@ -1,7 +1,8 @@
 """transformers' image pipelines, which open LION's pictures as training does.
 
 The stock pipelines convert a picture to RGB before the image processor sees it. That turns 16-bit
-grey into white, and decodes a picture of any size. For models of other families nothing changes.
+grey into white, and decodes a picture of any size. For models of other families nothing changes,
+unless they have LION's image processor, as the softmax models that `lion-hf images` trains.
 """
 
 import base64
@@ -17,7 +18,7 @@ from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipe
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_lion import LionConfig
-from .modeling.image_processing_lion import upright_rgb
+from .modeling.image_processing_lion import LionImageProcessor, upright_rgb
 
 
 def open_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
@@ -53,10 +54,10 @@ def open_picture(source: str | Image.Image, timeout: float | None = None) -> Ima
 
 
 class _OpensAsTraining(Pipeline):
-    """Gives the image processor of a LION model the picture as it was stored."""
+    """Gives LION's image processor the picture as it was stored."""
 
     def preprocess(self, image: Any, timeout: float | None = None, **processor_kwargs) -> Any:
-        if not isinstance(self.model.config, LionConfig) or isinstance(image, torch.Tensor):
+        if not self._reads_as_lion() or isinstance(image, torch.Tensor):
             return super().preprocess(image, timeout=timeout, **processor_kwargs)
         if isinstance(image, str | Image.Image):
             limit = getattr(self.image_processor, "max_bytes", None)
@@ -64,6 +65,11 @@ class _OpensAsTraining(Pipeline):
             image = upright_rgb(open_picture(image, timeout), **limits)
         inputs = self.image_processor(image, return_tensors="pt", **processor_kwargs)
         return inputs.to(self.dtype)
+
+    def _reads_as_lion(self) -> bool:
+        """Whether the model is LION's, or was trained on the pictures of LION's processor."""
+        processor = type(self.image_processor).__name__  # remote code has a class of its own
+        return isinstance(self.model.config, LionConfig) or processor == LionImageProcessor.__name__
 
 
 class LionImageClassificationPipeline(_OpensAsTraining, ImageClassificationPipeline):

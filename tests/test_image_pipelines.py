@@ -100,3 +100,17 @@ def test_other_families_stay_as_they_are(tmp_path):
         one, two = (pipe.preprocess(image)["pixel_values"] for pipe in (ours, stock))
         assert torch.equal(one, two)
     assert isinstance(ours, ImageClassificationPipeline)
+
+
+def test_a_softmax_model_of_the_command_reads_as_it_was_trained(tmp_path):
+    config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+                       patch_size=4, intermediate_size=24, num_labels=3)  # fmt: skip
+    processor = image_processor(16)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    expected = processor(grey16(), return_tensors="pt")["pixel_values"]
+    for trusted in (False, True):
+        classify = pipeline(
+            "image-classification", model=str(tmp_path), device="cpu", trust_remote_code=trusted
+        )
+        assert torch.equal(classify.preprocess(grey16())["pixel_values"], expected)

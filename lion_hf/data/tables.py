@@ -93,10 +93,10 @@ def _read_json(path: Path) -> Dataset:
                 f"{path}, row {number}: expected an object with one key per column, not {row!r:.60}"
             )
     columns: dict[str, list] = {name: [] for row in rows for name in row}
-    values = sum(map(len, rows))
-    if len(columns) * len(rows) > MOST_ENLARGEMENT * values + SPARE_BYTES // 8:
+    count = sum(map(len, rows))
+    if len(columns) * len(rows) > MOST_ENLARGEMENT * count + SPARE_BYTES // 8:
         raise ValueError(
-            f"{path}: {len(rows):,} rows have {len(columns):,} columns, but only {values:,} values:"
+            f"{path}: {len(rows):,} rows have {len(columns):,} columns, but only {count:,} values:"
             " expected the same keys in all rows"
         )
     for row in rows:

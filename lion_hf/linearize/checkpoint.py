@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ..convert.conversion import Conversion
+from ..convert.errors import ConversionError
 from ..convert.tokenizer_files import check_processor_files, check_words
 from ..folders import check_new_folder, new_folder
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
+from ..training.finite import not_finite
 
 if TYPE_CHECKING:
     from .settings import Distillation
@@ -76,6 +78,12 @@ def linearize_checkpoint(
             run = new.with_name(f"{new.name}.run")
             metrics, more = distil(student, teacher, processor, distillation, run, copying.seed)
             notes += more
+        broken = not_finite(student.named_parameters())
+        if broken:
+            raise ConversionError(
+                f"{source}: {len(broken)} parameters of the copy are not finite, first"
+                f" {broken[0]}: nothing was written"
+            )
         base_model = None if Path(source).is_dir() else str(source)
         save_for_hub(
             student, new, processing_class=processor, license=license, base_model=base_model

@@ -154,7 +154,7 @@ def _shards(index: Path, pattern: str) -> list[Path]:
     return [index.parent / name for name in files]
 
 
-def check_parameters(config: PreTrainedConfig, model_class: type, files: list[Path]) -> None:
+def check_parameters(config: PreTrainedConfig, model_class: Any, files: list[Path]) -> None:
     """Compares what a configuration asks for with what the files can hold.
 
     Nothing is allocated for it.

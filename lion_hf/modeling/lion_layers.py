@@ -46,10 +46,6 @@ class LionGate(nn.Linear):
     """LION-S's gates before the sigmoid: a number per head and curve, linear in the token."""
 
 
-class LionOutputProjection(nn.Linear):
-    """The last linear map of a residual branch, which may start smaller (`scale_output_init`)."""
-
-
 class LionAttention(nn.Module):
     """Multi-head bidirectional linear attention.
 
@@ -74,7 +70,7 @@ class LionAttention(nn.Module):
         elif config.mask_type == "selective":
             self.gate = LionGate(size, num_gates, dtype=exact)
         self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
-        self.o_proj = LionOutputProjection(size, size)
+        self.o_proj = nn.Linear(size, size)
 
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logarithms of the gates for the layer's input.
@@ -157,7 +153,7 @@ class LionMLP(nn.Module):
         width = config.intermediate_size * (2 if self.gated else 1)
         self.fc1 = nn.Linear(config.hidden_size, width)
         self.act = ACT2FN[config.hidden_act]
-        self.fc2 = LionOutputProjection(config.intermediate_size, config.hidden_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .configuration_lion import LionConfig
 from .lion_convolution import LionConvolution
 from .lion_embeddings import LionImageEmbeddings
-from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer, LionOutputProjection
+from .lion_layers import LionAttention, LionDecay, LionGate, LionLayer
 
 # Auto class -> class in modeling_lion.py; for registration, and for the `auto_map` of saved models.
 AUTO_MODELS = {
@@ -88,7 +88,7 @@ class LionPreTrainedModel(PreTrainedModel):
                 init.trunc_normal_(module.position_embeddings, std=std)
         elif isinstance(module, LionConvolution):
             init.copy_(module.weight, module.identity())
-        elif isinstance(module, LionOutputProjection) and self.config.scale_output_init:
+        elif self.config.scale_output_init and self._ends_a_branch(module):
             init.normal_(module.weight, std=std / (2 * self.config.num_hidden_layers) ** 0.5)
         elif isinstance(module, LionDecay | LionGate):
             gates = _first_gates(self.config)
@@ -110,6 +110,11 @@ class LionPreTrainedModel(PreTrainedModel):
         # LION's forms are not attention functions of transformers, which guesses this from the
         # file in which it finds a head.
         return False
+
+    def _ends_a_branch(self, module: nn.Module) -> bool:
+        """Whether a module is the output projection of an attention or an MLP."""
+        layers = [layer for layer in self.modules() if isinstance(layer, LionLayer)]
+        return any(module in (layer.attention.o_proj, layer.mlp.fc2) for layer in layers)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay would pull to a wrong place.

@@ -203,7 +203,8 @@ def read_recipes(path: str | Path) -> dict[str, Task]:
                     f"recipes={str(path)!r}: {name}={value!r} of {task}: expected "
                     f"{RECIPE[name].__name__} > 0"
                 )
-            tasks[task] = replace(tasks[task], **{name: number})
+            field: dict[str, Any] = {name: number}
+            tasks[task] = replace(tasks[task], **field)
     return tasks
 
 

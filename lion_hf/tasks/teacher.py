@@ -11,10 +11,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+)
 
 from ..convert.pickles import StoredTensor
 from ..convert.torch_files import open_torch_file
+from ..linearize.sources import MOST, check_number, check_parameters, read_json, weight_files
+from .loading import MISSING, in_one_line
 
 # Where training scripts keep a state dict, the average of the weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -152,11 +159,14 @@ def _read_torch_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 def _transformers_teacher(name: str, num_labels: int, student: tuple) -> Teacher:
     safe = {"trust_remote_code": False}
     try:
+        if Path(name).is_dir():
+            _check_size(Path(name))
         model = AutoModelForImageClassification.from_pretrained(name, **safe)
         own = AutoImageProcessor.from_pretrained(name, **safe)
-    except (OSError, ValueError) as error:
+    except MISSING as error:
         raise ValueError(
-            f"teacher_model={name!r} cannot be loaded as a transformers image classifier: {error}"
+            f"teacher_model={name!r} cannot be loaded as a transformers image classifier:"
+            f" {in_one_line(error)}"
         ) from error
     _check_classes(name, model.config.num_labels, num_labels)
     if hasattr(own, "data_config"):  # timm's wrapper
@@ -165,6 +175,16 @@ def _transformers_teacher(name: str, num_labels: int, student: tuple) -> Teacher
     box = getattr(own, "crop_size", None) or own.size
     size = box.get("height"), box.get("width")
     return Teacher(model, own.image_mean, own.image_std, size if all(size) else None, *student)
+
+
+def _check_size(folder: Path) -> None:
+    """Raises ValueError if a folder's model needs far more memory than its weights have."""
+    content = read_json(folder / "config.json")
+    for key, most in MOST.items():
+        check_number(key, content.get(key) if isinstance(content, dict) else None, most)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    build = AutoModelForImageClassification.from_config
+    check_parameters(config, build, weight_files(folder, folder))
 
 
 def _check_classes(name: str, found: int, expected: int) -> None:

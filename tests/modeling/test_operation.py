@@ -125,10 +125,13 @@ length, form, family = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 query, key, value = (torch.randn(1, 12, length, 64) for _ in range(3))
 shapes = {"lit": None, "decay": (1, 12, 1), "selective": (1, 12, length)}
 log_decay = None if family == "lit" else torch.nn.functional.logsigmoid(torch.randn(shapes[family]))
-status = lambda field: next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if
-line.startswith(field)) with torch.no_grad():
-    lion_attention(*(x[:, :, :256] for x in (query, key, value)), log_decay if family != "selective"
-    else log_decay[..., :256]) open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+def status(field):
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+with torch.no_grad():
+    short = log_decay if family != "selective" else log_decay[..., :256]
+    lion_attention(*(x[:, :, :256] for x in (query, key, value)), short)
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
     before = status("VmRSS")
     lion_attention(query, key, value, log_decay, form=form)
 print(status("VmHWM") - before)

@@ -151,7 +151,7 @@ def test_evaluation_and_prediction_without_training(folder):
     assert not (folder / "alone" / "model.safetensors").exists()
     preset = ["--model", "lion-s-base", "--model_overrides", SMALL]
     preset += ["--tokenizer", str(folder / "model"), "--output_dir", str(folder / "nothing")]
-    with pytest.raises(ValueError, match="holds weights of a trained model"):
+    with pytest.raises(SystemExit, match="holds weights of a trained model"):
         mlm.main([*SHORT, *preset, *validation, "--do_train", "false", "--do_eval", "true"])
 
 
@@ -173,10 +173,10 @@ def test_a_run_does_not_continue_with_other_data(folder, tmp_path):
     for name, file in files.items():
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace("e", "a"), encoding="utf-8")
-        with pytest.raises(ValueError, match=f"{name}.*was '[0-9a-f]+' and is '[0-9a-f]+'"):
+        with pytest.raises(SystemExit, match=f"{name}.*was '[0-9a-f]+' and is '[0-9a-f]+'"):
             run(folder, "replaced", *argv)
         file.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="max_length was 32 and is 16"):
+    with pytest.raises(SystemExit, match="max_length was 32 and is 16"):
         run(folder, "replaced", *argv, "--max_length", "16")
     run(folder, "replaced", *argv)
     assert (folder / "replaced" / "checkpoint-4").is_dir()
@@ -298,7 +298,7 @@ def test_compiled_weights_have_their_own_names(folder):
 
 def test_a_checkpoint_of_the_model_only_is_not_continued_from(folder):
     run(folder, "model_only", "--max_steps", "2", "--save_only_model", "true")
-    with pytest.raises(ValueError, match="checkpoint-2 holds a model only"):
+    with pytest.raises(SystemExit, match="checkpoint-2 holds a model only"):
         run(folder, "model_only", "--max_steps", "4")
 
 
@@ -360,7 +360,7 @@ def test_streams_say_what_they_need(folder):
     argv = ["--max_steps", "4", "--save_steps", "2"]
     run(folder, "workers", *argv, data="stream")
     shutil.rmtree(folder / "workers" / "checkpoint-4")
-    with pytest.raises(ValueError, match="as it began, with 1 of 1"):
+    with pytest.raises(SystemExit, match="as it began, with 1 of 1"):
         run(folder, "workers", *argv, "--dataloader_num_workers", "3", data="stream")
 
 

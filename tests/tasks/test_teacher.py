@@ -1,5 +1,6 @@
 """Teachers for image classification: the loss they give, and how their weights are read."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from support.images import PLAIN, image_folder, run
+from support.softmax_models import softmax_model
 from transformers import AutoModelForImageClassification
 
 from lion_hf.auto import image_processor
@@ -204,3 +206,19 @@ def test_files_without_weights(tmp_path):
     torch.save({"a": 1}, tmp_path / "teacher.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
         read_weights(tmp_path / "teacher.pth")
+
+
+@pytest.mark.parametrize("size", [{"intermediate_size": 10**6}, {"num_hidden_layers": 10**9}])
+def test_a_folder_that_claims_a_huge_teacher_is_refused(tmp_path, size):
+    softmax_model("ViTForImageClassification").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | size))
+    with pytest.raises(ValueError, match="cannot be loaded as a transformers.*(has room|at most)"):
+        load_teacher(str(tmp_path), None, 2, image_processor(16, 1.0))
+
+
+def test_broken_weights_of_a_teacher_are_named(tmp_path):
+    softmax_model("ViTForImageClassification").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((2**50).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="cannot be loaded as a transformers image classifier"):
+        load_teacher(str(tmp_path), None, 2, image_processor(16, 1.0))
