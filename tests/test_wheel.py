@@ -180,8 +180,7 @@ TRAININGS = {
     "recipe": f"mlm --config mlm/lion-s-base --model_overrides {SMALL},vocab_size=300 "
     "--tokenizer outputs/mlm --validation_rows 8 --total_batch_size 8 "
     "--per_device_train_batch_size 4 --bf16 false",
-    "glue": "glue --config glue --task sst2 --start_from_mnli false --data_dir glue "
-    "--model_name_or_path outputs/mlm",
+    "glue": "glue --config glue --task sst2 --data_dir glue --model_name_or_path outputs/mlm",
     "images": "images --config images/fashion-mnist --data-path images --eval_strategy no "
     "--save_strategy no --per_device_train_batch_size 4",
 }

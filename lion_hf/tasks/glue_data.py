@@ -180,7 +180,8 @@ def load_tasks(options: GlueArguments, classes: Sequence[str] | None = None) -> 
         }
     tasks = TASKS if options.recipes is None else read_recipes(options.recipes)
     names = task_names(options.task or "")
-    if options.start_from_mnli and options.mnli_checkpoint is None and "mnli" not in names:
+    waits = options.start_from_mnli and options.mnli_checkpoint is None
+    if waits and "mnli" not in names and any(tasks[name].from_mnli for name in names):
         names.insert(0, "mnli")
     return {name: tasks[name] for name in names}
 

@@ -668,6 +668,12 @@ def test_settings_file_of_the_paper(script, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("task", "tasks"), [("sst2", ["sst2"]), ("rte", ["mnli", "rte"])])
+def test_only_tasks_that_start_from_mnli_need_it(script, task, tasks):
+    options = script.GlueArguments(model_name_or_path="m", task=task, start_from_mnli=True)
+    assert list(script.load_tasks(options)) == tasks
+
+
 def test_help_explains_every_option(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--help"], prog="lion-hf glue")
