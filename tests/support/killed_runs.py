@@ -32,6 +32,11 @@ def start(argv: list[str]) -> int:
     return child
 
 
+def whole(output: Path) -> bool:
+    """Whether there is a checkpoint to continue from; one that is being written is none yet."""
+    return any(checkpoints.damage(folder) is None for folder in checkpoints.checkpoints(output))
+
+
 def main() -> None:
     kills, seed, argv = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     output, moments = Path(argv[argv.index("--output_dir") + 1]), random.Random(seed)
@@ -42,15 +47,10 @@ def main() -> None:
     while len(report) < kills:
         child = start(argv)
         time.sleep(moments.uniform(0.15, 0.75) * duration)
-        late = time.perf_counter() + 2 * duration
-        while (
-            len(report) >= kills // 2
-            and not checkpoints.checkpoints(output)
-            and time.perf_counter() < late
-        ):
-            time.sleep(
-                0.01
-            )  # the later half is killed with something to continue from, however slow the start is
+        late = time.perf_counter() + 4 * duration
+        # the later half is killed with something to continue from, however slow the start is
+        while len(report) >= kills // 2 and not whole(output) and time.perf_counter() < late:
+            time.sleep(0.01)
         name = moments.choice(["SIGKILL", "SIGTERM", "SIGINT"])
         os.kill(child, getattr(signal, name))
         status = os.waitpid(child, 0)[1]
