@@ -1,14 +1,18 @@
 """The models that benchmarks/learning.py compares, all of one size.
 
-An arm is a row of `ARMS`. The softmax twin and the control are the modern block with another mixing
-of the tokens in place of LION's, so that they differ from it in the mixing alone.
+An arm is a row of `ARMS` for text, of `IMAGE_ARMS` for images. The softmax twin and the control are
+the modern block with another mixing of the tokens in place of LION's, so that they differ from it
+in the mixing alone.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from learning_tasks import VOCABULARY
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -17,15 +21,18 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
-from lion_hf import LionConfig, LionForMaskedLM
+from lion_hf import LionConfig, LionForImageClassification, LionForMaskedLM
 
 WIDTH, LAYERS, HEADS = 128, 4, 4
 START = WIDTH**-0.5  # deviation of the initial weights
 MLP = 4 * WIDTH
 GATED_MLP = 344  # of three matrices that have as many weights as the two of `MLP`
 MODERN_BERT_MLP = 352  # it has no convolutions and no biases
+IMAGE_MLP = 332  # the convolutions of images have three times as many weights
 MODERN = {
     "pre_norm": True,
     "conv_kernel_size": 3,
@@ -100,34 +107,58 @@ def rotate(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def softmax_mixing(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Softmax attention with rotary positions, (B, H, L, D)."""
-    return F.scaled_dot_product_attention(rotate(query), rotate(key), value)
+def softmax_mixing(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Softmax attention, (B, H, L, D); `mask` is (B, L), 0 for padding."""
+    allowed = None if mask is None else (mask != 0)[:, None, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 
 
-def no_mixing(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def rotary_softmax(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Softmax attention with rotary positions, as `softmax_mixing`."""
+    return softmax_mixing(rotate(query), rotate(key), value, mask)
+
+
+def no_mixing(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
     """The values alone: only the convolutions mix tokens. Queries and keys count, times zero."""
     return value + 0 * (query + key)
 
 
-def mixed_by(mixing: Callable, attention: nn.Module, hidden_states: torch.Tensor, **kwargs: Any):
+def mixed_by(
+    mixing: Callable,
+    attention: nn.Module,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    conv_layout: Any = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Stands in for `LionAttention.forward` of the new block, with another mixing of the tokens."""
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     convolutions = (attention.q_conv, attention.k_conv, attention.v_conv)
     query, key, value = (
-        conv(proj(hidden_states)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        conv(proj(hidden_states), conv_layout).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for proj, conv in zip(projections, convolutions)
     )
-    output = mixing(query, key, value).transpose(1, 2).flatten(2)
+    output = mixing(query, key, value, attention_mask).transpose(1, 2).flatten(2)
     return attention.o_proj(attention.norm(output)), None
 
 
-def other_mixing(vocab_size: int, length: int, mixing: Callable) -> LionForMaskedLM:
-    """The new block with another mixing of the tokens; it has no gates."""
-    model = lion(vocab_size, length, **MODERN, mask_type="lit", use_position_embeddings=False)
+def with_mixing(model: PreTrainedModel, mixing: Callable) -> PreTrainedModel:
+    """The model with another mixing of the tokens in every layer."""
     for layer in model.lion.layers:
         layer.attention.forward = functools.partial(mixed_by, mixing, layer.attention)
     return model
+
+
+def other_mixing(vocab_size: int, length: int, mixing: Callable) -> PreTrainedModel:
+    """The new block with another mixing; it has no gates, and padding is not taken out."""
+    fields = {"mask_type": "lit", "use_position_embeddings": False, "attention_form": "attention"}
+    return with_mixing(lion(vocab_size, length, **MODERN, **fields), mixing)
 
 
 def modern(mask_type: str, **fields: Any) -> Callable[[int, int], PreTrainedModel]:
@@ -142,6 +173,109 @@ ARMS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     "modern LION-lit": modern("lit", intermediate_size=336),  # it has positions
     "BERT": bert,
     "ModernBERT": modern_bert,
-    "softmax twin": functools.partial(other_mixing, mixing=softmax_mixing),
+    "softmax twin": functools.partial(other_mixing, mixing=rotary_softmax),
     "convolution only": functools.partial(other_mixing, mixing=no_mixing),
 }
+
+IMAGE = {
+    "image_size": 28,
+    "patch_size": 4,
+    "num_channels": 1,
+    "num_labels": 10,
+    **SIZES,
+    **NO_DROPOUT,
+}
+
+
+def lion_image(**fields: Any) -> LionForImageClassification:
+    """A LION of the benchmark's size for images of 28 x 28 grey pixels, 49 patches."""
+    options = {"modality": "image", "intermediate_size": MLP, "drop_path_rate": 0.0, **IMAGE}
+    return LionForImageClassification(LionConfig(**{**options, **fields}))
+
+
+def modern_image(mask_type: str) -> LionForImageClassification:
+    """The new block with convolutions of 3 x 3 patches, and both S-curves where there are gates."""
+    order = "raster" if mask_type == "lit" else "snake"
+    return lion_image(
+        mask_type=mask_type, patch_order=order, **(MODERN | {"intermediate_size": IMAGE_MLP})
+    )
+
+
+def image_twin() -> PreTrainedModel:
+    """The new block with softmax attention; like LION's image models it learns positions."""
+    return with_mixing(modern_image("lit"), softmax_mixing)
+
+
+def vit() -> ViTForImageClassification:
+    """ViT of the same size."""
+    return ViTForImageClassification(ViTConfig(intermediate_size=MLP, **IMAGE))
+
+
+IMAGE_ARMS: dict[str, Callable[[], PreTrainedModel]] = {
+    "LION-S of the paper": functools.partial(
+        lion_image, mask_type="selective", patch_order="snake"
+    ),
+    "modern LION-S": functools.partial(modern_image, "selective"),
+    "modern LION-D": functools.partial(modern_image, "decay"),
+    "modern LION-lit": functools.partial(modern_image, "lit"),
+    "ViT": vit,
+    "softmax twin": image_twin,
+}
+
+
+class Answer(NamedTuple):
+    """Loss and logits, (B, classes)."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+class Classifier(nn.Module):
+    """A linear layer on the mean of an encoder's last hidden states, the same for all arms.
+
+    Args:
+        encoder: what gives hidden states, (B, L, hidden).
+        classes: number of classes.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, classes: int):
+        super().__init__()
+        self.encoder, self.classifier = encoder, nn.Linear(WIDTH, classes)
+        nn.init.zeros_(self.classifier.weight)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> Answer:
+        outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        weights = attention_mask[..., None].to(outputs.last_hidden_state.dtype)
+        pooled = (outputs.last_hidden_state * weights).sum(1) / weights.sum(1)
+        logits = self.classifier(pooled)
+        return Answer(F.cross_entropy(logits, labels), logits)
+
+
+def build(arm: str, kind: str, length: int, classes: int, weights: Path | None) -> nn.Module:
+    """The model of an arm.
+
+    Args:
+        arm: a name in `ARMS`, or in `IMAGE_ARMS`.
+        kind: that of the task.
+        length: tokens per row, at most.
+        classes: of a task with classes.
+        weights: a masked language model's to begin with; None to begin anew. Positions that it does
+            not have begin anew.
+    """
+    if kind == "images":
+        return IMAGE_ARMS[arm]()
+    model = ARMS[arm](VOCABULARY, length)
+    if weights is not None:
+        _load(model, weights)
+    return model if kind != "labels" else Classifier(model.base_model, classes)
+
+
+@torch.no_grad()
+def _load(model: nn.Module, file: Path) -> None:
+    found = load_file(file)
+    for name, parameter in model.named_parameters():
+        if name in found:
+            rows = min(len(found[name]), len(parameter))
+            parameter[:rows] = found[name][:rows]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from support.oracle import check, make_problem
 from support.pages import PAGES, text
 from tqdm import tqdm
@@ -314,28 +315,97 @@ def test_figures_of_the_pages_are_those_of_the_results(page):
         assert row in reports
 
 
-@pytest.mark.slow
-def test_learning_runs_goes_on_and_reports(module, tmp_path, capsys):
-    """Every arm trains a few steps; a second call finds all done; the report has every arm."""
-    learning = module("learning")
-    words = [f"word{n % 37} and word{n % 11} make a line of text" for n in range(400)]
+@pytest.fixture
+def learning_data(tmp_path) -> Path:
+    """Some rows of every kind of data that the learning benchmark reads."""
+    data = tmp_path / "data"
+    lines = [f"word{n % 37} and word{n % 11} make a line of text" for n in range(400)]
+    for name in ("speeches", "sentiment", "pairs", "chapters"):
+        (data / name).mkdir(parents=True)
     for part in ("train", "validation"):
-        (tmp_path / f"{part}.txt").write_text("\n".join(words), encoding="utf-8")
-    command = ["run", "--data", str(tmp_path), "--quick", "--output", str(tmp_path / "out")]
-    command += ["--rates", "1e-3", "--seeds", "--tasks", "mlm-128", "recall-64"]
+        (data / "speeches" / f"{part}.txt").write_text("\n".join(lines), encoding="utf-8")
+        for name, columns in (("sentiment", 1), ("pairs", 2)):
+            head = ",".join(["sentence1", "sentence2"][:columns])
+            rows = [",".join([line] * columns) + f",{n % 2}" for n, line in enumerate(lines[:40])]
+            table = "\n".join([f"{head},label", *rows])
+            (data / name / f"{part}.csv").write_text(table, encoding="utf-8")
+    chapters = [json.dumps({"id": 1000 * (n % 3 + 1) + n, "text": lines[n]}) for n in range(40)]
+    (data / "chapters" / "documents.jsonl").write_text("\n".join(chapters), encoding="utf-8")
+    for part in ("train", "test"):
+        for label in range(10):
+            place = data / "fashion_mnist" / part / f"class{label}"
+            place.mkdir(parents=True)
+            Image.new("L", (28, 28), label * 20).save(place / "0.png")
+    return data
+
+
+@pytest.mark.slow
+def test_learning_runs_goes_on_and_reports(module, learning_data, tmp_path, capsys):
+    """Every arm trains on every kind of task; a second call finds all done; the report has them."""
+    learning = module("learning")
+    command = ["run", "--data", str(learning_data), "--quick", "--output", str(tmp_path / "out")]
+    command += ["--rates", "1e-3", "--seeds", "1"]
+    with pytest.raises(SystemExit):
+        learning.main([*command, "--tasks", "sentiment"])
+    assert "run --tasks mlm-128 first" in capsys.readouterr().err
+    command += ["--tasks", "chapters", "mlm-512", "mlm-128", "recall-64"]
+    command += ["sentiment", "fashion-mnist"]
     learning.main(command)
     log = tmp_path / "out" / "learning.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
-    assert len(entries) == 2 * len(learning.ARMS)
-    sizes = [entry["parameters"] for entry in entries]
-    assert max(sizes) <= 1.01 * min(sizes)
+    assert len(entries) == 2 * (5 * len(learning.ARMS) + len(learning.IMAGE_ARMS))
+    for task in {entry["task"] for entry in entries}:
+        sizes = [entry["parameters"] for entry in entries if entry["task"] == task]
+        assert max(sizes) <= 1.01 * min(sizes), task
     learning.main(command)
     assert log.read_text(encoding="utf-8").splitlines() == lines
     learning.main(["report", "--output", str(tmp_path / "out")])
     table = (tmp_path / "out" / "learning.md").read_text(encoding="utf-8")
-    assert all(table.count(f"| {arm} |") == 2 for arm in learning.ARMS)
+    assert all(f"| {arm} |" in table for arm in [*learning.ARMS, *learning.IMAGE_ARMS])
     assert (tmp_path / "out" / "learning-mlm-128.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):
         learning.main(["run", "--data", str(tmp_path / "nowhere")])
-    assert "expected a folder with train.txt" in capsys.readouterr().err
+    assert "expected a folder with speeches/train.txt" in capsys.readouterr().err
+
+
+def learning_run(seed: int, loss: float, seconds: float = 10.0) -> dict:
+    curve = [[1, seconds / 2, {"loss": loss + 1}], [2, seconds, {"loss": loss}]]
+    return {"seed": seed, "loss": loss, "curve": curve}
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ((0.10, 0.11, 0.12), "better"),
+        ((0.001, -0.001, 0.0), "at least as good"),
+        ((-0.10, -0.11, -0.12), "worse"),
+        ((0.5, -0.5, 0.0), "open"),
+    ],
+)
+def test_learning_claims_what_the_interval_allows(module, gains, said):
+    reports = module("learning_report")
+    assert reports.verdict(module("learning_tasks").TASKS["mlm-128"], gains) == said
+
+
+def test_learning_compares_paired_seeds_at_equal_time(module):
+    reports = module("learning_report")
+    slow, fast = learning_run(1, 4.0, seconds=20.0), learning_run(1, 5.0)
+    assert reports.at_seconds(slow, "loss", 10.0) == 5.0
+    assert reports.at_seconds(slow, "loss", 15.0) == 4.5
+    assert reports.at_seconds(fast, "loss", 15.0) == 5.0
+    assert reports.paired([learning_run(0, 1.0), slow]) == {1: slow}
+    assert reports.half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+
+
+def test_a_padded_row_gives_the_softmax_twin_what_the_bare_one_gives(module):
+    """The peer is right too: it sees no padding, neither in its convolutions nor its scores."""
+    arms = module("learning_arms")
+    model = arms.ARMS["softmax twin"](8192, 32).base_model.eval()
+    ids = torch.arange(10, 22)[None]
+    padded = torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], dim=1)
+    mask = torch.tensor([[1] * 12 + [0] * 5])
+    with torch.no_grad():
+        bare = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        found = model(input_ids=padded, attention_mask=mask).last_hidden_state[:, :12]
+    torch.testing.assert_close(found, bare)
