@@ -14,6 +14,8 @@ Equality is checked before speed.
     python benchmarks/run.py all --device cuda
     # rows for the kernels' table `BLOCKS`, see blocks.py
     python benchmarks/run.py blocks --device cuda
+    # all that a GPU should be asked, the kernels' tests first, within 25 minutes; see gpu.py
+    python benchmarks/run.py gpu
 
 Suites: op (the operation alone); model (whole encoders, and padding), train (training steps),
 memory and training-memory (peaks), these four in encoders.py; chunks (forms and chunk sizes, from
@@ -30,6 +32,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import gpu
 import torch
 from encoders import (
     FAMILIES,
@@ -60,8 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    suites = [*SUITES, "blocks", "all"]
+    suites = [*SUITES, "blocks", "all", "gpu"]
     add("suite", choices=suites, help="what to measure; blocks is not among all")
+    add("--minutes", type=float, default=25, help="of gpu, which goes on when it is called again")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: %(default)s)")
     types = "default: float32 on the CPU, bfloat16 on a GPU"
     add("--dtype", choices=("float32", "bfloat16"), help=types)
@@ -77,11 +81,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    args.device = "cuda" if args.suite == "gpu" else args.device
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     args.seconds = (10 if args.device == "cpu" else 3) if args.seconds is None else args.seconds
     args.output = args.output or Path("outputs/benchmarks" if args.quick else "benchmarks/results")
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch finds no CUDA device here; use --device cpu")
+        sys.exit(f"{args.suite} --device cuda: torch finds no CUDA device here; use --device cpu")
     if args.suite == "blocks" and args.device != "cuda":
         sys.exit("blocks: times the kernels of a GPU; add --device cuda, on a machine that has one")
     if args.lengths and min(args.lengths) < 1:
@@ -97,6 +102,10 @@ def main() -> None:
 
         tune(args)
         return
+    if args.suite == "gpu":
+        about = environment(args.device, args.dtype)
+        missing = gpu.run(gpu.steps(args.output), args.output, args.minutes, about)
+        sys.exit(f"not done: {', '.join(missing)}; the same command goes on" if missing else None)
     suites = SUITES if args.suite == "all" else (args.suite,)
     failures = sum(measure(suite, args) for suite in suites)
     if failures:

@@ -409,3 +409,32 @@ def test_a_padded_row_gives_the_softmax_twin_what_the_bare_one_gives(module):
         bare = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         found = model(input_ids=padded, attention_mask=mask).last_hidden_state[:, :12]
     torch.testing.assert_close(found, bare)
+
+
+def test_gpu_steps_go_on_where_they_stopped(module, tmp_path):
+    """Done steps are not done again; failed and slow ones are named, logged and tried again."""
+    gpu = module("gpu")
+    mark = tmp_path / "mark"
+    python = (sys.executable, "-c")
+    write = f"open({str(mark)!r}, 'a').write('x')"
+    todo = [
+        gpu.Step("good", (*python, write), 1),
+        gpu.Step("bad", (*python, "raise SystemExit(3)"), 1),
+        gpu.Step("slow", (*python, "import time; time.sleep(60)"), 0.02),
+    ]
+    assert gpu.run(todo, tmp_path, 5, {"device": "none"}) == ["bad", "slow"]
+    assert gpu.run(todo[:2], tmp_path, 5, {}) == ["bad"]
+    assert mark.read_text() == "x"
+    lines = (tmp_path / "gpu.jsonl").read_text(encoding="utf-8").splitlines()
+    results = [(json.loads(line)["step"], json.loads(line)["result"]) for line in lines]
+    assert results == [("good", 0), ("bad", 3), ("slow", "stopped after 1 s"), ("bad", 3)]
+    assert gpu.run([todo[1]], tmp_path, 0, {}) == ["bad"]
+
+
+def test_gpu_steps_name_files_and_suites_that_exist(module, tmp_path):
+    gpu, suites = module("gpu"), [*module("run").SUITES, "blocks"]
+    for step in gpu.steps(tmp_path):
+        files = [part for part in step.command if part.endswith(".py")]
+        assert files and all((gpu.ROOT / file).is_file() for file in files)
+        assert "run.py" not in step.command[1] or step.command[2] in suites
+    assert sum(step.minutes for step in gpu.steps(tmp_path)) < 45
