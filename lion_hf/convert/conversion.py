@@ -285,6 +285,12 @@ def _build(original: Original, architecture: str, config: LionConfig) -> LionPre
                 f"{wrong} has shape {tuple(original.tensors[wrong].shape)}: expected {shape}"
             )
 
+    spoilt = {name for name in needed if not bool(original.tensors[name].isfinite().all())}
+    if spoilt:
+        raise ConversionError(
+            f"the checkpoint holds NaN or infinity in {first_names(spoilt)}: its training diverged,"
+            " or the file is damaged; convert an earlier one"
+        )
     weights = {name: _take(source, original.tensors) for name, source in plan.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..convert.errors import ConversionError
+from ..convert.errors import ConversionError, first_names
 from ..convert.pickles import StoredTensor
 from ..convert.reading import MOST_LAYERS, MOST_TENSORS
 from ..convert.tokenizer_files import MEBIBYTE, MOST_SETTINGS_BYTES, check_size
@@ -183,14 +183,19 @@ def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
     """The tensors in some files, safetensors or those of torch.save. No code in them is run.
 
     Raises:
-        ConversionError: for a file that is damaged, or holds other things than tensors.
+        ConversionError: for a file that is damaged, or holds other things than tensors of finite
+            numbers.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
-        tensors |= read(file)
-        if len(tensors) > MOST_TENSORS:
+        found = read(file)
+        if len(tensors) + len(found) > MOST_TENSORS:
             raise ConversionError(f"{file} has more than {MOST_TENSORS} tensors")
+        spoilt = {name for name, x in found.items() if not bool(x.isfinite().all())}
+        if spoilt:
+            raise ConversionError(f"{file} holds NaN or infinity in {first_names(spoilt)}")
+        tensors |= found
     return tensors
 
 

@@ -126,7 +126,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     The average of the weights is taken where a training script of timm or DeiT kept one.
 
     Raises:
-        ValueError: if the file is missing, cannot be read, or holds no weights.
+        ValueError: if the file is missing, cannot be read, or holds no weights of finite numbers.
     """
     try:
         read = load_file if Path(path).suffix == ".safetensors" else _read_torch_file
@@ -135,6 +135,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"teacher_path={str(path)!r} cannot be read as weights: {error}"
         ) from error
+    spoilt = sorted(name for name, x in weights.items() if not bool(x.isfinite().all()))
+    if spoilt:
+        raise ValueError(f"teacher_path={str(path)!r} holds NaN or infinity in {spoilt[0]}")
     return {_without_prefixes(name): tensor for name, tensor in weights.items()}
 
 

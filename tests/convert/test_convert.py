@@ -436,6 +436,17 @@ class TestNamesAndShapes:
             r"has shape \(.*expected|do not fit together",
         )
 
+    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
+    def test_numbers_that_are_not_finite(self, output, tmp_path, number):
+        content = content_of(TEXT)
+        name = "model.bert.embeddings.word_embeddings.weight"
+        weights_of(content)[name][3, 1] = number
+        refused(
+            saved(content, tmp_path / "file.pt"),
+            output,
+            "NaN or infinity in bert.embeddings.word_embeddings.weight",
+        )
+
     def test_family_and_tensors_disagree(self, output, tmp_path):
         content = content_of(IMAGE)
         content["args"].mask_type = "Decay"

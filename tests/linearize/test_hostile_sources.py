@@ -32,6 +32,16 @@ def test_sizes_are_compared_with_the_weights_before_anything_is_built(tmp_path, 
         load_softmax_model(tmp_path)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = softmax_model("BertForMaskedLM")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] = torch.inf
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match=f"model.safetensors holds NaN or infinity in {name}"):
+        load_softmax_model(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["one file", "shards", "pickled", "pickled shards", "old pickle"])
 def test_honest_weights_of_every_kind_are_read(tmp_path, kind):
     model = softmax_model("BertForMaskedLM")

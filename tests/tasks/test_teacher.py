@@ -193,6 +193,16 @@ def test_safetensors(tmp_path, weights):
     assert all(torch.equal(found[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_numbers_that_are_not_finite(tmp_path, weights, suffix):
+    name = sorted(weights)[0]
+    weights = {**weights, name: torch.full_like(weights[name], torch.nan)}
+    file = tmp_path / f"teacher{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(weights, file)
+    with pytest.raises(ValueError, match=f"holds NaN or infinity in {name}"):
+        read_weights(file)
+
+
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\3\4 broken"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_damaged_files(tmp_path, content, suffix):
