@@ -261,10 +261,9 @@ def _header(shape: tuple[int, int], dtype: torch.dtype) -> bytes:
 
 def _map(file: Any, header: bytes, size: int) -> mmap.mmap:
     """Maps a file of a size into memory, whose place on the disk is taken before."""
+    file.truncate(size)
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk would end the process otherwise
-    else:
-        file.truncate(size)
     pages = mmap.mmap(file.fileno(), size)
     pages[: len(header)] = header
     return pages

@@ -98,10 +98,13 @@ def _collect(stream: Iterable, words: int) -> torch.Tensor:
             continue
         try:
             ids = torch.as_tensor(item)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError):
+            ids = torch.tensor(0)
+        if ids.dim() == 0:
             raise ValueError(
-                f"input_ids gives {item!r:.40} at position {start}: expected token ids"
-            ) from error
+                f"input_ids gives {item!r:.40} at position {start}: expected token ids, or tensors"
+                " or lists of them"
+            )
         if ids.numel():
             ids = _flat(ids)
             _check_range(ids, start, words)
