@@ -76,10 +76,9 @@ def main() -> None:
         result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(result.stdout)
         each = found["cpu"] / length / found["layers"] * 1e6
-        lines.append(
-            f"| {args.preset} | {found['layers']} | {found['width']} | {length:,} |"
-            f" {found['cpu']:,.1f} | {each:.0f} | {found['wall']:,.1f} | {found['memory']:,.0f} MiB |"
-        )
+        shape = f"{found['layers']} | {found['width']} | {length:,}"
+        times = f"{found['cpu']:,.1f} | {each:.0f} | {found['wall']:,.1f}"
+        lines.append(f"| {args.preset} | {shape} | {times} | {found['memory']:,.0f} MiB |")
         print(lines[-1], flush=True)
     if args.output:
         with args.output.open("a", encoding="utf-8") as report:
