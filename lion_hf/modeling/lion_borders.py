@@ -16,13 +16,17 @@ made of operations that autograd knows.
 Legend: B rows, H heads, L tokens of the piece, D and Dv head sizes of key and value.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .lion_chunk_parts import LOG2_E, powers_of_two
-from .lion_numerics import LOG_ZERO, compute_type, full_precision, prefix_sums
+from .lion_naive import map_features
+from .lion_numerics import LOG_ZERO, compute_type, full_precision, prefix_sums, saturated
 from .lion_ops import lion_attention
+from .lion_request import divide_by_last, with_divisor
+
+DIVISOR_EPS = 1e-6  # that of `lion_attention`
 
 
 class BorderState(NamedTuple):
@@ -54,6 +58,59 @@ class PieceStates(NamedTuple):
 
     left_to_right: BorderState | None  # from the tokens before the piece
     right_to_left: BorderState | None  # from the tokens behind it
+
+
+class Operands(NamedTuple):
+    """What the operation gets of a piece, in the type of the computation."""
+
+    heads: dict[str, torch.Tensor]  # of q, k and v, (B, H, L, D), v with the divisor's column
+    log_decay: torch.Tensor | None  # (B or 1, H, L or 1), None without decay
+    dtype: torch.dtype  # of the model's values
+
+    @property
+    def sent(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What the piece's states are made of."""
+        return self.heads["k"], self.heads["v"], self.log_decay
+
+
+def operands_of(attention: Any, inputs: torch.Tensor, inside: slice, parts: str) -> Operands:
+    """What a `LionAttention` gives to the operation for the tokens of a piece.
+
+    Args:
+        attention: the layer's attention, of a text model.
+        inputs: its input, with the neighbours that a convolution sees, (B, L and more, hidden).
+        inside: the piece within them.
+        parts: which of query, key and value, by their first letters; "kv" suffices for states.
+    """
+    config = attention.config
+    heads = {
+        part: x[:, :, inside] for part, x in zip(parts, attention.project(inputs, None, parts))
+    }
+    value = heads["v"]
+    for part in parts.replace("v", ""):
+        heads[part] = map_features(config.feature_map, heads[part], value)
+    heads = {part: x.to(compute_type(value)) for part, x in heads.items()}
+    if config.normalize_attention:
+        heads["v"] = with_divisor(heads["v"])
+    log_decay = attention.log_decay(inputs)
+    if log_decay is not None and config.mask_type == "selective":
+        log_decay = log_decay[..., inside]
+    return Operands(heads, log_decay, value.dtype)
+
+
+def mix_piece(config: Any, operands: Operands, around: PieceStates) -> torch.Tensor:
+    """The operation on a piece as a model's `LionConfig` wants it, (B, H, L, D), in its type."""
+    total = attend_in_piece(
+        operands.heads["q"],
+        *operands.sent,
+        around,
+        scale=config.head_dim**-0.5,
+        form=config.attention_form,
+        chunk_size=config.chunk_size,
+    )
+    if config.normalize_attention:
+        total = divide_by_last(total, DIVISOR_EPS)
+    return saturated(total, operands.dtype)
 
 
 def state_to_the_right(

@@ -13,6 +13,7 @@ from .lion_convolution import Layout, LionConvolution
 from .lion_numerics import autocasts, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import pool
+from .lion_ranks import SequenceRanks
 
 # Tokens at a time of an MLP on a CPU, without gradients: its wide intermediates stay in memory at
 # hand (0.95 times the time).
@@ -71,6 +72,7 @@ class LionAttention(nn.Module):
             self.gate = LionGate(size, num_gates, dtype=exact)
         self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
         self.o_proj = nn.Linear(size, size)
+        self.ranks: SequenceRanks | None = None  # set by `sequence_parallel`
 
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logarithms of the gates for the layer's input.
@@ -134,6 +136,9 @@ class LionAttention(nn.Module):
         conv_layout: Layout = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.ranks is not None:
+            self.ranks.check(attention_mask, seq_idx, output_attentions, self)
+            return self.ranks.attend(self, hidden_states), None
         config = self.config
         query, key, value = self.project(hidden_states, conv_layout)
         result = lion_attention(

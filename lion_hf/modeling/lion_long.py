@@ -18,19 +18,18 @@ from transformers.utils import output_capturing
 
 from .lion_borders import (
     BorderState,
+    Operands,
     PieceStates,
-    attend_in_piece,
+    mix_piece,
+    operands_of,
     state_to_the_left,
     state_to_the_right,
 )
 from .lion_layers import LionLayer
 from .lion_long_files import Cache, LongStates, Progress, fingerprints
 from .lion_long_inputs import check_call, read_ids, read_spans
-from .lion_naive import map_features
-from .lion_numerics import compute_type, has_values, saturated, sum_type
-from .lion_request import divide_by_last, with_divisor
+from .lion_numerics import has_values, sum_type
 
-DIVISOR_EPS = 1e-6  # that of `lion_attention`
 # Longer rows go through the model in pieces by themselves, on a CPU without gradients.
 LONGEST_WHOLE = 65_536
 PIECE = 8192
@@ -99,6 +98,8 @@ def goes_in_pieces(model: Any, may_unpad: bool, **inputs: torch.Tensor | None) -
     ids = inputs.pop("input_ids")
     if not may_unpad or model.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
+    if any(layer.attention.ranks is not None for layer in model.layers):
+        return False
     if ids is None or ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] <= LONGEST_WHOLE:
         return False
     if ids.device.type != "cpu" or not has_values(ids):
@@ -117,19 +118,6 @@ def _watched(model: Any) -> bool:
     hooks = [h for x in parts for h in (*x._forward_hooks.values(), *x._forward_pre_hooks.values())]
     # those of transformers act only where layers' outputs are asked for
     return any(getattr(hook, "__module__", "") != output_capturing.__name__ for hook in hooks)
-
-
-class Operands(NamedTuple):
-    """What the operation gets of a piece, in the type of the computation."""
-
-    heads: dict[str, torch.Tensor]  # of q, k and v, (1, heads, tokens, head_dim), with the divisor
-    log_decay: torch.Tensor | None  # (1, heads, tokens or 1), None without decay
-    dtype: torch.dtype  # of the model's values
-
-    @property
-    def sent(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What the piece's states are made of."""
-        return self.heads["k"], self.heads["v"], self.log_decay
 
 
 class LongDocument:
@@ -210,7 +198,7 @@ class LongDocument:
         for n, piece in enumerate(self.pieces[begun.pieces :], begun.pieces):
             hidden_states = self._read(source, piece)
             operands = self._operands(layer, hidden_states, piece, "qkv")
-            mixed = self._mix(operands, PieceStates(before, behind.pop(n, None)))
+            mixed = mix_piece(self.config, operands, PieceStates(before, behind.pop(n, None)))
             output = layer.finish(hidden_states[:, piece.inside], layer.attention.merge(mixed))
             target[piece.tokens] = self._last(stage, output)[0]
             own = state_to_the_right(*operands.sent)
@@ -239,34 +227,8 @@ class LongDocument:
     def _operands(
         self, layer: LionLayer, hidden_states: torch.Tensor, piece: Piece, parts: str
     ) -> Operands:
-        config, inputs = self.config, layer.attention_input(hidden_states)
-        projected = layer.attention.project(inputs, None, parts)
-        heads = {part: x[:, :, piece.inside] for part, x in zip(parts, projected)}
-        value = heads["v"]
-        for part in parts.replace("v", ""):
-            heads[part] = map_features(config.feature_map, heads[part], value)
-        heads = {part: x.to(compute_type(value)) for part, x in heads.items()}
-        if config.normalize_attention:
-            heads["v"] = with_divisor(heads["v"])
-        log_decay = layer.attention.log_decay(inputs)
-        if log_decay is not None and config.mask_type == "selective":
-            log_decay = log_decay[..., piece.inside]
-        return Operands(heads, log_decay, value.dtype)
-
-    def _mix(self, operands: Operands, around: PieceStates) -> torch.Tensor:
-        """The operation on a piece, (1, heads, tokens, head_dim), in the model's type."""
-        config = self.config
-        total = attend_in_piece(
-            operands.heads["q"],
-            *operands.sent,
-            around,
-            scale=config.head_dim**-0.5,
-            form=config.attention_form,
-            chunk_size=config.chunk_size,
-        )
-        if config.normalize_attention:
-            total = divide_by_last(total, DIVISOR_EPS)
-        return saturated(total, operands.dtype)
+        inputs = layer.attention_input(hidden_states)
+        return operands_of(layer.attention, inputs, piece.inside, parts)
 
     def _last(self, stage: int, hidden_states: torch.Tensor) -> torch.Tensor:
         """The hidden states of a stage; after the last one the model's last norm."""

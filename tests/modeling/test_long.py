@@ -235,7 +235,7 @@ class TestFiles:
     def test_a_finished_cache_answers_without_the_layers(self, tmp_path, monkeypatch):
         made, ids = network(), token_ids(1, LENGTH)
         expected = made.encode_long(ids, piece=10, spans=7, cache=tmp_path)
-        monkeypatch.setattr(lion_long, "attend_in_piece", None)
+        monkeypatch.setattr(lion_long, "mix_piece", None)
         found = made.encode_long(ids, piece=10, pooling="cls", spans=7, cache=str(tmp_path))
         assert torch.equal(found.span_embeddings, expected.span_embeddings)
         states = made.encode_long(ids, piece=10, pooling=None, cache=tmp_path).last_hidden_state
@@ -246,11 +246,11 @@ class TestFiles:
         """No piece of a layer is computed twice, and the result is the same bit for bit."""
         made, ids = network(mask_type, conv_kernel_size=3, **MODERN), token_ids(1, LENGTH)
         expected = made.encode_long(ids, piece=20, pooling=None).last_hidden_state
-        save, attend = lion_long_files.Cache.save, lion_long.attend_in_piece
+        save, attend = lion_long_files.Cache.save, lion_long.mix_piece
         computed, saved = [], []
 
         def count(*args, **kwargs):
-            computed.append(args[0].shape)
+            computed.append(args[1].dtype)
             return attend(*args, **kwargs)
 
         def stop(cache, progress):
@@ -259,7 +259,7 @@ class TestFiles:
             saved.append(progress)
             save(cache, progress)
 
-        monkeypatch.setattr(lion_long, "attend_in_piece", count)
+        monkeypatch.setattr(lion_long, "mix_piece", count)
         saves = 1 + 2 * (4 + 1)  # the embeddings, then four pieces and the end of both layers
         for limit in range(saves):
             computed.clear(), saved.clear()
