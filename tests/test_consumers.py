@@ -24,6 +24,7 @@ from support.models import image_config, inputs_of, model, text_config, token_id
 from transformers import BertTokenizer, DataCollatorWithFlattening, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from lion_hf.modeling import lion_encoder, lion_long, lion_long_files
 from lion_hf.modeling.configuration_lion import MASK_TYPES
 
 DOCS = Path(__file__).parents[1] / "docs" / "consumers.md"
@@ -107,6 +108,22 @@ def test_embeddings_are_means_for_any_batch_and_padding(encoder, tmp_path):
         atol=1e-5,
         rtol=1e-5,
     )
+
+
+def test_a_long_text_goes_through_in_pieces(encoder, monkeypatch):
+    encoder, _ = encoder
+    text, rows = " ".join(SENTENCES), []
+    expected = encoder.encode(text, convert_to_tensor=True)
+    encode_row = lion_encoder.encode_row
+    monkeypatch.setattr(lion_long, "LONGEST_WHOLE", 20)
+    monkeypatch.setattr(lion_long, "PIECE", 16)
+    monkeypatch.setattr(lion_long_files, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(
+        lion_encoder, "encode_row", lambda *args: rows.append(args[1].shape) or encode_row(*args)
+    )
+    found = encoder.encode([text, "It rains."], batch_size=1, convert_to_tensor=True)
+    assert rows == [(1, 64)]
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_flattened_inputs_of_sentence_transformers(encoder):

@@ -63,6 +63,25 @@ def test_a_configuration_alone_opens_elsewhere(reader, saved):
     assert reader.run(code, folder=f"{saved['folder']}/config") == 32
 
 
+def test_a_long_document_is_encoded_elsewhere(reader, saved):
+    code = """
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        ids = IDS.repeat(1, 9)
+        with torch.no_grad():
+            states = model(ids).last_hidden_state
+        options = {"piece": 10, "pooling": None, "spans": 8}
+        output = model.encode_long(ids, cache="long", **options)
+        again = model.encode_long(iter(ids[0].tolist()), cache="long", **options)
+        result = [
+            (output.last_hidden_state - states).abs().max().item(),
+            torch.equal(output.span_embeddings, again.span_embeddings),
+            list(output.span_embeddings.shape),
+        ]
+    """
+    difference, same, shape = reader.run(code, folder=f"{saved['folder']}/by-name")
+    assert difference < 1e-5 and same and shape == [1, 9, 32]
+
+
 def test_a_sentence_transformer_opens_elsewhere(reader, saved):
     code = """
         from sentence_transformers import SentenceTransformer

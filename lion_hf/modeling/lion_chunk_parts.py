@@ -86,8 +86,7 @@ class Decays:
         }
         factors = {}
         for name, x in exponents.items():
-            powers = F.threshold(x, self.negligible, -math.inf).to(dtype).exp2()
-            factors[name] = list(powers.unsqueeze(-1).unbind(-3))
+            factors[name] = list(powers_of_two(x, dtype).unsqueeze(-1).unbind(-3))
         for name in ("read_left", "read_right"):
             factors[name] = [x.mul_(self.scale) for x in factors[name]]
         return factors
@@ -238,6 +237,11 @@ def row_blocks(query: torch.Tensor, chunk_size: int) -> list[slice]:
     if query.device.type == "cpu":
         step = max(1, SCORES_AT_A_TIME // max(1, heads * chunk_size**2))
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def powers_of_two(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """2 to the exponents, at most 0, in a type of `NEGLIGIBLE`, with zeros for negligible ones."""
+    return F.threshold(exponents, NEGLIGIBLE[dtype], -math.inf).to(dtype).exp2()
 
 
 def _chunk_sums(log_decay: torch.Tensor, count: int, chunk_size: int) -> torch.Tensor:

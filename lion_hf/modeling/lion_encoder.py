@@ -1,5 +1,7 @@
 """The encoder for text and images, without a head."""
 
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from .configuration_lion import LionConfig
 from .lion_convolution import Grid, convolution_layout
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_layers import LionLayer, LionPooler
+from .lion_long import PIECE, LionLongOutput, encode_long, encode_row, goes_in_pieces
 from .lion_packing import check_rows, document_indices, repad, unpad
 from .lion_pretrained import LionPreTrainedModel
 
@@ -127,17 +130,20 @@ class LionModel(LionPreTrainedModel):
                 raise ValueError(
                     "a text model takes either input_ids or inputs_embeds (and no pixel_values)"
                 )
-            rows = self._embed_texts(
-                self._may_unpad(kwargs),
-                input_ids=input_ids,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                position_ids=position_ids,
-                seq_idx=seq_idx,
-                cu_seq_lens_q=cu_seq_lens_q,
-                cu_seq_lens_k=cu_seq_lens_k,
-            )
+            texts = {
+                "input_ids": input_ids,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "seq_idx": seq_idx,
+                "cu_seq_lens_q": cu_seq_lens_q,
+                "cu_seq_lens_k": cu_seq_lens_k,
+            }
+            may_unpad = self._may_unpad(kwargs)
+            if input_ids is not None and goes_in_pieces(self, may_unpad, **texts):
+                return encode_row(self, input_ids)
+            rows = self._embed_texts(may_unpad, **texts)
         else:
             if pixel_values is None or input_ids is not None or inputs_embeds is not None:
                 raise ValueError(
@@ -155,6 +161,59 @@ class LionModel(LionPreTrainedModel):
             hidden_states = last_norm(hidden_states)
         pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+    def encode_long(
+        self,
+        input_ids: torch.Tensor | Iterable,
+        *,
+        piece: int = PIECE,
+        pooling: str | None = "mean",
+        cache: str | os.PathLike | None = None,
+        spans: int | Sequence[tuple[int, int]] | None = None,
+        progress: bool | None = None,
+    ) -> LionLongOutput:
+        """Encodes one document of any length, piece by piece, exactly as `forward` does at once.
+
+        Memory beside the weights holds the activations of one piece, and per layer one state per
+        head and piece. Hidden states of more than 512 MiB, or with `cache` all, are in files that
+        are mapped into memory: two of L x hidden numbers, in the cache or the system's folder for
+        temporary files. The model must be in evaluation. No gradients are computed.
+
+        Args:
+            input_ids: (1, L) or (L,), with the tokenizer's special tokens if the model wants them;
+                or an iterable of ids, or of tensors or lists of ids, which is read once.
+            piece: tokens per piece. The result does not depend on it but for rounding.
+            pooling: "mean", "cls" for the first token, or None for all hidden states.
+            cache: a folder. A call that was killed goes on from the last finished piece if it is
+                made again, and a finished one is answered from the folder, with any pooling and
+                spans. The folder keeps the last hidden states.
+            spans: pairs (start, end) of tokens, the end excluded, or a number of tokens per window:
+                the mean of the last hidden states of each is returned too (late chunking, arXiv
+                2409.04701).
+            progress: whether to show a progress bar; None: on a terminal.
+
+        Returns:
+            `pooled` (1, hidden), the plain mean or first hidden state; `pooler_output` (1, hidden),
+            what the model's pooler makes of it, or None without pooler; with `spans`
+            `span_embeddings` (1, spans, hidden). With pooling None also `last_hidden_state`
+            (1, L, hidden), and `pooled` is that of `classifier_pooling`, so that `pooler_output` is
+            the one of `forward`.
+
+        Raises:
+            ValueError: for an image model, a model in training or on several devices, no ids, ids
+                out of range, more tokens than the model has learned positions, an illegal piece,
+                pooling or span, a cache of another model, document or piece or one that is in use,
+                or a disk without room for the hidden states.
+        """
+        return encode_long(
+            self,
+            input_ids,
+            piece=piece,
+            pooling=pooling,
+            cache=cache,
+            spans=spans,
+            progress=progress,
+        )
 
     def _embed_texts(self, may_unpad: bool, **inputs: torch.Tensor | None) -> EmbeddedRows:
         """The first hidden states of a batch of texts, without padding where that pays."""

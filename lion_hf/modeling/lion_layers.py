@@ -13,6 +13,7 @@ from .lion_convolution import Layout, LionConvolution
 from .lion_numerics import autocasts, full_precision
 from .lion_ops import lion_attention
 from .lion_packing import pool
+from .lion_ranks import SequenceRanks
 
 # Tokens at a time of an MLP on a CPU, without gradients: its wide intermediates stay in memory at
 # hand (0.95 times the time).
@@ -71,6 +72,7 @@ class LionAttention(nn.Module):
             self.gate = LionGate(size, num_gates, dtype=exact)
         self.norm = nn.LayerNorm(size, eps=1e-5) if config.attention_norm else None
         self.o_proj = nn.Linear(size, size)
+        self.ranks: SequenceRanks | None = None  # set by `sequence_parallel`
 
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Logarithms of the gates for the layer's input.
@@ -95,6 +97,36 @@ class LionAttention(nn.Module):
             gates = F.pad(gates[..., 1:], (1, 0))  # the class token's gate is 1
         return gates.squeeze(0) if self.config.patch_order == "raster" else gates
 
+    def project(
+        self, hidden_states: torch.Tensor, conv_layout: Layout = None, parts: str = "qkv"
+    ) -> list[torch.Tensor]:
+        """Queries, keys and values per head.
+
+        Args:
+            hidden_states: the layer's input, (B, L, hidden).
+            conv_layout: as in `LionConvolution`.
+            parts: which of them, by their first letters.
+
+        Returns:
+            (B, heads, L, head_dim) for each letter.
+        """
+        inputs = hidden_states
+        eager = not torch.compiler.is_compiling()
+        if eager and inputs.dtype == torch.float32 and autocasts(inputs):
+            # once, not for each projection and its gradient
+            inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
+        projected = [getattr(self, f"{part}_proj")(inputs) for part in parts]
+        convolutions = [getattr(self, f"{part}_conv") for part in parts]
+        projected = [
+            x if conv is None else conv(x, conv_layout) for conv, x in zip(convolutions, projected)
+        ]
+        return [x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2) for x in projected]
+
+    def merge(self, output: torch.Tensor) -> torch.Tensor:
+        """The heads' outputs (B, heads, L, head_dim) through the output projection."""
+        output = output.transpose(1, 2).flatten(2)
+        return self.o_proj(output if self.norm is None else self.norm(output))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -104,21 +136,11 @@ class LionAttention(nn.Module):
         conv_layout: Layout = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.ranks is not None:
+            self.ranks.check(attention_mask, seq_idx, output_attentions, self)
+            return self.ranks.attend(self, hidden_states), None
         config = self.config
-        inputs = hidden_states
-        eager = not torch.compiler.is_compiling()
-        if eager and inputs.dtype == torch.float32 and autocasts(inputs):
-            # once, not for each projection and its gradient
-            inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
-        projected = [projection(inputs) for projection in (self.q_proj, self.k_proj, self.v_proj)]
-        convolutions = (self.q_conv, self.k_conv, self.v_conv)
-        projected = [
-            x if conv is None else conv(x, conv_layout) for conv, x in zip(convolutions, projected)
-        ]
-        query, key, value = (
-            x.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)  # (B, H, L, D)
-            for x in projected
-        )
+        query, key, value = self.project(hidden_states, conv_layout)
         result = lion_attention(
             query,
             key,
@@ -135,10 +157,7 @@ class LionAttention(nn.Module):
             need_weights=output_attentions,
         )
         output, weights = result if isinstance(result, tuple) else (result, None)
-        output = output.transpose(1, 2).flatten(2)
-        if self.norm is not None:
-            output = self.norm(output)
-        return self.o_proj(output), weights
+        return self.merge(output), weights
 
 
 class LionMLP(nn.Module):
@@ -190,14 +209,21 @@ class LionLayer(GradientCheckpointingLayer):
     def drop(self, branch: torch.Tensor) -> torch.Tensor:
         return drop_path(self.dropout(branch), self.drop_path_rate, self.training)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the attention reads."""
+        return self.attention_norm(hidden_states) if self.pre_norm else hidden_states
+
+    def finish(self, hidden_states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """Everything after the attention, which gave `mixed` for the layer's input."""
+        hidden_states = hidden_states + self.drop(mixed)
         if self.pre_norm:
-            mixed, _ = self.attention(self.attention_norm(hidden_states), **kwargs)
-            hidden_states = hidden_states + self.drop(mixed)
             return hidden_states + self.drop(self.mlp(self.mlp_norm(hidden_states)))
-        mixed, _ = self.attention(hidden_states, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.drop(mixed))
+        hidden_states = self.attention_norm(hidden_states)
         return self.mlp_norm(hidden_states + self.drop(self.mlp(hidden_states)))
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        mixed, _ = self.attention(self.attention_input(hidden_states), **kwargs)
+        return self.finish(hidden_states, mixed)
 
 
 class LionPooler(nn.Module):
@@ -216,5 +242,8 @@ class LionPooler(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        pooled = pool(hidden_states, attention_mask, self.pooling)
+        return self.project(pool(hidden_states, attention_mask, self.pooling))
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The pooler's output for a pooled vector, (B, hidden)."""
         return pooled if self.dense is None else torch.tanh(self.dense(pooled))

@@ -73,8 +73,17 @@ def divide(
     """
     if not request.normalize:
         return form(request)
-    total = form(request._replace(value=F.pad(request.value, (0, 1), value=1.0)))
-    return total[..., :-1] / (total[..., -1:] + request.eps)
+    return divide_by_last(form(request._replace(value=with_divisor(request.value))), request.eps)
+
+
+def with_divisor(value: torch.Tensor) -> torch.Tensor:
+    """The values with a column of ones, whose sum is the divisor, (B, H, L, Dv + 1)."""
+    return F.pad(value, (0, 1), value=1.0)
+
+
+def divide_by_last(total: torch.Tensor, eps: float) -> torch.Tensor:
+    """Divides by the last column, (B, H, L, Dv + 1) to (B, H, L, Dv)."""
+    return total[..., :-1] / (total[..., -1:] + eps)
 
 
 def along_orders(

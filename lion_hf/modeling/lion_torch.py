@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .lion_choice import default_chunk_size
 from .lion_chunkwise import chunkwise
-from .lion_naive import FEATURE_MAPS, attention_weights, decay_mask, recurrent
+from .lion_naive import attention_weights, decay_mask, map_features, recurrent
 from .lion_numerics import compute_type, saturated
 from .lion_portable import needs_plain_operations
 from .lion_request import (
@@ -70,8 +70,7 @@ def _with_features(request: AttentionRequest) -> AttentionRequest:
     """The request with zeros at padding and with its feature map done."""
     query, key, value = hide_padding(request.mask, request.query, request.key, request.value)
     if request.feature_map != "identity":
-        function, dtype = FEATURE_MAPS[request.feature_map], compute_type(value)
-        features = (function(x.to(dtype)).to(value.dtype) for x in (query, key))
+        features = (map_features(request.feature_map, x, value) for x in (query, key))
         query, key = hide_padding(request.mask, *features)
     return request._replace(query=query, key=key, value=value)
 

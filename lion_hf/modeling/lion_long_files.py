@@ -1,0 +1,269 @@
+"""Where the hidden states of a long document stay: in memory, or in files that are mapped into it.
+
+Mapped pages belong to the file. The system writes them out and drops them when it needs memory, so
+they do not count as memory of the process. The files have the safetensors format, with one tensor,
+`hidden_states`. In a cache folder there is also a record of how far the work has come, which is
+replaced at once and never half written.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .lion_borders import BorderState
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one cache are not noticed
+    fcntl = None  # type: ignore[assignment]
+
+RECORD, LOCK = "record.safetensors", "lock"
+# Hidden states of a document without a cache folder, that is both tensors together, stay in memory
+# up to this many bytes, else in temporary files.
+LARGEST_IN_MEMORY = 2**29
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class Progress(NamedTuple):
+    """How far a document has come.
+
+    Fields:
+        stage: what is being computed: 0 the embeddings, n the layer n, counted from 1.
+        pieces: finished pieces of that stage.
+        state: of the layer's left-to-right direction, behind the last finished piece.
+    """
+
+    stage: int = 0
+    pieces: int = 0
+    state: BorderState | None = None
+
+
+class LongStates:
+    """Two tensors of hidden states, (L, hidden): each layer reads one and writes the other.
+
+    Args:
+        shape: (L, hidden).
+        dtype: of the hidden states.
+        device: of tensors in memory.
+        last_stage: number of layers.
+        cache: the folder for the files and the record, or None.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        last_stage: int,
+        cache: "Cache | None",
+    ):
+        self.shape, self.dtype, self.device, self.cache = shape, dtype, device, cache
+        self.last_stage = last_stage
+        size = shape[0] * shape[1] * dtype.itemsize
+        self.in_memory = cache is None and 2 * size <= LARGEST_IN_MEMORY
+        self.tensors: dict[int, torch.Tensor] = {}
+        self.maps: dict[int, mmap.mmap] = {}
+        self.progress = Progress() if cache is None else cache.progress
+        self.header = _header(shape, dtype)
+        if cache is not None:
+            self._check_files(cache)
+        if not self.in_memory and self.progress.stage <= last_stage:
+            self._check_space()
+
+    def of_stage(self, stage: int) -> torch.Tensor:
+        """The tensor that a stage writes, (L, hidden)."""
+        slot = stage % 2
+        if slot not in self.tensors:
+            if self.in_memory:
+                self.tensors[slot] = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            else:
+                self.tensors[slot] = self._mapped(slot)
+        return self.tensors[slot]
+
+    def advance(self, progress: Progress) -> None:
+        """Notes what is finished, in a cache so that it outlives a kill."""
+        self.progress = progress
+        if self.cache is not None:
+            for pages in self.maps.values():
+                pages.flush()
+            self.cache.save(progress)
+
+    def finish(self) -> None:
+        """Removes what only served to compute the last stage."""
+        other = (self.last_stage + 1) % 2
+        self.tensors.pop(other, None)
+        self.maps.pop(other, None)
+        if self.cache is not None:
+            self.cache.states_file(other).unlink(missing_ok=True)
+
+    def _check_files(self, cache: "Cache") -> None:
+        """Raises ValueError if the files that the record speaks of are not there."""
+        stage, pieces, _ = self.progress
+        needed = [stage - 1] * (stage > 0) + [stage] * (pieces > 0)
+        for path in (cache.states_file(n % 2) for n in needed):
+            if not path.is_file() or path.stat().st_size != self._file_size():
+                raise ValueError(
+                    f"cache={str(cache.folder)!r}: {path.name} is missing or has another size than"
+                    " encode_long gave it; expected an empty folder"
+                )
+
+    def _file_size(self) -> int:
+        return len(self.header) + self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def _check_space(self) -> None:
+        """Raises ValueError if the disk does not hold both files."""
+        folder, there = Path(tempfile.gettempdir()), 0
+        if self.cache is not None:
+            folder = self.cache.folder
+            files = [path for path in map(self.cache.states_file, (0, 1)) if path.exists()]
+            there = sum(path.stat().st_size for path in files)
+        missing = 2 * self._file_size() - there
+        free = shutil.disk_usage(folder).free
+        if missing > free:
+            raise ValueError(
+                f"{folder} has {free / 2**30:.2f} GiB free: expected {missing / 2**30:.2f} GiB for"
+                " hidden states; cache= names another folder"
+            )
+
+    def _mapped(self, slot: int) -> torch.Tensor:
+        header, size = self.header, self._file_size()
+        if self.cache is None:
+            with tempfile.TemporaryFile(prefix="lion-long-") as file:
+                self.maps[slot] = _map(file, header, size)
+        else:
+            path = self.cache.states_file(slot)
+            with open(path, "r+b" if path.exists() else "w+b") as file:
+                self.maps[slot] = _map(file, header, size)
+        count = self.shape[0] * self.shape[1]
+        pages: Any = self.maps[slot]
+        flat = torch.frombuffer(pages, dtype=self.dtype, count=count, offset=len(header))
+        return flat.view(self.shape)
+
+
+class Cache:
+    """A folder in which the work on one document by one model can be continued.
+
+    Args:
+        folder: made if it does not exist.
+        marks: what the work depends on, by name; see `fingerprints`.
+
+    Raises:
+        ValueError: for a cache of something else, one that another process uses, or a file.
+    """
+
+    def __init__(self, folder: str | os.PathLike, marks: dict[str, str]):
+        self.folder, self.marks = Path(folder), marks
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"cache={str(folder)!r} is a file: expected a folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock: BinaryIO | None = None
+        self.progress = Progress()
+
+    def states_file(self, slot: int) -> Path:
+        return self.folder / f"hidden_states_{slot}.safetensors"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["Cache"]:
+        """Holds the folder for this process, and reads how far the work has come."""
+        with open(self.folder / LOCK, "wb") as lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(
+                        f"cache={str(self.folder)!r} is in use by another process: expected a"
+                        " folder of its own for each document"
+                    ) from error
+            self.progress = self._read()
+            yield self
+
+    def save(self, progress: Progress) -> None:
+        """Replaces the record."""
+        tensors, state = {}, progress.state
+        if state is not None:
+            tensors["key_value"] = state.key_value.cpu().contiguous()
+            if state.log_decay is not None:
+                tensors["log_decay"] = state.log_decay.cpu().contiguous()
+        numbers = {"stage": str(progress.stage), "pieces": str(progress.pieces)}
+        new = self.folder / f"{RECORD}.new"
+        save_file(tensors, new, metadata={**self.marks, **numbers})
+        with open(new, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(new, self.folder / RECORD)
+
+    def _read(self) -> Progress:
+        path = self.folder / RECORD
+        if not path.exists():
+            return Progress()
+        broken = f"cache={str(self.folder)!r}: {RECORD} was not written by encode_long"
+        try:
+            with safe_open(path, "pt") as file:
+                found = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stage, pieces = int(found["stage"]), int(found["pieces"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(broken) from error
+        for name, mark in self.marks.items():
+            if found.get(name) != mark:
+                raise ValueError(
+                    f"cache={str(self.folder)!r} belongs to another {name}: expected an empty"
+                    f" folder, or the {name} that it was begun with"
+                )
+        state = None
+        if "key_value" in tensors:
+            state = BorderState(tensors["key_value"], tensors.get("log_decay"))
+        return Progress(stage, pieces, state)
+
+
+def fingerprints(model: torch.nn.Module, config: Any, ids: torch.Tensor, piece: int) -> dict:
+    """What decides on the hidden states: model, document and size of the pieces.
+
+    Args:
+        model: whose weights are hashed.
+        config: its `LionConfig`.
+        ids: (L,).
+        piece: tokens per piece.
+    """
+    weights = hashlib.sha256()
+    settings = {name: getattr(config, name) for name in type(config).__annotations__}
+    weights.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, x in sorted(model.state_dict().items()):
+        weights.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        weights.update(_bytes_of(x))
+    document = hashlib.sha256(_bytes_of(ids)).hexdigest()
+    return {"model": weights.hexdigest(), "document": document, "piece": str(piece)}
+
+
+def _bytes_of(x: torch.Tensor) -> memoryview:
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _header(shape: tuple[int, int], dtype: torch.dtype) -> bytes:
+    """The head of a safetensors file with one tensor, so long that the tensor is aligned."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    entry = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
+    text = json.dumps({"hidden_states": entry}).encode()
+    text = text.ljust(-(-(len(text) + 8) // 64) * 64 - 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _map(file: Any, header: bytes, size: int) -> mmap.mmap:
+    """Maps a file of a size into memory, whose place on the disk is taken before."""
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk would end the process otherwise
+    pages = mmap.mmap(file.fileno(), size)
+    pages[: len(header)] = header
+    return pages
