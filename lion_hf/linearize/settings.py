@@ -3,6 +3,12 @@
 from dataclasses import dataclass, field
 
 from ..convert.errors import ConversionError
+from .budget import seconds_of
+
+DEFAULT_BUDGET = "30m"
+DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
+# Peak learning rates of the stages: around these a run looks for its own.
+LAYER_LEARNING_RATE, LEARNING_RATE = 1e-3, 2e-4
 
 
 @dataclass
@@ -32,10 +38,26 @@ class Distillation:
     label_column: str | None = field(
         default=None, metadata={"help": "Column of labels, if its name does not tell."}
     )
-    layer_steps: int = field(default=300, metadata={"help": "Steps of the first stage."})
-    layer_learning_rate: float = field(default=1e-3, metadata={"help": "Its peak learning rate."})
-    steps: int = field(default=300, metadata={"help": "Steps of the second stage."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Its peak learning rate."})
+    budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "Time for learning, such as 90s, 30m or 2h; 30m if no steps are given. Loading"
+            " and writing come on top."
+        },
+    )
+    layer_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the first stage, in place of a budget."}
+    )
+    layer_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Its peak learning rate. A run with a budget finds it by short trials."},
+    )
+    steps: int | None = field(
+        default=None, metadata={"help": "Steps of the second stage, in place of a budget."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Its peak learning rate, found likewise."}
+    )
     alpha: float = field(
         default=1.0,
         metadata={"help": "Weight of the teacher in the second stage; the rest is the labels'."},
@@ -52,15 +74,25 @@ class Distillation:
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 autocast."})
 
     def __post_init__(self):
+        if self.budget is not None:
+            self.budget = str(self.budget)  # Python's users may give a number of seconds
+            seconds_of(self.budget)
         for name in ("layer_steps", "steps"):
-            if getattr(self, name) < 0:
+            given = getattr(self, name)
+            if given is not None and self.budget is not None:
+                raise ValueError(
+                    f"budget={self.budget!r} and {name}={given}: expected a budget, or numbers of"
+                    " steps, not both"
+                )
+            if given is not None and given < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 0")
         for name in ("batch_size", "max_length", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
         for name in ("layer_learning_rate", "learning_rate", "tau"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+            given = getattr(self, name)
+            if given is not None and not given > 0:
+                raise ValueError(f"{name}={given}: expected a positive number")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: expected a number in [0, 1]")
         if not 0 < self.mask_probability < 1:
@@ -74,6 +106,36 @@ class Distillation:
     def has_data(self) -> bool:
         """Whether there is anything to learn from."""
         return bool(self.train_file or self.data_path)
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether the stages have numbers of steps, and not a time."""
+        return self.layer_steps is not None or self.steps is not None
+
+    @property
+    def time(self) -> str:
+        """The budget: the one that was given, else the usual one."""
+        return self.budget or DEFAULT_BUDGET
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """Steps of each stage, of a run that goes by them."""
+        given = {"layers": self.layer_steps, "answers": self.steps}
+        return {name: DEFAULT_STEPS if x is None else x for name, x in given.items()}
+
+    @property
+    def usual_rates(self) -> dict[str, float]:
+        """Learning rates of each stage for most models."""
+        return {"layers": LAYER_LEARNING_RATE, "answers": LEARNING_RATE}
+
+    @property
+    def in_words(self) -> str:
+        """How long a run is."""
+        if self.by_steps:
+            steps = self.stage_steps
+            return f"learning: {steps['layers']} steps on the layers, {steps['answers']} end to end"
+        usual = "" if self.budget else " (the default; --budget sets another)"
+        return f"learning for {self.time}{usual}: first the layers, then end to end"
 
 
 @dataclass

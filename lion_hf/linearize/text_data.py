@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset as Table
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..convert.errors import ConversionError
@@ -32,7 +31,7 @@ def texts(
     tokenizer: PreTrainedTokenizerBase,
     settings: Distillation,
     seed: int,
-) -> tuple[Dataset, Dataset | None, "TextBatches", list[str]]:
+) -> tuple[SeededDataset, SeededDataset | None, "TextBatches", list[str]]:
     """As `lesson_data`, of texts."""
     _check(student, tokenizer, settings)
     config, kind, head = student.config, problem_type(student), type(student).__name__

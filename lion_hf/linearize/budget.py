@@ -1,0 +1,182 @@
+"""How the time for learning is divided: durations in words, a clock that survives interruptions,
+and the phases of a run."""
+
+import math
+import re
+import time
+from dataclasses import dataclass
+
+UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+LAYERS_SHARE = 0.3  # of the time for learning; the rest is for the whole network
+TRIAL_SHARE = 0.04  # of a stage's time, per learning rate that is tried
+TRIAL_FACTORS = (1 / 3, 1.0, 3.0)  # of the usual learning rate
+TRIAL_STEPS = 8  # fewer steps than that say nothing about a learning rate
+WARM_UP = 0.1  # share of a phase
+
+
+def seconds_of(text: str) -> float:
+    """The seconds that "90s", "30m", "2h", "1h30m" or a plain number of seconds stand for.
+
+    Raises:
+        ValueError: for anything else, and for zero.
+    """
+    text = text.strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        seconds = float(text)
+    elif parts and "".join(map("".join, parts)) == text:
+        seconds = sum(float(number) * UNITS[unit] for number, unit in parts)
+    else:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"budget={text!r}: expected a time such as 90s, 30m, 2h or 1h30m")
+    return seconds
+
+
+def words_of(seconds: float) -> str:
+    """A duration as people write it: "45 s", "12 min", "1 h 30 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join([f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(minutes or not hours))
+
+
+class Clock:
+    """Seconds of learning, over all parts of an interrupted run.
+
+    Args:
+        elapsed: what earlier parts took.
+    """
+
+    def __init__(self, elapsed: float = 0.0):
+        self.start = time.monotonic() - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+
+@dataclass
+class Phase:
+    """Part of a run with one learning rate, which rises and then falls to zero.
+
+    Args:
+        stage: "layers" or "answers".
+        rate: the peak learning rate; None for the best one of the stage's trials.
+        trial: whether it only tries the rate.
+        steps: how long it is, if it is counted in steps.
+        end: seconds on the run's clock at which it ends, if it goes by the clock.
+    """
+
+    stage: str
+    rate: float | None
+    trial: bool = False
+    steps: int | None = None
+    end: float = 0.0
+
+    def progress(self, step: int, began: float, now: float) -> float:
+        """How much of the phase is over in the middle of the next step, from 0 to 1.
+
+        Args:
+            step: steps done.
+            began: seconds on the clock when the phase began.
+            now: seconds on the clock.
+        """
+        if self.steps is not None:
+            return min((step + 0.5) / self.steps, 1.0)
+        half = (now - began) / step / 2 if step else 0.0
+        return min((now + half - began) / max(self.end - began, 1e-9), 1.0)
+
+    def is_over(self, step: int, began: float, now: float) -> bool:
+        """Whether no further step fits; by the clock there is at least one."""
+        if self.steps is not None:
+            return step >= self.steps
+        return step > 0 and self.progress(step, began, now) >= 1.0
+
+
+def rate_at(progress: float) -> float:
+    """The factor of the peak learning rate: a linear rise, then half a cosine down to zero."""
+    if progress < WARM_UP:
+        return progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured before a run was planned, in seconds.
+
+    Args:
+        steps: a step of each stage.
+        measurement: one full measurement on held-out data.
+    """
+
+    steps: dict[str, float]
+    measurement: float
+
+
+def report_seconds(budget: float) -> float:
+    """The part of a budget for the comparison of speeds at the end."""
+    return min(max(0.03 * budget, 0.5), 60.0)
+
+
+def plan_by_clock(
+    budget: float, now: float, speed: Speed, given: dict[str, float | None], usual: dict[str, float]
+) -> list[Phase]:
+    """The phases of a run that ends with its budget.
+
+    A stage without a given learning rate begins with short trials, if there is time for them.
+
+    Args:
+        budget: seconds in all.
+        now: seconds that are over.
+        speed: what was measured.
+        given: learning rate per stage, None to find it.
+        usual: the learning rates to try around.
+
+    Raises:
+        ValueError: if there is no time for one step of each stage.
+    """
+    fixed = now + 2 * speed.measurement + report_seconds(budget)
+    learning = budget - fixed
+    ends, start = {}, now
+    for stage, share in (("layers", LAYERS_SHARE), ("answers", 1 - LAYERS_SHARE)):
+        ends[stage] = (start, start + share * learning)
+        start = ends[stage][1] + speed.measurement
+    needed = max(speed.steps["layers"] / LAYERS_SHARE, speed.steps["answers"] / (1 - LAYERS_SHARE))
+    if learning < needed:
+        layers, answers = speed.steps["layers"], speed.steps["answers"]
+        raise ValueError(
+            f"budget={words_of(budget)} is too short for one step of each stage: here a step takes"
+            f" {layers:.1f} s on the layers and {answers:.1f} s end to end, and measuring"
+            f" {fixed:.1f} s. Expected at least {math.ceil(fixed + needed)}s, or a smaller"
+            " batch_size"
+        )
+    phases = []
+    for stage, (begin, end) in ends.items():
+        trial = TRIAL_SHARE * (end - begin)
+        if given[stage] is None and trial >= TRIAL_STEPS * speed.steps[stage]:
+            for number, factor in enumerate(TRIAL_FACTORS, start=1):
+                rate = factor * usual[stage]
+                phases.append(Phase(stage, rate, trial=True, end=begin + number * trial))
+            phases.append(Phase(stage, None, end=end))
+        else:
+            phases.append(Phase(stage, given[stage] or usual[stage], end=end))
+    return phases
+
+
+def plan_by_steps(
+    steps: dict[str, int], given: dict[str, float | None], usual: dict[str, float]
+) -> list[Phase]:
+    """The phases of a run with given numbers of steps per stage; stages without steps are left out.
+
+    Args:
+        steps: per stage.
+        given: learning rate per stage, None for the usual one.
+        usual: learning rate per stage.
+    """
+    return [
+        Phase(stage, given[stage] or usual[stage], steps=count)
+        for stage, count in steps.items()
+        if count
+    ]

@@ -1,0 +1,227 @@
+"""Teaches a copy by its source: what is checked, measured, planned and learnt, in this order."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import PreTrainedModel
+
+from ..convert.errors import ConversionError
+from ..modeling.lion_choice import check_score_dropout
+from ..modeling.modeling_lion import LionPreTrainedModel
+from ..training.processes import use_cpu_without_accelerator
+from .batches import Batches
+from .budget import Speed, plan_by_clock, plan_by_steps, seconds_of, words_of
+from .data import lesson_data
+from .distillation import Lesson
+from .held_out import HeldOut
+from .run_folder import SUFFIX, RunFolder, State
+from .settings import Distillation
+from .stage import STAGES, Learner
+
+logger = logging.getLogger(__name__)
+
+
+class Learned(NamedTuple):
+    """What came of a run.
+
+    Args:
+        state: its figures: see `State`.
+        notes: what the user should know.
+        seconds_left: of the budget; None without one.
+    """
+
+    state: State
+    notes: list[str]
+    seconds_left: float | None
+
+
+def make_accelerator(settings: Distillation) -> Accelerator:
+    """The devices and processes of a run, as its launcher set them up."""
+    use_cpu_without_accelerator()
+    return Accelerator(mixed_precision="bf16" if settings.bf16 else None)
+
+
+def make_lesson(
+    student: LionPreTrainedModel,
+    teacher: PreTrainedModel,
+    settings: Distillation,
+    pooling: tuple[str, ...],
+) -> Lesson:
+    """The lesson of a run."""
+    return Lesson(student, teacher, settings.alpha, settings.tau, pooling)
+
+
+@contextlib.contextmanager
+def run_in(
+    output: Path, accelerator: Accelerator, record: Mapping[str, Any]
+) -> Iterator[RunFolder]:
+    """Holds the folder of a run, beside its output, in the first process; the others wait for it.
+
+    Raises:
+        ValueError: in all processes, as `RunFolder.held`.
+    """
+    folder = output.with_name(f"{output.name}{SUFFIX}")
+    run, record = RunFolder(folder, accelerator.is_main_process), dict(record)
+    record["processes"] = accelerator.num_processes
+    with contextlib.ExitStack() as stack:
+        on_first_process(accelerator, lambda: stack.enter_context(run.held(record)))
+        yield run
+
+
+def on_first_process(accelerator: Accelerator, function: Callable[[], Any]) -> None:
+    """Calls a function on the first process; all of them raise its ValueError."""
+    problem: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            function()
+        except ValueError as error:
+            if accelerator.num_processes == 1:
+                raise
+            problem = [str(error)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+
+
+def distil(
+    lesson: Lesson,
+    processor: Any,
+    settings: Distillation,
+    run: RunFolder,
+    accelerator: Accelerator,
+    seed: int,
+) -> Learned:
+    """Teaches a lesson's student, in place, from where an interrupted run stopped.
+
+    Args:
+        lesson: the copy, and what it was copied from.
+        processor: their tokenizer or image processor.
+        settings: data and stages.
+        run: where the state is kept.
+        accelerator: devices and processes.
+        seed: of order, masks and dropout.
+
+    Raises:
+        ConversionError: for data that do not fit, a model whose answers need data of another kind
+            (multiple choice), a budget that is too short, or too little memory.
+        FloatingPointError: if the loss is not finite.
+    """
+    check_student(lesson.student, processor, settings)
+    train, validation, collate, notes = lesson_data(lesson.student, processor, settings, seed)
+    lesson.to(accelerator.device)
+    place = accelerator.process_index, accelerator.num_processes
+    batches = {
+        stage: Batches(train, collate, settings.batch_size, seed + number, *place)
+        for number, stage in enumerate(STAGES)
+    }
+    held_out = HeldOut.of(validation, collate, settings.batch_size)
+    found = run.load()
+    state = State() if found is None else found[0]
+    learner = Learner(lesson, batches, held_out, state, run, accelerator, seed)
+    with memory_errors(settings):
+        if found is None:
+            _prepare(learner, settings)
+        else:
+            held_out.full, held_out.quick = state.samples
+            learner.restore(*found[1:])
+            logger.info("going on after %s of learning", words_of(state.clock))
+        learner.run()
+    lesson.student.requires_grad_(True).eval().cpu()
+    lesson.teacher.cpu()
+    budget = None if settings.by_steps else seconds_of(settings.time)
+    return Learned(learner.state, notes, None if budget is None else budget - learner.clock.elapsed)
+
+
+def check_student(student: LionPreTrainedModel, processor: Any, settings: Distillation) -> None:
+    """Raises ConversionError for a model that cannot learn from its source."""
+    if type(student).__name__ == "LionForMultipleChoice":
+        raise ConversionError(
+            "distillation of LionForMultipleChoice is not offered: its answers need questions with"
+            " choices"
+        )
+    if not settings.by_steps or settings.stage_steps["answers"]:
+        check_score_dropout(student.config)
+    if processor is None:
+        raise ConversionError(
+            "the source has no tokenizer or image processor, which distillation needs"
+        )
+
+
+def _prepare(learner: Learner, settings: Distillation) -> None:
+    """Tries a step of each stage, measures the copy, and makes the plan, the same in all processes.
+
+    Raises:
+        ValueError: if the budget is too short.
+    """
+    accelerator, held_out = learner.accelerator, learner.held_out
+    budget = None if settings.by_steps else seconds_of(settings.time)
+    steps: dict[str, float] = {}
+    if budget is not None:
+        steps = {stage: _step_seconds(learner, stage) for stage in STAGES}
+        learner.lesson.begin(STAGES[0])
+        held_out.limit(learner.lesson, budget)
+    began = time.monotonic()
+    learner.measure_all("copied")
+    speed, now = Speed(steps, time.monotonic() - began), learner.clock.elapsed
+
+    def make_plan() -> None:
+        rates = {"layers": settings.layer_learning_rate, "answers": settings.learning_rate}
+        if budget is None:
+            plan = plan_by_steps(settings.stage_steps, rates, settings.usual_rates)
+        else:
+            plan = plan_by_clock(budget, now, speed, rates, settings.usual_rates)
+        learner.state.phases = [asdict(phase) for phase in plan]
+        learner.state.samples = [held_out.full, held_out.quick]
+
+    on_first_process(accelerator, make_plan)
+    if accelerator.num_processes > 1:
+        shared = [asdict(learner.state)]
+        broadcast_object_list(shared)
+        learner.state = State(**shared[0])
+        held_out.full, held_out.quick = learner.state.samples
+    logger.info("%s", settings.in_words)
+    logger.info("after an interruption the same command goes on from %s", learner.folder.path)
+
+
+def _step_seconds(learner: Learner, stage: str) -> float:
+    """Seconds of a step on the longest batch, which also shows whether the memory suffices."""
+    learner.lesson.begin(stage)
+    learner.lesson.train()
+    batch, seconds = learner.batches[stage].longest(), []
+    for _ in range(2):  # the first one also warms up
+        began = time.monotonic()
+        learner.backward(batch).item()
+        seconds.append(time.monotonic() - began)
+    learner.lesson.student.zero_grad()
+    return min(seconds)
+
+
+@contextlib.contextmanager
+def memory_errors(settings: Distillation) -> Iterator[None]:
+    """Makes one line of the many ways in which memory runs out.
+
+    Raises:
+        ConversionError: if it did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not should_reduce_batch_size(error):
+            raise
+        smaller = max(settings.batch_size // 2, 1)
+        raise ConversionError(
+            f"out of memory with batch_size={settings.batch_size} and"
+            f" max_length={settings.max_length}: try --batch_size {smaller}, or a smaller"
+            " --max_length for text"
+        ) from error
