@@ -17,7 +17,6 @@ from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
 from ..training.finite import not_finite
-
 from .copying import _copying, linearize_model
 from .pooling import pooling_modes
 from .sentence_modules import SentenceModules, find_sentence_modules
