@@ -205,8 +205,8 @@ def _linearize_settings(argv: list[str]) -> tuple:
         "Turns a pretrained softmax encoder into a LION folder for from_pretrained. It is one of\n"
         f"{', '.join(FAMILIES)}.\n"
         "A folder of sentence-transformers keeps its other modules. Everything but the attention\n"
-        "is copied. With --train_file or --data_path the new attention learns from the old one.\n"
-        "No code of the source is run.",
+        "is copied. With --train_file, --dataset or --data_path the new attention learns from\n"
+        "the old one. No code of the source is run.",
         Copying,
         Distillation,
         argv=argv,
@@ -218,7 +218,8 @@ def _linearize_settings(argv: list[str]) -> tuple:
     )
     if not distillation.has_data and distillation != Distillation():
         raise ValueError(
-            "there are options for the distillation, but no data: give --train_file or --data_path"
+            "there are options for the distillation, but no data: give --train_file, --dataset or"
+            " --data_path"
         )
     return source, output, copying, distillation
 

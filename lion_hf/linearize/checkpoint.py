@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -23,6 +23,9 @@ from .sentence_modules import SentenceModules, find_sentence_modules
 from .settings import Copying, Distillation
 from .softmax_models import load_softmax_model
 from .sources import check_image_sizes, license_of, source_folder
+
+if TYPE_CHECKING:
+    from .report import Report
 
 FREE = ("license",)  # options that an interrupted run may change
 
@@ -79,7 +82,7 @@ def linearize_checkpoint(
     if distillation is None:
         card.write(student, output)
     else:
-        from .learning import distil, make_accelerator, make_lesson, run_in
+        from .learning import distil, make_accelerator, make_lesson, make_report, run_in
 
         accelerator = make_accelerator(distillation)
         lesson = make_lesson(student, teacher, distillation, pooling_modes(modules))
@@ -89,7 +92,9 @@ def linearize_checkpoint(
             notes, metrics = notes + learned.notes, learned.state.metrics
             _check_finite(student, source)
             if accelerator.is_main_process:
-                card.write(student, output)
+                name = card.base_model or Path(source).resolve().name
+                report = make_report(name, lesson, distillation, learned, accelerator.device)
+                card.write(student, output, report)
                 run.remove()
             accelerator.wait_for_everyone()
     return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
@@ -111,7 +116,9 @@ class _Card:
     base_model: str | None
     modules: SentenceModules
 
-    def write(self, student: LionPreTrainedModel, output: Path):
+    def write(
+        self, student: LionPreTrainedModel, output: Path, report: "Report | None" = None
+    ) -> None:
         """Writes the output, whole or not at all."""
         with new_folder(output) as new:
             save_for_hub(
@@ -122,6 +129,8 @@ class _Card:
                 base_model=self.base_model,
             )
             self.modules.copy_to(new)
+            if report is not None:
+                report.write(new)
 
 
 def _check_finite(student: LionPreTrainedModel, source: str | os.PathLike) -> None:

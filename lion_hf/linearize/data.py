@@ -103,6 +103,7 @@ def _images(
     from ..data.images import check_readable, read_images  # timm, which text does without
 
     config = student.config
+    _check_image_data(settings)
     if config.num_channels != 3:
         raise ConversionError(
             f"num_channels={config.num_channels}: expected 3 for distillation, which reads images"
@@ -110,8 +111,10 @@ def _images(
         )
     train, validation = read_images(
         settings.data_path,
-        train_file=settings.train_file,
-        validation_file=settings.validation_file,
+        dataset=settings.dataset,
+        dataset_config=settings.dataset_config,
+        train_file=_first(settings.train_file),
+        validation_file=_first(settings.validation_file),
         image_column=settings.text_columns[0] if settings.text_columns else None,
         label_column=settings.label_column,
     )
@@ -130,6 +133,21 @@ def _images(
         collate,
         notes,
     )
+
+
+def _first(files: list[str] | None) -> str | None:
+    return files[0] if files else None
+
+
+def _check_image_data(settings: Distillation) -> None:
+    """Raises ConversionError for files that cannot hold images."""
+    for name in ("train_file", "validation_file"):
+        files = getattr(settings, name) or []
+        if len(files) > 1 or any(not file.lower().endswith(".parquet") for file in files):
+            raise ConversionError(
+                f"{name}={' '.join(files)}: the source reads images, which needs data_path, dataset"
+                " or one parquet file; text cannot teach it"
+            )
 
 
 def _readable(images: "Images", places: list[int]) -> list[int]:

@@ -19,13 +19,15 @@ from ..modeling.lion_choice import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from ..training.processes import use_cpu_without_accelerator
 from .batches import Batches
-from .budget import Speed, plan_by_clock, plan_by_steps, seconds_of, words_of
+from .budget import Speed, plan_by_clock, plan_by_steps, report_seconds, seconds_of, words_of
 from .data import lesson_data
 from .distillation import Lesson
 from .held_out import HeldOut
+from .report import Report
 from .run_folder import SUFFIX, RunFolder, State
 from .settings import Distillation
 from .stage import STAGES, Learner
+from .timing import compare_speeds
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +142,31 @@ def distil(
     lesson.teacher.cpu()
     budget = None if settings.by_steps else seconds_of(settings.time)
     return Learned(learner.state, notes, None if budget is None else budget - learner.clock.elapsed)
+
+
+def make_report(
+    source: str, lesson: Lesson, settings: Distillation, learned: Learned, device: torch.device
+) -> Report:
+    """The report of a run, after a comparison of speeds in what is left of its time.
+
+    Args:
+        source: the source's name, for readers.
+        lesson: student and teacher.
+        settings: of the run.
+        learned: what came of it.
+        device: where speeds are compared.
+    """
+    left = learned.seconds_left
+    seconds = report_seconds(learned.state.clock) if left is None else max(left, 0.5)
+    teacher, student = lesson.teacher, lesson.student
+    return Report(
+        source,
+        type(teacher).__name__,
+        "tokens" if student.config.modality == "text" else "patches",
+        settings,
+        learned.state,
+        compare_speeds(teacher.config, student.config, seconds, device),
+    )
 
 
 def check_student(student: LionPreTrainedModel, processor: Any, settings: Distillation) -> None:

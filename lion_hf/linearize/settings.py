@@ -20,13 +20,28 @@ class Distillation:
     network learns the teacher's answers.
     """
 
-    train_file: str | None = field(
+    train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Text: a document per line (.txt), CSV, JSON lines, parquet. Images: parquet."
+            "help": "Text: a document per line (.txt, .md), CSV, JSON lines or parquet files, also"
+            " with .gz after the suffix, or patterns such as data/*.txt. Images: a parquet file."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "The same to measure on."})
+    validation_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "The same to measure on; if not given, a part of the text is held out."},
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Data set on the Hub or a folder of one, in place of files."},
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Its configuration, such as en."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Its split to learn from."})
+    validation_split: str = field(
+        default="validation", metadata={"help": "Its split to measure on, if there is one."}
+    )
     data_path: str | None = field(
         default=None,
         metadata={"help": "Images: folder with train/ and val/, validation/ or test/, by class."},
@@ -74,6 +89,13 @@ class Distillation:
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 autocast."})
 
     def __post_init__(self):
+        for name in ("train_file", "validation_file"):
+            if isinstance(getattr(self, name), str):  # Python's users may name a single file
+                setattr(self, name, [getattr(self, name)])
+        if self.train_file and self.dataset:
+            raise ValueError(
+                f"train_file={self.train_file} and dataset={self.dataset!r}: expected one of them"
+            )
         if self.budget is not None:
             self.budget = str(self.budget)  # Python's users may give a number of seconds
             seconds_of(self.budget)
@@ -105,7 +127,7 @@ class Distillation:
     @property
     def has_data(self) -> bool:
         """Whether there is anything to learn from."""
-        return bool(self.train_file or self.data_path)
+        return bool(self.train_file or self.dataset or self.data_path)
 
     @property
     def by_steps(self) -> bool:

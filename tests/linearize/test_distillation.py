@@ -189,7 +189,7 @@ class TestCommand:
                 ["--train_file", "{}/wrong.csv", "--max_length", "9", "--text_columns", "txt"],
                 "'txt' is not in",
             ),
-            (["--data_path", "{}"], "text needs train_file"),
+            (["--data_path", "{}"], "reads text, which needs train_file or dataset"),
             (["--half_life", "-3"], "half_life=-3.0"),
             (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),
             (["--mask_typ", "lit"], "did you mean --mask_type"),
