@@ -11,7 +11,7 @@ LAYERS_SHARE = 0.3  # of the time for learning; the rest is for the whole networ
 TRIAL_SHARE = 0.04  # of a stage's time, per learning rate that is tried
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)  # of the usual learning rate
 TRIAL_STEPS = 8  # fewer steps than that say nothing about a learning rate
-WARM_UP = 0.1  # share of a phase
+WARM_UP = 0.05  # share of a phase
 
 
 def seconds_of(text: str) -> float:
@@ -96,10 +96,8 @@ class Phase:
 
 
 def rate_at(progress: float) -> float:
-    """The factor of the peak learning rate: a linear rise, then half a cosine down to zero."""
-    if progress < WARM_UP:
-        return progress / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+    """The factor of the peak learning rate: a linear rise, then a line down to zero."""
+    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
 @dataclass(frozen=True)

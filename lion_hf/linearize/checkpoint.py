@@ -82,21 +82,21 @@ def linearize_checkpoint(
     if distillation is None:
         card.write(student, output)
     else:
-        from .learning import distil, make_accelerator, make_lesson, make_report, run_in
+        from .learning import distil, make_lesson, make_report, run_in, this_process
 
-        accelerator = make_accelerator(distillation)
+        process = this_process()
         lesson = make_lesson(student, teacher, distillation, pooling_modes(modules))
         record = _record(folder, copying, distillation)
-        with run_in(output, accelerator, record) as run:
-            learned = distil(lesson, processor, distillation, run, accelerator, copying.seed)
+        with run_in(output, process, record) as run:
+            learned = distil(lesson, processor, distillation, run, process, copying.seed)
             notes, metrics = notes + learned.notes, learned.state.metrics
             _check_finite(student, source)
-            if accelerator.is_main_process:
+            if process.is_main_process:
                 name = card.base_model or Path(source).resolve().name
-                report = make_report(name, lesson, distillation, learned, accelerator.device)
+                report = make_report(name, lesson, distillation, learned, process.device)
                 card.write(student, output, report)
                 run.remove()
-            accelerator.wait_for_everyone()
+            process.wait_for_everyone()
     return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
 
 

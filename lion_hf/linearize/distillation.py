@@ -12,10 +12,19 @@ from transformers import PreTrainedModel
 
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .families import FAMILIES, without_distillation_token
-from .losses import answer_loss, class_logits, problem_type, relative_error
+from .losses import (
+    answer_loss,
+    class_logits,
+    hidden_state_loss,
+    problem_type,
+    relative_error,
+    state_scales,
+)
 from .pooling import MEAN, pool
 from .softmax_models import source_name, theirs_in
 
+ATTENTION, EMBEDDINGS = ".attention.", ".embeddings."  # in the names of parameters
+REST_RATE = 0.3  # of the attention's learning rate, for what was copied as it is
 MOST_COMPARED = 1000  # samples whose pairs are compared
 
 
@@ -41,6 +50,8 @@ class Lesson(nn.Module):
     ):
         super().__init__()
         self.pooling = pooling
+        config = student.config
+        self.scales = torch.ones(config.num_hidden_layers, config.hidden_size)
         self.student, self.teacher = student, teacher.eval().requires_grad_(False)
         self.alpha, self.tau, self.stage = alpha, tau, "layers"
         self._seen: dict[str, list[torch.Tensor]] = {"input": [], "output": []}
@@ -56,17 +67,38 @@ class Lesson(nn.Module):
             )
 
     def begin(self, stage: str) -> None:
-        """Makes a stage's parameters trainable: the attention's for "layers", else all."""
+        """Makes a stage's parameters trainable.
+
+        These are the attention's for "layers", and for "answers" all but the embeddings, which fit
+        as they are.
+        """
         self.stage = stage
         for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(stage == "answers" or ".attention." in name)
+            trained = ATTENTION in name if stage == "layers" else EMBEDDINGS not in f".{name}"
+            parameter.requires_grad_(trained)
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The parameters that a stage trains, with the factors of their learning rates.
+
+        The attention is new and learns fastest.
+        """
+        named = [x for x in self.student.named_parameters() if x[1].requires_grad]
+        attention = [parameter for name, parameter in named if ATTENTION in name]
+        rest = [parameter for name, parameter in named if ATTENTION not in name]
+        return [(attention, 1.0)] + [(rest, REST_RATE)] * bool(rest)
 
     def train(self, mode: bool = True) -> "Lesson":
-        """Without dropout in the teacher, and in the student while its layers are compared."""
+        """Dropout would hide from the student what the teacher says: both are in evaluation."""
         super().train(mode)
         self.teacher.eval()
-        self.student.train(mode and self.stage == "answers")
+        self.student.eval()
         return self
+
+    def scale(self, batch: dict[str, torch.Tensor]) -> None:
+        """Measures how much the teacher's hidden states vary, on a batch, for the second stage."""
+        given = {name: x for name, x in batch.items() if name != "labels"}
+        answers = self.ask(given)[0]
+        self.scales = state_scales(answers.hidden_states[1:], given.get("attention_mask"))
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         labels = batch.pop("labels", None)
@@ -77,9 +109,9 @@ class Lesson(nn.Module):
         return {"loss": self.answers_loss(batch, labels, answers, outputs)}
 
     def look(self, batch: dict[str, torch.Tensor], labels: torch.Tensor | None) -> Any:
-        """The student's outputs, with its own loss where that counts."""
+        """The student's outputs with hidden states, and with its own loss where that counts."""
         own = {"labels": labels} if labels is not None and self.alpha < 1 else {}
-        return self.student(**batch, **own)
+        return self.student(**batch, **own, output_hidden_states=True)
 
     def answers_loss(
         self,
@@ -88,7 +120,9 @@ class Lesson(nn.Module):
         answers: Any,
         outputs: Any,
     ) -> torch.Tensor:
-        """The loss of the second stage.
+        """The loss of the second stage: distances of hidden states, and of what comes out.
+
+        For encoders that is the cosine of the pooled embeddings.
 
         Args:
             batch: what both models were given.
@@ -97,7 +131,16 @@ class Lesson(nn.Module):
             outputs: the student's.
         """
         given = batch if labels is None else batch | {"labels": labels}
-        loss = answer_loss(self.student, outputs, answers, given, tau=self.tau)
+        tokens = batch.get("attention_mask")
+        states = (outputs.hidden_states[1:], answers.hidden_states[1:])
+        loss = hidden_state_loss(*states, self.scales, tokens).mean()
+        if type(self.student).__name__ == "LionModel":
+            mine, theirs = (
+                pool(x.last_hidden_state, tokens, self.pooling) for x in (outputs, answers)
+            )
+            loss = loss + (1 - nn.functional.cosine_similarity(mine, theirs)).mean()
+        else:
+            loss = loss + answer_loss(self.student, outputs, answers, given, tau=self.tau)
         if labels is None or self.alpha == 1:
             return loss
         return self.alpha * loss + (1 - self.alpha) * outputs.loss
@@ -112,10 +155,11 @@ class Lesson(nn.Module):
         """
         for seen in self._seen.values():
             seen.clear()
-        outputs = self.teacher(**batch)
+        outputs = self.teacher(**batch, output_hidden_states=True)
         cut = without_distillation_token if self.family.second_token else lambda x: x
         if "last_hidden_state" in outputs:
             outputs["last_hidden_state"] = cut(outputs.last_hidden_state)
+        outputs["hidden_states"] = tuple(map(cut, outputs.hidden_states))
         hidden_states, targets = (
             [cut(x) for x in self._seen[name]] for name in ("input", "output")
         )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch.utils.data import Dataset, Subset
 
 from .distillation import Lesson, Measurement, examine, retrieval
@@ -46,6 +47,12 @@ class HeldOut:
         if not quick:
             found.figures.update(retrieval(found.embeddings))
         return found
+
+    def sample(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """One batch, on a device."""
+        data = self._spread(min(self.batch_size, self.quick))
+        batch = self.collate([data[n] for n in range(len(data))])
+        return {name: x.to(device) for name, x in batch.items()}
 
     def limit(self, lesson: Lesson, budget: float) -> None:
         """Takes as many samples as a budget, in seconds, has time for."""

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from ..convert.errors import ConversionError
-from ..modeling.lion_choice import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from ..training.processes import use_cpu_without_accelerator
 from .batches import Batches
@@ -23,6 +22,7 @@ from .budget import Speed, plan_by_clock, plan_by_steps, report_seconds, seconds
 from .data import lesson_data
 from .distillation import Lesson
 from .held_out import HeldOut
+from .precision import bf16_is_faster
 from .report import Report
 from .run_folder import SUFFIX, RunFolder, State
 from .settings import Distillation
@@ -46,10 +46,10 @@ class Learned(NamedTuple):
     seconds_left: float | None
 
 
-def make_accelerator(settings: Distillation) -> Accelerator:
+def this_process() -> PartialState:
     """The devices and processes of a run, as its launcher set them up."""
     use_cpu_without_accelerator()
-    return Accelerator(mixed_precision="bf16" if settings.bf16 else None)
+    return PartialState()
 
 
 def make_lesson(
@@ -63,33 +63,31 @@ def make_lesson(
 
 
 @contextlib.contextmanager
-def run_in(
-    output: Path, accelerator: Accelerator, record: Mapping[str, Any]
-) -> Iterator[RunFolder]:
+def run_in(output: Path, process: PartialState, record: Mapping[str, Any]) -> Iterator[RunFolder]:
     """Holds the folder of a run, beside its output, in the first process; the others wait for it.
 
     Raises:
         ValueError: in all processes, as `RunFolder.held`.
     """
     folder = output.with_name(f"{output.name}{SUFFIX}")
-    run, record = RunFolder(folder, accelerator.is_main_process), dict(record)
-    record["processes"] = accelerator.num_processes
+    run, record = RunFolder(folder, process.is_main_process), dict(record)
+    record["processes"] = process.num_processes
     with contextlib.ExitStack() as stack:
-        on_first_process(accelerator, lambda: stack.enter_context(run.held(record)))
+        on_first_process(process, lambda: stack.enter_context(run.held(record)))
         yield run
 
 
-def on_first_process(accelerator: Accelerator, function: Callable[[], Any]) -> None:
+def on_first_process(process: PartialState, function: Callable[[], Any]) -> None:
     """Calls a function on the first process; all of them raise its ValueError."""
     problem: list[str | None] = [None]
-    if accelerator.is_main_process:
+    if process.is_main_process:
         try:
             function()
         except ValueError as error:
-            if accelerator.num_processes == 1:
+            if process.num_processes == 1:
                 raise
             problem = [str(error)]
-    if accelerator.num_processes > 1:
+    if process.num_processes > 1:
         broadcast_object_list(problem)
     if problem[0] is not None:
         raise ValueError(problem[0])
@@ -100,7 +98,7 @@ def distil(
     processor: Any,
     settings: Distillation,
     run: RunFolder,
-    accelerator: Accelerator,
+    process: PartialState,
     seed: int,
 ) -> Learned:
     """Teaches a lesson's student, in place, from where an interrupted run stopped.
@@ -110,7 +108,7 @@ def distil(
         processor: their tokenizer or image processor.
         settings: data and stages.
         run: where the state is kept.
-        accelerator: devices and processes.
+        process: its device, and its place among others.
         seed: of order, masks and dropout.
 
     Raises:
@@ -118,10 +116,10 @@ def distil(
             (multiple choice), a budget that is too short, or too little memory.
         FloatingPointError: if the loss is not finite.
     """
-    check_student(lesson.student, processor, settings)
+    check_student(lesson.student, processor)
     train, validation, collate, notes = lesson_data(lesson.student, processor, settings, seed)
-    lesson.to(accelerator.device)
-    place = accelerator.process_index, accelerator.num_processes
+    lesson.to(process.device)
+    place = process.process_index, process.num_processes
     batches = {
         stage: Batches(train, collate, settings.batch_size, seed + number, *place)
         for number, stage in enumerate(STAGES)
@@ -129,7 +127,8 @@ def distil(
     held_out = HeldOut.of(validation, collate, settings.batch_size)
     found = run.load()
     state = State() if found is None else found[0]
-    learner = Learner(lesson, batches, held_out, state, run, accelerator, seed)
+    bf16 = settings.bf16 or bf16_is_faster(process.device)
+    learner = Learner(lesson, batches, held_out, state, run, process, bf16)
     with memory_errors(settings):
         if found is None:
             _prepare(learner, settings)
@@ -169,15 +168,13 @@ def make_report(
     )
 
 
-def check_student(student: LionPreTrainedModel, processor: Any, settings: Distillation) -> None:
+def check_student(student: LionPreTrainedModel, processor: Any) -> None:
     """Raises ConversionError for a model that cannot learn from its source."""
     if type(student).__name__ == "LionForMultipleChoice":
         raise ConversionError(
             "distillation of LionForMultipleChoice is not offered: its answers need questions with"
             " choices"
         )
-    if not settings.by_steps or settings.stage_steps["answers"]:
-        check_score_dropout(student.config)
     if processor is None:
         raise ConversionError(
             "the source has no tokenizer or image processor, which distillation needs"
@@ -190,7 +187,7 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
     Raises:
         ValueError: if the budget is too short.
     """
-    accelerator, held_out = learner.accelerator, learner.held_out
+    process, held_out = learner.process, learner.held_out
     budget = None if settings.by_steps else seconds_of(settings.time)
     steps: dict[str, float] = {}
     if budget is not None:
@@ -210,8 +207,8 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
         learner.state.phases = [asdict(phase) for phase in plan]
         learner.state.samples = [held_out.full, held_out.quick]
 
-    on_first_process(accelerator, make_plan)
-    if accelerator.num_processes > 1:
+    on_first_process(process, make_plan)
+    if process.num_processes > 1:
         shared = [asdict(learner.state)]
         broadcast_object_list(shared)
         learner.state = State(**shared[0])
@@ -224,6 +221,8 @@ def _step_seconds(learner: Learner, stage: str) -> float:
     """Seconds of a step on the longest batch, which also shows whether the memory suffices."""
     learner.lesson.begin(stage)
     learner.lesson.train()
+    if stage == "answers":
+        learner.lesson.scale(learner.held_out.sample(learner.process.device))
     batch, seconds = learner.batches[stage].longest(), []
     for _ in range(2):  # the first one also warms up
         began = time.monotonic()

@@ -8,7 +8,7 @@ from .budget import seconds_of
 DEFAULT_BUDGET = "30m"
 DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
 # Peak learning rates of the stages: around these a run looks for its own.
-LAYER_LEARNING_RATE, LEARNING_RATE = 1e-3, 2e-4
+LAYER_LEARNING_RATE, LEARNING_RATE = 1e-3, 1e-3
 
 
 @dataclass
@@ -86,7 +86,10 @@ class Distillation:
     validation_samples: int = field(
         default=2000, metadata={"help": "Samples to measure on, evenly spread."}
     )
-    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 autocast."})
+    bf16: bool = field(
+        default=False,
+        metadata={"help": "Learn in bfloat16, also where that is not found to be faster."},
+    )
 
     def __post_init__(self):
         for name in ("train_file", "validation_file"):

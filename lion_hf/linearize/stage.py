@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import broadcast
 from torch import nn
 from tqdm import tqdm
 
-from ..data.samples import sample_seed
 from .batches import Batches
 from .budget import Clock, Phase, rate_at, words_of
 from .distillation import Lesson, Measurement
@@ -29,6 +28,7 @@ MEASURING_SHARE = 0.04  # most of the time that goes into measuring on the way
 MEASUREMENTS = 15  # most per phase that goes by the clock
 MEASUREMENTS_BY_STEPS = 10
 MAX_GRADIENT_NORM = 1.0
+BETAS = (0.9, 0.98)
 SHOWN = ("cosine", "agreement", "layer_error")  # in the progress bar: the first that there is
 STAGES = ("layers", "answers")
 
@@ -45,8 +45,8 @@ class Learner:
         held_out: what is measured on.
         state: how far the run is; it is kept up to date.
         folder: where checkpoints go.
-        accelerator: of the process.
-        seed: of dropout.
+        process: its device, and its place among others.
+        bf16: whether to compute in bfloat16.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Learner:
         held_out: HeldOut,
         state: State,
         folder: RunFolder,
-        accelerator: Accelerator,
-        seed: int,
+        process: PartialState,
+        bf16: bool,
     ):
         self.lesson, self.batches, self.held_out = lesson, batches, held_out
-        self.state, self.folder, self.accelerator, self.seed = state, folder, accelerator, seed
+        self.state, self.folder, self.process, self.bf16 = state, folder, process, bf16
         self.clock = Clock(state.clock)
         self.kept: dict[str, Any] = {}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -100,8 +100,12 @@ class Learner:
                 student.load_state_dict(self.kept["start"])
             elif phase.rate is None:
                 self._take_tried(phase)
-        trained = [x for x in student.parameters() if x.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+        if phase.stage == "answers":
+            self.lesson.scale(self.held_out.sample(self.process.device))
+        groups = [{"params": x, "factor": factor} for x, factor in self.lesson.groups()]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True
+        )
         if self.restored and (state.step or phase.rate is None):
             self.optimizer.load_state_dict(self.restored)
         self.restored = {}
@@ -168,7 +172,8 @@ class Learner:
 
     def _note_trial(self, phase: Phase) -> None:
         """Keeps the trial's weights if it is the best of its stage so far."""
-        score = self.held_out.examine(self.lesson, quick=True).figures["loss"]
+        with self.autocast():
+            score = self.held_out.examine(self.lesson, quick=True).figures["loss"]
         score = self._shared([score])[0]
         score = score if math.isfinite(score) else math.inf
         scores = self.state.trials.setdefault(phase.stage, {})
@@ -189,34 +194,36 @@ class Learner:
         """One step of the optimizer; returns the loss."""
         assert self.optimizer is not None
         number = self.state.step + (0 if phase.trial else self.state.steps.get(phase.stage, 0))
-        process = self.accelerator.process_index
-        torch.manual_seed(sample_seed(self.seed, STAGES.index(phase.stage), number, process))
         loss = self.backward(self.batches[phase.stage][number])
         parameters = [x for group in self.optimizer.param_groups for x in group["params"]]
         loss = self._average(loss, parameters)
         nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
 
     def backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch, after its gradients have been added."""
-        batch = {name: x.to(self.accelerator.device) for name, x in batch.items()}
-        with self.accelerator.autocast():
+        batch = {name: x.to(self.process.device) for name, x in batch.items()}
+        with self.autocast():
             loss = self.lesson(**batch)["loss"]
         loss.backward()
         return loss.detach()
 
+    def autocast(self) -> torch.autocast:
+        """Where a run computes in bfloat16; weights and losses stay in float32."""
+        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16)
+
     def _average(self, loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
         """The mean loss of all processes, after the gradients have become their means."""
-        if self.accelerator.num_processes == 1:
+        if self.process.num_processes == 1:
             return loss
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in parameters]
         flat = torch.cat([loss.float().view(1), *(x.reshape(-1) for x in gradients)])
         torch.distributed.all_reduce(flat)
-        flat /= self.accelerator.num_processes
+        flat /= self.process.num_processes
         pieces = flat[1:].split([x.numel() for x in parameters])
         for parameter, piece in zip(parameters, pieces):
             parameter.grad = piece.view_as(parameter)
@@ -256,7 +263,8 @@ class Learner:
         if (last.get("phase"), last.get("step")) == (state.phase, state.step):
             return
         began = time.monotonic()
-        figures = self.held_out.examine(self.lesson, quick=True).figures
+        with self.autocast():
+            figures = self.held_out.examine(self.lesson, quick=True).figures
         loss = self._shared([figures["loss"]])[0]
         self.held_out.quick_seconds = time.monotonic() - began
         if math.isfinite(loss) and (state.best is None or loss <= state.best):
@@ -294,9 +302,9 @@ class Learner:
 
     def _shared(self, numbers: Any) -> list[float]:
         """The first process's numbers, in all processes."""
-        if self.accelerator.num_processes == 1:
+        if self.process.num_processes == 1:
             return list(numbers)
-        tensor = torch.tensor(list(numbers), dtype=torch.float64, device=self.accelerator.device)
+        tensor = torch.tensor(list(numbers), dtype=torch.float64, device=self.process.device)
         return broadcast(tensor).tolist()
 
     # What the user sees and does
@@ -311,7 +319,7 @@ class Learner:
             total=total,
             bar_format=f"{{desc}} |{{bar}}| {done}{{postfix}}",
             mininterval=0.5,
-            disable=None if self.accelerator.is_main_process else True,
+            disable=None if self.process.is_main_process else True,
             dynamic_ncols=True,
         ) as self.bar:
             yield

@@ -17,7 +17,6 @@ from lion_hf.linearize.distillation import Lesson, measure
 from lion_hf.linearize.families import HEADS
 from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.softmax_models import load_softmax_model
-from lion_hf.linearize.stage import Learner
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
 
@@ -58,7 +57,39 @@ class TestLessons:
         assert trained == attention and any("gate" in name for name in trained)
         assert all(x.grad is None for x in lesson.teacher.parameters())
         lesson.begin("answers")
-        assert all(x.requires_grad for x in lesson.student.parameters())
+        frozen = {name for name, x in lesson.student.named_parameters() if not x.requires_grad}
+        assert frozen and all(name.startswith("lion.embeddings.") for name in frozen)
+        (attention, first), (rest, second) = lesson.groups()
+        assert len(attention) + len(rest) + len(frozen) == len([*lesson.student.parameters()])
+        assert first == 1.0 > second
+
+    @pytest.mark.parametrize(
+        "architecture",
+        [
+            "BertModel",
+            "RobertaForMaskedLM",
+            "BertForTokenClassification",
+            "DeiTModel",
+            "Dinov2Model",
+        ],
+    )
+    def test_a_copy_with_softmax_has_no_loss(self, architecture, softmax):
+        """Hidden states are compared layer by layer, without padding and DeiT's second token."""
+        teacher, inputs = softmax_model(architecture), inputs_of(architecture)
+        if TYPE_OF[architecture] == "deit":
+            with torch.no_grad():  # nobody looks at the second token, so it changes nothing
+                for layer in teacher.layers:
+                    layer.attention.v_proj.weight.zero_()
+        lesson = Lesson(as_softmax(teacher), teacher)
+        lesson.begin("answers")
+        lesson.scale(inputs)
+        assert lesson.scales.shape == (2, 24)
+        if "MaskedLM" in architecture:
+            inputs["labels"] = inputs["input_ids"].where(inputs["attention_mask"] != 0, -100)
+        with torch.no_grad():
+            assert lesson(**inputs)["loss"] < 1e-5
+            lesson.student.base_model.layers[0].mlp.fc1.weight.mul_(2)
+            assert lesson(**inputs)["loss"] > 1e-3
 
     @pytest.mark.parametrize(
         "architecture", [name for name in HEADS if "MultipleChoice" not in name]
@@ -67,12 +98,14 @@ class TestLessons:
         teacher, inputs = softmax_model(architecture), inputs_of(architecture)
         lesson = Lesson(linearize_model(teacher)[0], teacher)
         lesson.begin("answers")
+        lesson.scale(inputs)
         with torch.no_grad():  # further away from the teacher than a copy is
             for parameter in lesson.student.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
         if "MaskedLM" in architecture or "PreTraining" in architecture:
             inputs["labels"] = torch.where(torch.rand(2, 9) < 0.5, inputs["input_ids"], -100)
-        optimizer = torch.optim.Adam(lesson.student.parameters(), lr=3e-3)
+        trained = [x for group, _ in lesson.groups() for x in group]
+        optimizer = torch.optim.Adam(trained, lr=3e-3)
         losses = []
         for _ in range(8):
             losses.append(lesson(**inputs)["loss"])
@@ -217,28 +250,25 @@ class TestCommand:
         assert words in capsys.readouterr().err
         assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
-    def test_a_form_without_dropout_is_refused_before_the_first_stage(
-        self, text_source, tmp_path, monkeypatch
-    ):
+    def test_learning_drops_nothing_out(self, text_source, tmp_path):
+        """So a form that cannot drop scores out, here "chunk", can be taught."""
         config = json.loads((text_source / "config.json").read_text())
         (text_source / "config.json").write_text(
-            json.dumps(config | {"attention_probs_dropout_prob": 0.1})
+            json.dumps(config | {"attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.5})
         )
-        monkeypatch.setattr(Learner, "run", lambda self: pytest.fail("training began"))
-        lessons = Distillation(train_file=str(tmp_path / "train.csv"), max_length=9, batch_size=4)
-        with pytest.raises(
-            ValueError,
-            match="attention_probs_dropout_prob=0.1 with attention_form='chunk'",
-        ):
-            linearize_checkpoint(
-                text_source, tmp_path / "model", attention_form="chunk", distillation=lessons
-            )
-        monkeypatch.undo()
-        lessons.layer_steps, lessons.steps = 1, 0  # without a second stage there is no dropout
+        file = str(tmp_path / "train.csv")
+        lessons = Distillation(train_file=file, layer_steps=1, steps=1, max_length=9, batch_size=4)
         made = linearize_checkpoint(
             text_source, tmp_path / "model", attention_form="chunk", distillation=lessons
         )
-        assert made.config.attention_form == "chunk" and made.folder.is_dir()
+        assert made.config.attention_form == "chunk" and made.config.hidden_dropout_prob == 0.5
+        teacher = load_softmax_model(text_source)[0]
+        lesson = Lesson(linearize_model(teacher)[0], teacher)
+        lesson.begin("answers")
+        lesson.train()
+        batch = inputs_of("BertForSequenceClassification")
+        batch["input_ids"] = batch["input_ids"] % 5 + 5
+        assert lesson(**batch)["loss"] == lesson(**batch)["loss"]
 
     def test_classes_whose_names_are_numbers(self, text_source, tmp_path):
         student, _ = linearize_model(
