@@ -55,7 +55,7 @@ OPTIONAL_FIELDS = (
 )
 POOLER_ROW = "lion.pooler.dense"
 # Parameters that softmax attention has nothing to copy into.
-NEW = (".attention.gate.", ".attention.norm.")
+NEW = (".attention.gate.", ".attention.norm.", "_conv.")
 
 
 LION_FIELDS = (
@@ -84,6 +84,7 @@ def linearize_model(
     copying = _copying(options)
     theirs, architecture = teacher.config, type(teacher).__name__
     check_softmax_config(theirs, architecture)
+    copying = copying.resolved(FAMILIES[theirs.model_type].modality)
     config = _config(theirs, copying)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(copying.seed)
@@ -98,7 +99,8 @@ def linearize_model(
             )
     student.load_state_dict(weights, strict=False)
     student.tie_weights()
-    sharpen(student, copying.sharpness)
+    if copying.sharpness:
+        sharpen(student, copying.sharpness)
     if copying.half_life:
         set_half_life(student, copying.half_life)
     return student.eval(), _notes(teacher)
@@ -166,6 +168,7 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
             classifier_pooling="cls",
             drop_path_rate=0.0,
             **same,
+            conv_kernel_size=copying.conv_kernel_size or None,
             **{name: getattr(copying, name) for name in LION_FIELDS},
         )
     except Exception as error:  # the strict configuration raises classes of its own

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ..modeling.lion_packing import pool
 from ..modeling.modeling_lion import LionPreTrainedModel
 
 # Of a dimension of hidden states: what varies less is no feature, and must not rule the loss.
@@ -95,21 +94,6 @@ def hidden_state_loss(
             real = tokens != 0
             losses.append((error * real).sum() / real.sum().clamp(min=1))
     return torch.stack(losses)
-
-
-def embedding_distance(
-    states: torch.Tensor, targets: torch.Tensor, tokens: torch.Tensor | None, pooling: str
-) -> torch.Tensor:
-    """One minus the cosine of the pooled embeddings, (B,).
-
-    Args:
-        states: the student's last hidden states, (B, L, D).
-        targets: the teacher's, alike.
-        tokens: (B, L), 0 for those that do not count; None if all do.
-        pooling: "cls" or "mean".
-    """
-    student, teacher = (pool(x.float(), tokens, pooling) for x in (states, targets))
-    return 1 - F.cosine_similarity(student, teacher, dim=-1)
 
 
 def answer_loss(

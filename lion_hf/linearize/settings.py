@@ -1,6 +1,7 @@
 """How a softmax model is copied into LION, and how the copy is taught."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..convert.errors import ConversionError
 from .budget import seconds_of
@@ -9,6 +10,13 @@ DEFAULT_BUDGET = "30m"
 DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
 # Peak learning rates of the stages: around these a run looks for its own.
 LAYER_LEARNING_RATE, LEARNING_RATE = 1e-3, 1e-3
+
+# What the fields of `Copying` left at None become: what came nearest to the source in the trials
+# (benchmarks/results/linearize.md).
+COPYING_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text": {"feature_map": "exponential", "sharpness": 1.0, "conv_kernel_size": 3},
+    "image": {"feature_map": "elu_plus_one", "sharpness": 2.0, "conv_kernel_size": 0},
+}
 
 
 @dataclass
@@ -168,8 +176,8 @@ class Copying:
     """What the copy is to be: fields of LionConfig, and how its attention starts.
 
     Softmax attention is positive and its rows sum to one, so a positive feature map and division by
-    the row sum are the nearest to it. It is also sharper than a product of features: `sharpness`
-    multiplies queries and keys, which makes elu(x) + 1 nearer to relu(x).
+    the row sum are the nearest to it. It is also sharper than most products of features:
+    `sharpness` multiplies queries and keys, which makes elu(x) + 1 nearer to relu(x).
     """
 
     mask_type: str = field(default="selective", metadata={"help": "lit, decay or selective."})
@@ -179,8 +187,19 @@ class Copying:
     patch_order: str = field(
         default="raster", metadata={"help": "raster, or snake for both S-curves of an image."}
     )
-    feature_map: str = field(
-        default="elu_plus_one", metadata={"help": "identity, elu_plus_one or normalized_silu."}
+    feature_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "exponential, elu_plus_one, normalized_silu or identity. Default: exponential"
+            " for text, elu_plus_one for images."
+        },
+    )
+    conv_kernel_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of a convolution on queries, keys and values that the source lacks. It"
+            " starts as the identity; 0 for none. Default: 3 for text, 0 for images."
+        },
     )
     normalize_attention: bool = field(default=True, metadata={"help": "Divide by the row sum."})
     attention_norm: bool = field(
@@ -192,7 +211,12 @@ class Copying:
             "help": "Tokens in which gates halve at first; 0 for LION's own, which vary by head."
         },
     )
-    sharpness: float = field(default=2.0, metadata={"help": "Factor of queries and keys, above 0."})
+    sharpness: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor of queries and keys, above 0. Default: 1 for text, 2 for images."
+        },
+    )
     seed: int = field(
         default=0, metadata={"help": "Of the gates' weights in LION-S, and of the distillation."}
     )
@@ -206,7 +230,14 @@ class Copying:
             raise ConversionError(
                 f"half_life={self.half_life}: expected 0, or a number of tokens of at least 0.001"
             )
-        if not 0 < self.sharpness < float("inf"):
+        if self.sharpness is not None and not 0 < self.sharpness < float("inf"):
             raise ConversionError(f"sharpness={self.sharpness}: expected a number above 0")
         if not 0 <= self.seed < 2**32 - 1:
             raise ConversionError(f"seed={self.seed}: expected an integer from 0 to {2**32 - 2}")
+
+    def resolved(self, modality: str) -> "Copying":
+        """The same with the defaults of "text" or "image" in place of None."""
+        defaults = COPYING_DEFAULTS[modality]
+        return replace(
+            self, **{name: x for name, x in defaults.items() if getattr(self, name) is None}
+        )

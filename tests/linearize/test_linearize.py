@@ -146,6 +146,19 @@ class TestCopy:
                 expected = factor * getattr(getattr(one, name), parameter)
                 torch.testing.assert_close(getattr(getattr(three, name), parameter), expected)
 
+    def test_text_and_images_have_defaults_of_their_own(self):
+        text = linearize_model(softmax_model("BertModel"))[0]
+        assert (text.config.feature_map, text.config.conv_kernel_size) == ("exponential", 3)
+        image = linearize_model(softmax_model("ViTModel"))[0]
+        assert (image.config.feature_map, image.config.conv_kernel_size) == ("elu_plus_one", None)
+
+    def test_what_is_asked_for_is_not_replaced(self):
+        options = {"feature_map": "elu_plus_one", "conv_kernel_size": 0}
+        config = linearize_model(softmax_model("BertModel"), **options)[0].config
+        assert (config.feature_map, config.conv_kernel_size) == ("elu_plus_one", None)
+        config = linearize_model(softmax_model("ViTModel"), conv_kernel_size=5)[0].config
+        assert config.conv_kernel_size == 5
+
     def test_the_teacher_stays_as_it_is_and_the_seed_decides(self):
         teacher = softmax_model("BertModel")
         before, state = (
@@ -297,6 +310,8 @@ class TestRefusals:
             ({"half_life": 1e-4}, "half_life=0.0001"),
             ({"seed": 2**32}, "seed=4294967296"),
             ({"sharpness": 0.0}, "sharpness=0.0"),
+            ({"conv_kernel_size": 4}, "conv_kernel_size=4: expected None or an odd integer"),
+            ({"feature_map": "exp"}, "feature_map='exp': expected one of"),
             ({"hidden_size": 8}, "hidden_size=8: the options are"),
         ],
     )
