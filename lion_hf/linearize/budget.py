@@ -4,11 +4,13 @@ and the phases of a run."""
 import math
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+IN_WORDS = {"layers": "on the layers", "answers": "end to end"}  # the stages
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 LAYERS_SHARE = 0.3  # of the time for learning; the rest is for the whole network
-TRIAL_SHARE = 0.04  # of a stage's time, per learning rate that is tried
+TRIAL_SHARE = 0.02  # of a stage's time, per learning rate that is tried
 TRIAL_FACTORS = (1 / 3, 1.0, 3.0)  # of the usual learning rate
 TRIAL_STEPS = 8  # fewer steps than that say nothing about a learning rate
 WARM_UP = 0.05  # share of a phase
@@ -118,9 +120,28 @@ def report_seconds(budget: float) -> float:
     return min(max(0.03 * budget, 0.5), 60.0)
 
 
-def plan_by_clock(
-    budget: float, now: float, speed: Speed, given: dict[str, float | None], usual: dict[str, float]
-) -> list[Phase]:
+@dataclass(frozen=True)
+class Wishes:
+    """What a plan depends on beside the time.
+
+    Args:
+        given: learning rate per stage, None to find it.
+        usual: learning rates that suit most models.
+        layers: the share of the time that goes to the layers; 0 for no such stage.
+    """
+
+    given: dict[str, float | None]
+    usual: dict[str, float]
+    layers: float = LAYERS_SHARE
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The shares of the time of the stages that there are."""
+        shares = {"layers": self.layers, "answers": 1 - self.layers}
+        return {stage: share for stage, share in shares.items() if share}
+
+
+def plan_by_clock(budget: float, now: float, speed: Speed, wishes: Wishes) -> list[Phase]:
     """The phases of a run that ends with its budget.
 
     A stage without a given learning rate begins with short trials, if there is time for them.
@@ -129,52 +150,49 @@ def plan_by_clock(
         budget: seconds in all.
         now: seconds that are over.
         speed: what was measured.
-        given: learning rate per stage, None to find it.
-        usual: the learning rates to try around.
+        wishes: what else is known.
 
     Raises:
         ValueError: if there is no time for one step of each stage.
     """
-    fixed = now + 2 * speed.measurement + report_seconds(budget)
-    learning = budget - fixed
-    ends, start = {}, now
-    for stage, share in (("layers", LAYERS_SHARE), ("answers", 1 - LAYERS_SHARE)):
-        ends[stage] = (start, start + share * learning)
-        start = ends[stage][1] + speed.measurement
-    needed = max(speed.steps["layers"] / LAYERS_SHARE, speed.steps["answers"] / (1 - LAYERS_SHARE))
+    shares = wishes.shares
+    fixed = now + len(shares) * speed.measurement + report_seconds(budget)
+    learning, needed = budget - fixed, max(speed.steps[x] / shares[x] for x in shares)
     if learning < needed:
-        layers, answers = speed.steps["layers"], speed.steps["answers"]
+        steps = " and ".join(f"{speed.steps[x]:.1f} s {IN_WORDS[x]}" for x in shares)
         raise ValueError(
             f"budget={words_of(budget)} is too short for one step of each stage: here a step takes"
-            f" {layers:.1f} s on the layers and {answers:.1f} s end to end, and measuring"
-            f" {fixed:.1f} s. Expected at least {math.ceil(fixed + needed)}s, or a smaller"
-            " batch_size"
+            f" {steps}, and measuring {fixed:.1f} s. Expected at least"
+            f" {math.ceil(fixed + needed)}s, or a smaller batch_size"
         )
-    phases = []
-    for stage, (begin, end) in ends.items():
-        trial = TRIAL_SHARE * (end - begin)
-        if given[stage] is None and trial >= TRIAL_STEPS * speed.steps[stage]:
-            for number, factor in enumerate(TRIAL_FACTORS, start=1):
-                rate = factor * usual[stage]
-                phases.append(Phase(stage, rate, trial=True, end=begin + number * trial))
-            phases.append(Phase(stage, None, end=end))
-        else:
-            phases.append(Phase(stage, given[stage] or usual[stage], end=end))
+    phases, begin = list[Phase](), now
+    for stage, share in shares.items():
+        end = begin + share * learning
+        phases += _phases_of(stage, begin, end, speed.steps[stage], wishes)
+        begin = end + speed.measurement
     return phases
 
 
-def plan_by_steps(
-    steps: dict[str, int], given: dict[str, float | None], usual: dict[str, float]
-) -> list[Phase]:
+def _phases_of(
+    stage: str, begin: float, end: float, step: float, wishes: Wishes
+) -> Iterator[Phase]:
+    """The trials of a stage, if there are any, and the rest of it."""
+    given, usual, trial = wishes.given[stage], wishes.usual[stage], TRIAL_SHARE * (end - begin)
+    if given is not None or trial < TRIAL_STEPS * step:
+        yield Phase(stage, given or usual, end=end)
+        return
+    for number, factor in enumerate(TRIAL_FACTORS, start=1):
+        yield Phase(stage, factor * usual, trial=True, end=begin + number * trial)
+    yield Phase(stage, None, end=end)
+
+
+def plan_by_steps(steps: dict[str, int], wishes: Wishes) -> list[Phase]:
     """The phases of a run with given numbers of steps per stage; stages without steps are left out.
 
-    Args:
-        steps: per stage.
-        given: learning rate per stage, None for the usual one.
-        usual: learning rate per stage.
+    Nothing is tried: a learning rate that is not given is the usual one.
     """
     return [
-        Phase(stage, given[stage] or usual[stage], steps=count)
+        Phase(stage, wishes.given[stage] or wishes.usual[stage], steps=count)
         for stage, count in steps.items()
         if count
     ]

@@ -1,7 +1,7 @@
 """Texts and images for distillation, labelled or not."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +23,8 @@ logger = logging.getLogger(__name__)
 
 MOST_UNREADABLE = 0.01  # share of the images, as `lion-hf images` allows by default
 Batch = dict[str, torch.Tensor]
-HELD_OUT_SHARE = 0.05  # of the training data, where there are no validation data
 Parts = tuple[SeededDataset, Dataset, Callable[[list], Batch], list[str]]
-Found = tuple[SeededDataset, SeededDataset | None, Callable[[list], Batch], list[str]]
+Found = tuple[SeededDataset, SeededDataset, Callable[[list], Batch], list[str]]
 
 
 def lesson_data(
@@ -33,7 +32,7 @@ def lesson_data(
 ) -> Parts:
     """Training data, validation data, what makes batches of them, and notes.
 
-    Where there are no validation data, a part of the training data is held out.
+    Where there are no validation texts, a part of the training texts is held out.
 
     Args:
         student: says which inputs and labels are wanted.
@@ -53,47 +52,12 @@ def lesson_data(
             f"alpha={settings.alpha}: expected 1, because there are no labels that"
             f" {type(student).__name__} learns from{reason}"
         )
-    if validation is None:
-        train, validation, note = _hold_out(train, settings.validation_samples)
-        notes = [*notes, note]
     length = len(validation)  # evenly spread, because folders are sorted by class
     count = min(length, settings.validation_samples)
     places = [n * length // count for n in range(count)]
     if student.config.modality == "image":
         places = _readable(validation.dataset, places)  # type: ignore[arg-type]
     return train, Subset(validation, places), collate, notes
-
-
-class _Rows(Sequence):
-    """Some of the rows of a sequence."""
-
-    def __init__(self, rows: Sequence, places: list[int]):
-        self.rows, self.places = rows, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.rows[self.places[index]]
-
-
-def _hold_out(data: SeededDataset, most: int) -> tuple[SeededDataset, SeededDataset, str]:
-    """The data without some evenly spread samples, these samples, and a note."""
-    length = len(data)
-    if length == 1:
-        kept, held = [0], [0]
-        note = "there is a single sample: the figures are of what was learnt from."
-    else:
-        count = max(min(round(HELD_OUT_SHARE * length), most), 1)
-        held = [n * length // count + length // (2 * count) for n in range(count)]
-        kept = sorted({*range(length)} - {*held})
-        note = f"no validation data were given: {count} of {length} training samples were held out."
-    train, validation = (_Rows(data.dataset, places) for places in (kept, held))
-    return (
-        SeededDataset(train, data.transform, data.seed),
-        SeededDataset(validation, data.transform, data.seed, vary=False),
-        note,
-    )
 
 
 def _images(

@@ -18,7 +18,15 @@ from ..convert.errors import ConversionError
 from ..modeling.modeling_lion import LionPreTrainedModel
 from ..training.processes import use_cpu_without_accelerator
 from .batches import Batches
-from .budget import Speed, plan_by_clock, plan_by_steps, report_seconds, seconds_of, words_of
+from .budget import (
+    Speed,
+    Wishes,
+    plan_by_clock,
+    plan_by_steps,
+    report_seconds,
+    seconds_of,
+    words_of,
+)
 from .data import lesson_data
 from .distillation import Lesson
 from .held_out import HeldOut
@@ -28,6 +36,8 @@ from .run_folder import SUFFIX, RunFolder, State
 from .settings import Distillation
 from .stage import STAGES, Learner
 from .timing import compare_speeds
+
+SAMPLES = 64  # images per step, and samples per batch that is measured
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +130,13 @@ def distil(
     train, validation, collate, notes = lesson_data(lesson.student, processor, settings, seed)
     lesson.to(process.device)
     place = process.process_index, process.num_processes
+    text = lesson.student.config.modality == "text"
+    batch_size = settings.batch_size or (None if text else SAMPLES)
     batches = {
-        stage: Batches(train, collate, settings.batch_size, seed + number, *place)
+        stage: Batches(train, collate, batch_size, seed + number, *place)
         for number, stage in enumerate(STAGES)
     }
-    held_out = HeldOut.of(validation, collate, settings.batch_size)
+    held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)
     found = run.load()
     state = State() if found is None else found[0]
     bf16 = settings.bf16 or bf16_is_faster(process.device)
@@ -189,9 +201,9 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
     """
     process, held_out = learner.process, learner.held_out
     budget = None if settings.by_steps else seconds_of(settings.time)
-    steps: dict[str, float] = {}
+    wishes, steps = _wishes(learner.lesson, settings), dict[str, float]()
     if budget is not None:
-        steps = {stage: _step_seconds(learner, stage) for stage in STAGES}
+        steps = {stage: _step_seconds(learner, stage) for stage in wishes.shares}
         learner.lesson.begin(STAGES[0])
         held_out.limit(learner.lesson, budget)
     began = time.monotonic()
@@ -199,11 +211,10 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
     speed, now = Speed(steps, time.monotonic() - began), learner.clock.elapsed
 
     def make_plan() -> None:
-        rates = {"layers": settings.layer_learning_rate, "answers": settings.learning_rate}
         if budget is None:
-            plan = plan_by_steps(settings.stage_steps, rates, settings.usual_rates)
+            plan = plan_by_steps(settings.stage_steps, wishes)
         else:
-            plan = plan_by_clock(budget, now, speed, rates, settings.usual_rates)
+            plan = plan_by_clock(budget, now, speed, wishes)
         learner.state.phases = [asdict(phase) for phase in plan]
         learner.state.samples = [held_out.full, held_out.quick]
 
@@ -215,6 +226,18 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
         held_out.full, held_out.quick = learner.state.samples
     logger.info("%s", settings.in_words)
     logger.info("after an interruption the same command goes on from %s", learner.folder.path)
+
+
+def _wishes(lesson: Lesson, settings: Distillation) -> Wishes:
+    """What suits a model.
+
+    Text was measured (benchmarks/results/linearize.md): a stage for the layers alone is worth
+    nothing there, because the other one looks at each layer's hidden states too.
+    """
+    given = {"layers": settings.layer_learning_rate, "answers": settings.learning_rate}
+    if lesson.student.config.modality == "text":
+        return Wishes(given, settings.usual_rates, layers=0.0)
+    return Wishes(given, settings.usual_rates)
 
 
 def _step_seconds(learner: Learner, stage: str) -> float:
@@ -245,9 +268,9 @@ def memory_errors(settings: Distillation) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and not should_reduce_batch_size(error):
             raise
-        smaller = max(settings.batch_size // 2, 1)
+        size = settings.batch_size
+        given = f"batch_size={size}" if size else "batches of the usual size"
         raise ConversionError(
-            f"out of memory with batch_size={settings.batch_size} and"
-            f" max_length={settings.max_length}: try --batch_size {smaller}, or a smaller"
-            " --max_length for text"
+            f"out of memory with {given}: try --batch_size"
+            f" {max((size or 16) // 2, 1)}, or a smaller --max_length for text"
         ) from error

@@ -13,7 +13,7 @@ import torch
 from .. import plots
 from ..folders import write_json, write_text
 from ..presets import shipped
-from .budget import words_of
+from .budget import IN_WORDS, words_of
 from .run_folder import State
 from .settings import Distillation
 from .timing import TOKENS, Times, faster_from
@@ -31,7 +31,6 @@ ROWS: dict[str, tuple[str, float | str]] = {
     "accuracy": ("accuracy", "teacher_accuracy"),
     "layer_error": ("mean error of the layers' attention", 0.0),
 }
-STAGES = {"layers": "on the layers", "answers": "end to end"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Report:
 
     def _stages(self) -> list[dict[str, Any]]:
         return [
-            {"name": STAGES[stage], "steps": steps, "rate": f"{self.state.rates[stage]:.2g}"}
+            {"name": IN_WORDS[stage], "steps": steps, "rate": f"{self.state.rates[stage]:.2g}"}
             for stage, steps in self.state.steps.items()
         ]
 

@@ -34,6 +34,7 @@ class State:
         phase: number of the phase that goes on; as many as there are once all are over.
         began: seconds on the clock when it began.
         step: steps done in it.
+        place: of the next batch.
         best: the lowest held-out loss in it.
         measured: seconds on the clock after the last measurement.
         samples: held-out samples of a full and of a quick measurement.
@@ -50,6 +51,7 @@ class State:
     phase: int = 0
     began: float = 0.0
     step: int = 0
+    place: tuple[int, int] = (0, 0)
     best: float | None = None
     measured: float = 0.0
     samples: list[int] = field(default_factory=list)
@@ -188,7 +190,9 @@ class RunFolder:
         }
         own = content.pop(Path(STATE_FILE).stem)
         self.last = folder
-        return State(**own["state"]), own["weights"], own["optimizer"], content
+        state = State(**own["state"])
+        state.place = (state.place[0], state.place[1])  # JSON and torch may make lists of tuples
+        return state, own["weights"], own["optimizer"], content
 
 
 def _number(folder: Path) -> int:

@@ -86,8 +86,14 @@ class Distillation:
         metadata={"help": "Weight of the teacher in the second stage; the rest is the labels'."},
     )
     tau: float = field(default=1.0, metadata={"help": "Temperature of the teacher's answers."})
-    batch_size: int = field(default=64, metadata={"help": "Samples per step."})
-    max_length: int = field(default=128, metadata={"help": "Tokens per text."})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Samples per step. By default 64 images, or text of about 1024 tokens."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens per text: by default 256, or what the source takes if less."},
+    )
     mask_probability: float = field(
         default=0.15, metadata={"help": "Share of masked tokens, for masked language models."}
     )
@@ -120,8 +126,9 @@ class Distillation:
             if given is not None and given < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 0")
         for name in ("batch_size", "max_length", "validation_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ValueError(f"{name}={given}: expected an integer of at least 1")
         for name in ("layer_learning_rate", "learning_rate", "tau"):
             given = getattr(self, name)
             if given is not None and not given > 0:
@@ -168,7 +175,7 @@ class Distillation:
             steps = self.stage_steps
             return f"learning: {steps['layers']} steps on the layers, {steps['answers']} end to end"
         usual = "" if self.budget else " (the default; --budget sets another)"
-        return f"learning for {self.time}{usual}: first the layers, then end to end"
+        return f"learning for {self.time}{usual}"
 
 
 @dataclass

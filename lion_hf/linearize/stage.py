@@ -94,7 +94,7 @@ class Learner:
         self.lesson.begin(phase.stage)
         self.lesson.train()
         if state.step == 0:
-            state.began, state.best = self.clock.elapsed, None
+            state.began, state.best, state.place = self.clock.elapsed, None, (0, 0)
             if phase.trial:
                 self._keep("start", self.kept.get("start") or weights_of(student))
                 student.load_state_dict(self.kept["start"])
@@ -123,6 +123,7 @@ class Learner:
         self.restored = tried["optimizer"]
         self.state.rates[phase.stage] = tried["rate"]
         self.state.steps[phase.stage] = tried["steps"]
+        self.state.place = (tried["place"][0], tried["place"][1])
         self.kept = {}
         logger.info("learning rate of the stage %r: %.2g", phase.stage, tried["rate"])
 
@@ -184,6 +185,7 @@ class Learner:
                 "optimizer": self.optimizer.state_dict(),
                 "rate": phase.rate,
                 "steps": self.state.step,
+                "place": self.state.place,
             }
             self._keep("tried", tried)
         scores[f"{phase.rate:.2g}"] = score
@@ -193,8 +195,8 @@ class Learner:
     def _step(self, phase: Phase, rate: float) -> float:
         """One step of the optimizer; returns the loss."""
         assert self.optimizer is not None
-        number = self.state.step + (0 if phase.trial else self.state.steps.get(phase.stage, 0))
-        loss = self.backward(self.batches[phase.stage][number])
+        batch, self.state.place = self.batches[phase.stage].take(self.state.place)
+        loss = self.backward(batch)
         parameters = [x for group in self.optimizer.param_groups for x in group["params"]]
         loss = self._average(loss, parameters)
         nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)

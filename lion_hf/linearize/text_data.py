@@ -10,8 +10,12 @@ from ..data.masking import MaskTokens, pad_rows
 from ..data.samples import SeededDataset
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
+from .pieces import in_pieces
 from .settings import Distillation
-from .text_sources import TextReader, check_words
+from .text_sources import TextReader, check_words, hold_out
+
+
+MAX_LENGTH = 256  # tokens per text, unless asked otherwise
 
 
 def texts(
@@ -19,7 +23,7 @@ def texts(
     tokenizer: PreTrainedTokenizerBase,
     settings: Distillation,
     seed: int,
-) -> tuple[SeededDataset, SeededDataset | None, "TextBatches", list[str]]:
+) -> tuple[SeededDataset, SeededDataset, "TextBatches", list[str]]:
     """As `lesson_data`, of texts."""
     _check(student, tokenizer, settings)
     config, kind, head = student.config, problem_type(student), type(student).__name__
@@ -27,13 +31,18 @@ def texts(
     labelled = head == "LionForSequenceClassification" and (
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
-    prepare = TextSamples(tokenizer, settings, masked)
+    prepare = TextSamples(tokenizer, settings, masked, config.max_position_embeddings)
     reader = TextReader(settings, config, labelled)
-    rows, others = reader.train(), reader.validation()
+    rows, others, notes = reader.train(), reader.validation(), reader.notes
     check_words(rows, tokenizer, settings, masked)
+    if others is None:  # whole texts, before they are cut
+        rows, others, note = hold_out(rows, settings.validation_samples)
+        notes.append(note)
+    if [*rows[0]] == ["sentence1"]:  # neither pairs nor labels, which are of whole texts
+        rows = in_pieces(rows, seed)
     train = SeededDataset(rows, prepare, seed)
-    validation = None if others is None else SeededDataset(others, prepare, seed, vary=False)
-    return train, validation, TextBatches(tokenizer.pad_token_id, labelled), reader.notes
+    validation = SeededDataset(others, prepare, seed, vary=False)
+    return train, validation, TextBatches(tokenizer.pad_token_id, labelled), notes
 
 
 def _check(
@@ -45,7 +54,7 @@ def _check(
             f"data_path={settings.data_path!r}: the source reads text, which needs train_file or"
             " dataset; data_path is for images"
         )
-    if settings.max_length > longest:
+    if settings.max_length is not None and settings.max_length > longest:
         raise ConversionError(
             f"max_length={settings.max_length}: expected at most max_position_embeddings={longest}"
         )
@@ -66,10 +75,18 @@ class TextSamples:
         tokenizer: the model's.
         settings: length, and share of masked tokens.
         masked: whether to mask.
+        longest: tokens that the model takes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Distillation, masked: bool):
-        self.tokenizer, self.max_length = tokenizer, settings.max_length
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Distillation,
+        masked: bool,
+        longest: int,
+    ):
+        self.tokenizer = tokenizer
+        self.max_length = settings.max_length or min(MAX_LENGTH, longest)
         self.mask = MaskTokens(tokenizer, settings.mask_probability) if masked else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

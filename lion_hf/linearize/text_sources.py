@@ -30,6 +30,7 @@ from .settings import Distillation
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 PACKED = ".gz"
 Rows = Sequence[dict[str, Any]]
+HELD_OUT_SHARE = 0.05  # of the training texts, where there are no validation data
 LOOKED_AT = 200  # texts that are looked at for words
 UNKNOWN_SPLIT = "Unknown split"  # how datasets begins its error
 
@@ -161,6 +162,23 @@ def _lines(name: str) -> Rows:
     if not rows:
         raise ConversionError(f"{name}: holds no text")
     return rows
+
+
+def hold_out(rows: Rows, most: int) -> tuple[Rows, Rows, str]:
+    """The rows without some evenly spread ones, these ones, and a note.
+
+    Args:
+        rows: those to learn from.
+        most: how many are held out at most.
+    """
+    length = len(rows)
+    if length == 1:
+        return rows, rows, "there is a single text: the figures are of what was learnt from."
+    count = max(min(round(HELD_OUT_SHARE * length), most), 1)
+    places = {n * length // count + length // (2 * count) for n in range(count)}
+    kept = [row for n, row in enumerate(rows) if n not in places]
+    held = [row for n, row in enumerate(rows) if n in places]
+    return kept, held, f"no validation data were given: {count} of {length} texts were held out."
 
 
 def check_words(

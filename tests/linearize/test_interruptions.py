@@ -132,27 +132,39 @@ def test_a_folder_that_is_not_a_runs_stays(encoder, tmp_path):
     assert [path.name for path in (tmp_path / "lion.run").iterdir()] == ["mine.txt"]
 
 
+OFTEN = """
+import sys
+from lion_hf.linearize import stage
+from lion_hf.cli import main
+stage.SAVE_SECONDS = 0.5
+sys.exit(main(["linearize", *sys.argv[1:]]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
 def test_a_killed_command_goes_on(name, encoder, tmp_path):
-    """By the clock: three trials and the layers are over, so four checkpoints were written."""
-    words = command(tmp_path, "--budget", "10s")
-    first = run(words)
-    seen = tmp_path / "lion.run"
+    """By the clock. It saves its state more often than a user's run, to keep the test short."""
+    words = [sys.executable, "-c", OFTEN, *command(tmp_path, "--budget", "10s")[4:]]
+    first, seen = run(words), tmp_path / "lion.run"
     late = time.monotonic() + LONG_ENOUGH
-    while not (seen / "checkpoint-4").exists() and first.poll() is None and time.monotonic() < late:
+    while _newest(seen) < 8 and first.poll() is None and time.monotonic() < late:
         time.sleep(0.05)
     first.send_signal(getattr(signal, name))
     _, errors = first.communicate(timeout=30)
     assert first.returncode == {"SIGKILL": -9, "SIGINT": 130}[name], errors
-    assert not (tmp_path / "lion").exists() and checkpoints(seen)
+    assert not (tmp_path / "lion").exists() and _newest(seen) >= 8
     second = run(words)
     printed, errors = second.communicate(timeout=60)
     assert second.returncode == 0, errors
     (spent,) = re.findall(r"going on after (\d+) s of learning", errors)
-    assert 0 < int(spent) < 10
+    assert 2 <= int(spent) < 10
     assert "LionModel" in printed and " cosine 0." in printed
     assert (tmp_path / "lion" / "model.safetensors").is_file() and not seen.exists()
+
+
+def _newest(folder: Path) -> int:
+    return max((int(path.name[11:]) for path in checkpoints(folder)), default=0)
 
 
 @pytest.mark.slow
@@ -164,7 +176,7 @@ def test_a_budget_is_kept(encoder, tmp_path):
     assert 15 < time.monotonic() - began < 35
     assert "learning for 20s" in errors
     rates = re.findall(r"learning rate of the stage '(\w+)': (\S+)", errors)
-    assert [stage for stage, _ in rates] == ["layers", "answers"]
+    assert [stage for stage, _ in rates] == ["answers"]
 
 
 def test_a_budget_that_is_too_short(encoder, tmp_path):
