@@ -76,7 +76,9 @@ class Batches:
     def _pool_rows(self) -> int:
         if self.batch_size is None:
             return min(POOL_ROWS, self.rows)
-        return self.batch_size * (POOL_BATCHES if self.sorts else 1)
+        return self.batch_size * (
+            min(POOL_BATCHES, self.rows // self.batch_size) if self.sorts else 1
+        )
 
     def _cut(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Batches of rows that are sorted by length."""

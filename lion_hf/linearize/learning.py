@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from ..convert.errors import ConversionError
 from ..modeling.modeling_lion import LionPreTrainedModel
-from ..training.processes import use_cpu_without_accelerator
 from .batches import Batches
 from .budget import (
     Speed,
@@ -58,8 +57,7 @@ class Learned(NamedTuple):
 
 def this_process() -> PartialState:
     """The devices and processes of a run, as its launcher set them up."""
-    use_cpu_without_accelerator()
-    return PartialState()
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def make_lesson(
@@ -232,10 +230,11 @@ def _wishes(lesson: Lesson, settings: Distillation) -> Wishes:
     """What suits a model.
 
     Text was measured (benchmarks/results/linearize.md): a stage for the layers alone is worth
-    nothing there, because the other one looks at each layer's hidden states too.
+    nothing there, because the other one looks at each layer's hidden states too. It is there for
+    those who give it a learning rate.
     """
     given = {"layers": settings.layer_learning_rate, "answers": settings.learning_rate}
-    if lesson.student.config.modality == "text":
+    if lesson.student.config.modality == "text" and given["layers"] is None:
         return Wishes(given, settings.usual_rates, layers=0.0)
     return Wishes(given, settings.usual_rates)
 

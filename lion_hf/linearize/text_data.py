@@ -14,7 +14,6 @@ from .pieces import in_pieces
 from .settings import Distillation
 from .text_sources import TextReader, check_words, hold_out
 
-
 MAX_LENGTH = 256  # tokens per text, unless asked otherwise
 
 

@@ -179,7 +179,7 @@ class TestCommand:
             max_length=12,
         )
         made = linearize_checkpoint(tmp_path / "source", tmp_path / "model", distillation=lessons)
-        held_out = "no validation data were given: 1 of 8 training samples were held out."
+        held_out = "no validation data were given: 1 of 8 texts were held out."
         assert held_out in made.notes and "copied_layer_error" in made.metrics
         assert made.architecture == "LionForMaskedLM"
 

@@ -1,0 +1,43 @@
+"""`lion-hf linearize` in two processes: they learn what one learns with the whole batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from support.launches import LAUNCHES, start
+from support.softmax_models import softmax_model
+from transformers import BertTokenizer
+
+from lion_hf.cli import main
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+
+
+def command(folder: Path, output: str, *more: str) -> list[str]:
+    files = ["--train_file", str(folder / "two.txt"), "--validation_file", str(folder / "two.txt")]
+    steps = ["--layer_steps", "0", "--steps", "4", "--learning_rate", "1e-3"]
+    return ["linearize", str(folder / "source"), str(folder / output), *files, *steps, *more]
+
+
+def distance(first: Path, second: Path) -> float:
+    """The largest difference of two models' weights."""
+    one, two = (load_file(folder / "model.safetensors") for folder in (first, second))
+    return max((x - two[name]).abs().max().item() for name, x in one.items())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_the_whole_batch(tmp_path):
+    """Each process has one of two texts of equal length, so the mean gradient is that of both."""
+    softmax_model("BertModel", vocab_size=len(WORDS)).save_pretrained(tmp_path / "source")
+    tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)})
+    tokenizer.save_pretrained(tmp_path / "source")
+    (tmp_path / "two.txt").write_text("a b c d e f\nh g h g a a\n")
+    start(LAUNCHES["torchrun"][0], "-m", "lion_hf", *command(tmp_path, "two", "--batch_size", "1"))
+    assert main(command(tmp_path, "one", "--batch_size", "2")) == 0
+    assert main(command(tmp_path, "half", "--batch_size", "1")) == 0
+    assert distance(tmp_path / "one", tmp_path / "two") < 1e-4
+    assert distance(tmp_path / "one", tmp_path / "half") > 1e-3
+    figures = [json.loads((tmp_path / x / "linearize.json").read_text()) for x in ("one", "two")]
+    assert figures[1]["metrics"] == pytest.approx(figures[0]["metrics"], abs=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir() if ".run" in path.name) == []
