@@ -212,6 +212,13 @@ class Copying:
     attention_norm: bool = field(
         default=False, metadata={"help": "A LayerNorm over the heads, which the source lacks."}
     )
+    max_position_embeddings: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest text of the copy in tokens, if that is to be above the source's."
+            " Behind the source's positions they are repeated."
+        },
+    )
     half_life: float = field(
         default=1000.0,
         metadata={

@@ -57,6 +57,13 @@ FEATURE_MAPS = {
 }
 
 
+def map_features(feature_map: str, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Features of queries or keys, computed in float32 at least, in the type of `like`."""
+    if feature_map == "identity":
+        return x
+    return FEATURE_MAPS[feature_map](x.to(compute_type(like))).to(like.dtype)
+
+
 def decay_mask(
     left_to_right: torch.Tensor, right_to_left: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:

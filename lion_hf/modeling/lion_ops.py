@@ -16,9 +16,10 @@ from .configuration_lion import (
 )
 from .lion_checks import LogDecay, check_inputs, check_numbers, gates_of
 from .lion_choice import choose_form, score_dropout_error
+from .lion_naive import map_features
 from .lion_numerics import LOG_ZERO, compute_type, full_precision, needs_grad
-from .lion_request import AttentionRequest, Result, directions_of
-from .lion_torch import map_features, torch_attention, torch_chunk, torch_recurrent
+from .lion_request import AttentionRequest, Result, directions_of, hide_padding
+from .lion_torch import torch_attention, torch_chunk, torch_recurrent
 
 
 class Backend(NamedTuple):
@@ -146,7 +147,10 @@ def lion_attention(
         scale = head_dim**-0.5
     mask = None if attention_mask is None else attention_mask != 0
     if feature_map in WIDER_FEATURE_MAPS:  # form and backend depend on the number of features
-        query, key = map_features(feature_map, mask, query, key, value)
+        with full_precision(value):
+            query, key = (
+                map_features(feature_map, x, value) for x in hide_padding(mask, query, key)
+            )
         head_dim, feature_map = query.shape[-1], "identity"
     if form == "auto":
         decays = log_decay is not None or seq_idx is not None

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from .lion_choice import default_chunk_size
 from .lion_chunkwise import chunkwise
-from .lion_naive import FEATURE_MAPS, attention_weights, decay_mask, recurrent
-from .lion_numerics import compute_type, full_precision, saturated
+from .lion_naive import attention_weights, decay_mask, map_features, recurrent
+from .lion_numerics import compute_type, saturated
 from .lion_portable import needs_plain_operations
 from .lion_request import (
     AttentionRequest,
@@ -68,34 +68,11 @@ def _chunks(request: AttentionRequest) -> torch.Tensor:
 
 def _with_features(request: AttentionRequest) -> AttentionRequest:
     """The request with zeros at padding and with its feature map done."""
-    query, key, value = request.query, request.key, request.value
-    query, key = map_features(request.feature_map, request.mask, query, key, value)
-    return request._replace(query=query, key=key, value=hide_padding(request.mask, value)[0])
-
-
-def map_features(
-    name: str,
-    mask: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """The features of query and key, (B, H, L, features), with zeros at padding.
-
-    Args:
-        name: one of `FEATURE_MAP_NAMES`.
-        mask: (B, L), False for padding, or None.
-        query: (B, H, L, D).
-        key: (B, H, L, D).
-        value: whose type the features get; they are computed in `compute_type`.
-    """
-    query, key = hide_padding(mask, query, key)
-    if name == "identity":
-        return query, key
-    function, dtype = FEATURE_MAPS[name], compute_type(value)
-    with full_precision(value):
-        features = (function(x.to(dtype)).to(value.dtype) for x in (query, key))
-        return hide_padding(mask, *features)
+    query, key, value = hide_padding(request.mask, request.query, request.key, request.value)
+    if request.feature_map != "identity":
+        features = (map_features(request.feature_map, x, value) for x in (query, key))
+        query, key = hide_padding(request.mask, *features)
+    return request._replace(query=query, key=key, value=value)
 
 
 def _weights(request: AttentionRequest) -> torch.Tensor:
