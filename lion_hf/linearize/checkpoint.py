@@ -76,7 +76,11 @@ def linearize_checkpoint(
     license, unknown = (copying.license, []) if copying.license else _license(modules.folder)
     notes += unknown
     _check_finite(student, source)
-    card = _Card(processor, license, None if Path(source).is_dir() else str(source), modules)
+    longest = copying.max_position_embeddings
+    if processor is not None and longest is not None:
+        processor.model_max_length = longest
+    base_model = None if Path(source).is_dir() else str(source)
+    card = _Card(processor, license, base_model, modules, longest)
 
     metrics: dict[str, float] = {}
     if distillation is None:
@@ -109,12 +113,14 @@ class _Card:
         license: of the weights.
         base_model: the source's name on the Hub.
         modules: of sentence-transformers.
+        longest: tokens of the longest text, if there are more than the source takes.
     """
 
     processor: Any
     license: str
     base_model: str | None
     modules: SentenceModules
+    longest: int | None = None
 
     def write(
         self, student: LionPreTrainedModel, output: Path, report: "Report | None" = None
@@ -128,7 +134,7 @@ class _Card:
                 license=self.license,
                 base_model=self.base_model,
             )
-            self.modules.copy_to(new)
+            self.modules.copy_to(new, self.longest)
             if report is not None:
                 report.write(new)
 

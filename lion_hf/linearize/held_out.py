@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 from .distillation import Lesson, Measurement, examine, retrieval
 
 QUICK_SAMPLES = 256  # of a measurement on the way
+SCALE_SAMPLES = 32  # from which the scales of hidden states are taken
 FULL_SHARE = 0.015  # of a budget, for one measurement of all samples
 QUICK_SHARE = 0.003
 
@@ -49,8 +50,8 @@ class HeldOut:
         return found
 
     def sample(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """One batch, on a device."""
-        data = self._spread(min(self.batch_size, self.quick))
+        """Some samples, whatever the batch size, on a device."""
+        data = self._spread(min(SCALE_SAMPLES, self.quick))
         batch = self.collate([data[n] for n in range(len(data))])
         return {name: x.to(device) for name, x in batch.items()}
 

@@ -1,5 +1,6 @@
 """`lion-hf linearize` keeps its budget, and goes on after a kill or Ctrl-C where it stopped."""
 
+import json
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from lion_hf.linearize.settings import Distillation
 from lion_hf.training.checkpoints import checkpoints, damage
 
 ROOT = Path(__file__).parents[2]
-LONG_ENOUGH = 60  # seconds for a child to do its first steps
+LONG_ENOUGH = 300  # seconds for a child on a busy machine
 
 
 @pytest.fixture
@@ -151,11 +152,11 @@ def test_a_killed_command_goes_on(name, encoder, tmp_path):
     while _newest(seen) < 8 and first.poll() is None and time.monotonic() < late:
         time.sleep(0.05)
     first.send_signal(getattr(signal, name))
-    _, errors = first.communicate(timeout=30)
+    _, errors = first.communicate(timeout=LONG_ENOUGH)
     assert first.returncode == {"SIGKILL": -9, "SIGINT": 130}[name], errors
     assert not (tmp_path / "lion").exists() and _newest(seen) >= 8
     second = run(words)
-    printed, errors = second.communicate(timeout=60)
+    printed, errors = second.communicate(timeout=LONG_ENOUGH)
     assert second.returncode == 0, errors
     (spent,) = re.findall(r"going on after (\d+) s of learning", errors)
     assert 2 <= int(spent) < 10
@@ -168,15 +169,18 @@ def _newest(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_budget_is_kept(encoder, tmp_path):
+def test_a_budget_is_kept(encoder, tmp_path, caplog):
+    caplog.set_level("INFO", logger="lion_hf.linearize")
+    lessons = options(tmp_path, layer_steps=None, steps=None, budget="12s")
     began = time.monotonic()
-    process = run(command(tmp_path, "--budget", "20s"))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert 15 < time.monotonic() - began < 35
-    assert "learning for 20s" in errors
-    rates = re.findall(r"learning rate of the stage '(\w+)': (\S+)", errors)
-    assert [stage for stage, _ in rates] == ["answers"]
+    made = linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons)
+    assert 10 < time.monotonic() - began < 25
+    figures = json.loads((made.folder / "linearize.json").read_text())
+    assert 10 < figures["clock"] < 13
+    assert [*figures["trials"]] == ["answers"] and len(figures["trials"]["answers"]) == 3
+    best = min(figures["trials"]["answers"], key=figures["trials"]["answers"].get)
+    assert f"learning rate of the stage 'answers': {best}" in caplog.text
+    assert figures["steps"]["answers"] > 20 and made.metrics["cosine"] > 0.9
 
 
 def test_a_budget_that_is_too_short(encoder, tmp_path):
