@@ -11,7 +11,7 @@ IN_WORDS = {"layers": "on the layers", "answers": "end to end"}  # the stages
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 LAYERS_SHARE = 0.3  # of the time for learning; the rest is for the whole network
 TRIAL_SHARE = 0.02  # of a stage's time, per learning rate that is tried
-TRIAL_FACTORS = (1 / 3, 1.0, 3.0)  # of the usual learning rate
+TRIAL_FACTORS = (1.0, 1 / 3, 3.0)  # of the usual learning rate, which is tried first
 TRIAL_STEPS = 8  # fewer steps than that say nothing about a learning rate
 WARM_UP = 0.05  # share of a phase
 
@@ -181,8 +181,8 @@ def _phases_of(
     if given is not None or trial < TRIAL_STEPS * step:
         yield Phase(stage, given or usual, end=end)
         return
-    for number, factor in enumerate(TRIAL_FACTORS, start=1):
-        yield Phase(stage, factor * usual, trial=True, end=begin + number * trial)
+    for factor in TRIAL_FACTORS:  # by steps, so that a busy machine does not favour one
+        yield Phase(stage, factor * usual, trial=True, steps=int(trial / step))
     yield Phase(stage, None, end=end)
 
 

@@ -13,6 +13,7 @@ QUICK_SAMPLES = 256  # of a measurement on the way
 SCALE_SAMPLES = 32  # from which the scales of hidden states are taken
 FULL_SHARE = 0.015  # of a budget, for one measurement of all samples
 QUICK_SHARE = 0.003
+FEWEST_SAMPLES = 32  # fewer say too little
 
 
 @dataclass
@@ -64,7 +65,7 @@ class HeldOut:
             examine(lesson, self._spread(size), self.collate, size)
             seconds.append(time.monotonic() - began)
         for name, share in (("full", FULL_SHARE), ("quick", QUICK_SHARE)):
-            affordable = size * max(int(share * budget / min(seconds)), 1)
+            affordable = max(int(size * share * budget / min(seconds)), FEWEST_SAMPLES)
             setattr(self, name, min(getattr(self, name), affordable))
 
     def _spread(self, count: int) -> Subset:

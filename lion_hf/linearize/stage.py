@@ -27,6 +27,7 @@ SAVE_SECONDS = 45.0  # between checkpoints, so that a kill loses less than a min
 MEASURING_SHARE = 0.04  # most of the time that goes into measuring on the way
 MEASUREMENTS = 15  # most per phase that goes by the clock
 MEASUREMENTS_BY_STEPS = 10
+CLEARLY = 0.95  # of the best loss so far: from which on a rate replaces the usual one
 MAX_GRADIENT_NORM = 1.0
 BETAS = (0.9, 0.98)
 SHOWN = ("cosine", "agreement", "layer_error")  # in the progress bar: the first that there is
@@ -178,7 +179,8 @@ class Learner:
         score = self._shared([score])[0]
         score = score if math.isfinite(score) else math.inf
         scores = self.state.trials.setdefault(phase.stage, {})
-        if score < min(scores.values(), default=math.inf):
+        best = min(scores.values(), default=math.inf)
+        if score < (CLEARLY * best if scores else best):
             assert self.optimizer is not None and phase.rate is not None
             tried = {
                 "weights": weights_of(self.lesson.student),
@@ -281,7 +283,7 @@ class Learner:
         entry = {"phase": state.phase, "stage": phase.stage, "step": state.step}
         state.history.append(entry | {"seconds": round(state.measured, 1), **figures})
         if self.bar is not None and self.bar.disable:  # no terminal, so a line now and then
-            logger.info("%s, step %d: %s", phase.stage, state.step, self._words(phase))
+            logger.info("%s, step %d: %s", phase.stage, state.step, self._words())
 
     def measure_all(self, name: str) -> Measurement:
         """Measures on all held-out data, and notes the figures with the name before them."""
@@ -314,7 +316,7 @@ class Learner:
     @contextlib.contextmanager
     def _progress_bar(self) -> Iterator[None]:
         steps = [phase["steps"] for phase in self.state.phases]
-        by_steps = None not in steps
+        by_steps = self._by_steps
         total = sum(steps) if by_steps else self.state.phases[-1]["end"]
         done = "{n_fmt}/{total_fmt} steps, {remaining} left" if by_steps else "{percentage:3.0f}%"
         with tqdm(
@@ -332,19 +334,24 @@ class Learner:
         if self.bar is None or self.bar.disable:
             return
         total, done = self.bar.total or 0.0, self.clock.elapsed
-        if phase.steps is not None:
+        if self._by_steps:
             before = self.state.phases[: self.state.phase]
             done = sum(entry["steps"] for entry in before) + self.state.step
         name = f"{phase.stage}, trying rates" if phase.trial else phase.stage
         self.bar.set_description_str(name, refresh=False)
-        self.bar.set_postfix_str(self._words(phase), refresh=False)
+        self.bar.set_postfix_str(self._words(), refresh=False)
         self.bar.update(min(done, total) - self.bar.n)
 
-    def _words(self, phase: Phase) -> str:
+    @property
+    def _by_steps(self) -> bool:
+        """Whether the run has numbers of steps. By the clock, the trials alone have them."""
+        return all(phase["steps"] is not None for phase in self.state.phases)
+
+    def _words(self) -> str:
         """The last figure, and the time that is left."""
         last = self.state.history[-1] if self.state.history else {}
         words = [f"{name} {last[name]:.4f}" for name in SHOWN if name in last][:1]
-        if phase.steps is None:
+        if not self._by_steps:
             end = self.state.phases[-1]["end"]
             words.append(f"{words_of(max(end - self.clock.elapsed, 0))} left")
         return ", ".join(words)
