@@ -5,6 +5,8 @@ Nothing here imports torch before a command has something to run, so `--help` an
 
 import argparse
 import difflib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,6 +24,7 @@ TASKS = {
 }
 LINEARIZE = "turn a pretrained softmax encoder, such as BERT or ViT, into LION"
 HELP = ("-h", "--help")
+INTERRUPTED = 130  # what shells give for Ctrl-C
 ERRORS = (ValueError, OSError, FloatingPointError)  # of users, or of what they have: one line
 
 
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 1 if the user declined, 2 for an error, whose message goes
-        to stderr.
+        to stderr, 130 after an interruption.
 
     Raises:
         SystemExit: after `--help`, and for arguments that do not fit.
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] in TASKS:
             return _run_task(argv[0], argv[1:], started)
         if argv[0] == "linearize":  # its options are those of two dataclasses, as in the tasks
-            return _linearize(argv[1:])
+            return _linearize(argv[1:], started)
         args = parser.parse_args(argv)
         startup.register()
         return args.run(args)
@@ -74,13 +77,18 @@ def run_script(name: str) -> None:
 def _run_task(name: str, argv: list[str], started: bool) -> int:
     """Runs a command of `TASKS`; `started` says whether the command has this process to itself."""
     if not any(word in HELP for word in argv):
-        startup.register()
-        if started:
-            from .training.processes import start_processes
-
-            start_processes()
+        _prepare_process(started)
     import_module(TASKS[name][0]).main(argv, prog=f"lion-hf {name}")
     return 0
+
+
+def _prepare_process(started: bool) -> None:
+    """Makes the process ready for a command, and starts others where a launcher asks for them."""
+    startup.register()
+    if started:
+        from .training.processes import start_processes
+
+        start_processes()
 
 
 def _check_command(parser: argparse.ArgumentParser, name: str) -> None:
@@ -197,8 +205,8 @@ def _linearize_settings(argv: list[str]) -> tuple:
         "Turns a pretrained softmax encoder into a LION folder for from_pretrained. It is one of\n"
         f"{', '.join(FAMILIES)}.\n"
         "A folder of sentence-transformers keeps its other modules. Everything but the attention\n"
-        "is copied. With --train_file or --data_path the new attention learns from the old one.\n"
-        "No code of the source is run.",
+        "is copied. With --train_file, --dataset or --data_path the new attention learns from\n"
+        "the old one. No code of the source is run.",
         Copying,
         Distillation,
         argv=argv,
@@ -210,22 +218,31 @@ def _linearize_settings(argv: list[str]) -> tuple:
     )
     if not distillation.has_data and distillation != Distillation():
         raise ValueError(
-            "there are options for the distillation, but no data: give --train_file or --data_path"
+            "there are options for the distillation, but no data: give --train_file, --dataset or"
+            " --data_path"
         )
     return source, output, copying, distillation
 
 
-def _linearize(argv: list[str]) -> int:
+def _linearize(argv: list[str], started: bool = False) -> int:
     source, output, copying, distillation = _linearize_settings(argv)
-    startup.register()
+    _prepare_process(started)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("lion_hf.linearize").setLevel(logging.INFO)
     from .linearize.checkpoint import linearize_checkpoint
 
-    made = linearize_checkpoint(
-        source,
-        output,
-        distillation=distillation if distillation.has_data else None,
-        **vars(copying),
-    )
+    try:
+        made = linearize_checkpoint(
+            source,
+            output,
+            distillation=distillation if distillation.has_data else None,
+            **vars(copying),
+        )
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+        return 0
     print(
         f"{made.folder}: {made.architecture}, mask_type={made.config.mask_type},"
         f" feature_map={made.config.feature_map}"

@@ -80,6 +80,53 @@ def plot_curves(
     _save(figure, path, title)
 
 
+def plot_layer_errors(errors: Mapping[str, Sequence[float]], path: str | Path, title: str) -> None:
+    """Draws an error per layer, on a logarithmic scale: a line per state of a model.
+
+    Args:
+        errors: name of the state -> errors of its layers, from the first one.
+        path: file to write; its suffix is the format.
+        title: above the picture.
+    """
+    figure = _figure(7, 3.8)
+    axis = figure.subplots()
+    for name, values in errors.items():
+        layers = range(1, len(values) + 1)
+        axis.plot(layers, np.maximum(values, 1e-12), "o-", label=name, markersize=4, linewidth=1.5)
+    axis.set_yscale("log")
+    axis.set_xticks(range(1, 1 + max(map(len, errors.values()))))
+    axis.set_xlabel("layer")
+    axis.set_ylabel("squared error / squared output")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path, title)
+
+
+def plot_quality(
+    history: Sequence[Mapping[str, Any]], figure_name: str, path: str | Path, title: str
+) -> None:
+    """Draws a figure over the time of learning, with a line per stage.
+
+    Args:
+        history: entries with "stage", "seconds" and the figure.
+        figure_name: the figure's key.
+        path: file to write; its suffix is the format.
+        title: above the picture.
+    """
+    figure = _figure(7, 3.8)
+    axis = figure.subplots()
+    for stage in dict.fromkeys(entry["stage"] for entry in history):
+        entries = [entry for entry in history if entry["stage"] == stage and figure_name in entry]
+        minutes = [entry["seconds"] / 60 for entry in entries]
+        values = [entry[figure_name] for entry in entries]
+        axis.plot(minutes, values, "o-", label=stage, markersize=4, linewidth=1.5)
+    axis.set_xlabel("minutes of learning")
+    axis.set_ylabel(figure_name.replace("_", " "))
+    axis.grid(alpha=0.3)
+    axis.legend(title="stage")
+    _save(figure, path, title)
+
+
 def plot_scores(summary: Mapping[str, Any], path: str | Path, title: str) -> None:
     """Draws scores of tasks as bars with their deviation over seeds.
 

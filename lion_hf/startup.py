@@ -25,6 +25,8 @@ def is_command_line() -> bool:
     if program == "-m":  # Python is still looking for the module that it will run
         words = sys.orig_argv
         return words[words.index("-m") + 1] == PACKAGE if "-m" in words else False
+    if Path(program) == Path(__file__).with_name("__main__.py"):  # now Python has found it
+        return True
     return Path(program).stem == COMMAND
 
 

@@ -94,10 +94,31 @@ def test_what_runs_nothing_imports_no_torch(words):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_python_m_is_the_same_command():
-    result = run_python("-X", "importtime", "-m", "lion_hf", "--help")
-    assert result.returncode == 0 and result.stdout.startswith("usage: lion-hf [-h] COMMAND")
-    assert "lion_hf.cli" in result.stderr and "torch" not in result.stderr
+@pytest.mark.parametrize("words", ["--help", "linearize --help"])
+def test_python_m_is_the_same_command(words):
+    result = run_python("-X", "importtime", "-m", "lion_hf", *words.split())
+    assert result.returncode == 0 and result.stdout.startswith("usage: lion-hf ")
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "lion_hf.cli" in imported and "torch" not in imported
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "source out --budget soon", "source out --mask_typ lit"]
+)
+def test_what_linearize_says_at_once_needs_no_torch(words):
+    """Its options are dataclasses, which transformers turns into a parser."""
+    code = (
+        "import sys; sys.argv[0] = 'lion-hf'\n"
+        "try:\n"
+        "    from lion_hf.cli import main\n"
+        "    main(['linearize', *sys.argv[1:]])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print(sorted({'torch', 'timm', 'datasets'} & set(sys.modules)))"
+    )
+    result = run_python("-c", code, *words.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """From a softmax model to LION: copying its weights, and teaching the copy by its source."""
 
 from ..moved import names_that_left
-from .checkpoint import Linearization, linearize_checkpoint
-from .copying import linearize_model
+from ..startup import is_command_line
 from .families import HEADS, MODEL_TYPES
 from .settings import Copying, Distillation
-from .softmax_models import load_softmax_model
+
+if not is_command_line():  # whose `--help` does without torch
+    from .checkpoint import Linearization, linearize_checkpoint
+    from .copying import linearize_model
+    from .softmax_models import load_softmax_model
 
 __all__ = [
     "HEADS",

@@ -1,6 +1,7 @@
 """A folder of a softmax model in, a folder of a LION model out."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,23 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from ..convert.conversion import Conversion
 from ..convert.errors import ConversionError
 from ..convert.tokenizer_files import check_processor_files, check_words
+from ..data.fingerprints import fingerprint
 from ..folders import check_new_folder, new_folder
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
+from ..modeling.modeling_lion import LionPreTrainedModel
 from ..training.finite import not_finite
-
-if TYPE_CHECKING:
-    from .settings import Distillation
-
 from .copying import _copying, linearize_model
-from .sentence_modules import find_sentence_modules
+from .pooling import pooling_modes
+from .sentence_modules import SentenceModules, find_sentence_modules
+from .settings import Copying, Distillation
 from .softmax_models import load_softmax_model
 from .sources import check_image_sizes, license_of, source_folder
+
+if TYPE_CHECKING:
+    from .report import Report
+
+FREE = ("license",)  # options that an interrupted run may change
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ def linearize_checkpoint(
     source: str | os.PathLike,
     output: str | os.PathLike,
     *,
-    distillation: "Distillation | None" = None,
+    distillation: Distillation | None = None,
     **options: Any,
 ) -> Linearization:
     """Turns a pretrained softmax encoder into a LION folder for `from_pretrained`.
@@ -69,27 +75,94 @@ def linearize_checkpoint(
     notes += more + missing
     license, unknown = (copying.license, []) if copying.license else _license(modules.folder)
     notes += unknown
+    _check_finite(student, source)
+    longest = copying.max_position_embeddings
+    if processor is not None and longest is not None:
+        processor.model_max_length = longest
+    base_model = None if Path(source).is_dir() else str(source)
+    card = _Card(processor, license, base_model, modules, longest)
 
-    with new_folder(output) as new:
-        metrics: dict[str, float] = {}
-        if distillation is not None:
-            from .distillation import distil
+    metrics: dict[str, float] = {}
+    if distillation is None:
+        card.write(student, output)
+    else:
+        from .learning import distil, make_lesson, make_report, run_in, this_process
 
-            run = new.with_name(f"{new.name}.run")
-            metrics, more = distil(student, teacher, processor, distillation, run, copying.seed)
-            notes += more
-        broken = not_finite(student.named_parameters())
-        if broken:
-            raise ConversionError(
-                f"{source}: {len(broken)} parameters of the copy are not finite, first"
-                f" {broken[0]}: nothing was written"
-            )
-        base_model = None if Path(source).is_dir() else str(source)
-        save_for_hub(
-            student, new, processing_class=processor, license=license, base_model=base_model
-        )
-        modules.copy_to(new)
+        process = this_process()
+        lesson = make_lesson(student, teacher, distillation, pooling_modes(modules))
+        record = _record(folder, copying, distillation)
+        with run_in(output, process, record) as run:
+            learned = distil(lesson, processor, distillation, run, process, copying.seed)
+            notes, metrics = notes + learned.notes, learned.state.metrics
+            _check_finite(student, source)
+            if process.is_main_process:
+                name = card.base_model or Path(source).resolve().name
+                report = make_report(name, lesson, distillation, learned, process.device)
+                card.write(student, output, report)
+                run.remove()
+            process.wait_for_everyone()
     return Linearization(output, type(student).__name__, student.config, tuple(notes), metrics)
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What goes into the output beside the model.
+
+    Args:
+        processor: tokenizer or image processor.
+        license: of the weights.
+        base_model: the source's name on the Hub.
+        modules: of sentence-transformers.
+        longest: tokens of the longest text, if there are more than the source takes.
+    """
+
+    processor: Any
+    license: str
+    base_model: str | None
+    modules: SentenceModules
+    longest: int | None = None
+
+    def write(
+        self, student: LionPreTrainedModel, output: Path, report: "Report | None" = None
+    ) -> None:
+        """Writes the output, whole or not at all."""
+        with new_folder(output) as new:
+            save_for_hub(
+                student,
+                new,
+                processing_class=self.processor,
+                license=self.license,
+                base_model=self.base_model,
+            )
+            self.modules.copy_to(new, self.longest)
+            if report is not None:
+                report.write(new)
+
+
+def _check_finite(student: LionPreTrainedModel, source: str | os.PathLike) -> None:
+    broken = not_finite(student.named_parameters())
+    if broken:
+        raise ConversionError(
+            f"{source}: {len(broken)} parameters of the copy are not finite, first {broken[0]}:"
+            " nothing was written"
+        )
+
+
+def _record(folder: Path, copying: Copying, distillation: Distillation) -> dict[str, Any]:
+    """What a run depends on: options, and the content of the source and of the data."""
+    from ..training.run_state import digest, model_digest
+    from ..training.settings import resolved_settings
+
+    record = resolved_settings(copying, distillation)
+    record = {name: value for name, value in record.items() if name not in FREE}
+    record["the source"] = model_digest(str(folder))
+    for name in ("train_file", "validation_file", "data_path"):
+        paths = getattr(distillation, name)
+        if paths is not None:
+            with suppress(OSError):  # a file that is missing is an error of the data, in its words
+                found = fingerprint(paths if isinstance(paths, list) else [paths])
+                record[f"the content of {name}"] = digest(found)
+    return record
 
 
 def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:

@@ -54,8 +54,9 @@ OPTIONAL_FIELDS = (
     "output_hidden_states",
 )
 POOLER_ROW = "lion.pooler.dense"
+POSITIONS = "embeddings.position_embeddings.weight"
 # Parameters that softmax attention has nothing to copy into.
-NEW = (".attention.gate.", ".attention.norm.")
+NEW = (".attention.gate.", ".attention.norm.", "_conv.")
 
 
 LION_FIELDS = (
@@ -84,12 +85,15 @@ def linearize_model(
     copying = _copying(options)
     theirs, architecture = teacher.config, type(teacher).__name__
     check_softmax_config(theirs, architecture)
+    copying = copying.resolved(FAMILIES[theirs.model_type].modality)
     config = _config(theirs, copying)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(copying.seed)
         student = getattr(modeling_lion, HEADS[architecture].lion)(config)
 
     weights, expected = _weights(teacher, student), student.state_dict()
+    if copying.max_position_embeddings:
+        repeat_positions(weights, copying.max_position_embeddings)
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ConversionError(
@@ -98,10 +102,24 @@ def linearize_model(
             )
     student.load_state_dict(weights, strict=False)
     student.tie_weights()
-    sharpen(student, copying.sharpness)
+    if copying.sharpness:
+        sharpen(student, copying.sharpness)
     if copying.half_life:
         set_half_life(student, copying.half_life)
     return student.eval(), _notes(teacher)
+
+
+def repeat_positions(weights: dict[str, torch.Tensor], longest: int) -> None:
+    """Repeats the position embeddings behind their own until there are enough, in place.
+
+    The first is left out of the repetition: it has only ever been that of the first token.
+    """
+    name = next(name for name in weights if name.endswith(POSITIONS))
+    own = weights[name]
+    source = torch.arange(longest)
+    beyond = source >= len(own)
+    source[beyond] = (source[beyond] - 1) % max(len(own) - 1, 1) + min(len(own) - 1, 1)
+    weights[name] = own[source]
 
 
 def _notes(teacher: PreTrainedModel) -> list[str]:
@@ -159,6 +177,8 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
     same |= family.settings(theirs)
     if modality == "image" and not isinstance(theirs.patch_size, int):
         same["patch_size"] = theirs.patch_size[0]
+    if copying.max_position_embeddings is not None:
+        same["max_position_embeddings"] = _longest(copying.max_position_embeddings, modality, same)
     try:
         return LionConfig(
             modality=modality,
@@ -166,10 +186,26 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
             classifier_pooling="cls",
             drop_path_rate=0.0,
             **same,
+            conv_kernel_size=copying.conv_kernel_size or None,
             **{name: getattr(copying, name) for name in LION_FIELDS},
         )
     except Exception as error:  # the strict configuration raises classes of its own
         raise ConversionError(f"no LION model with these settings: {error}") from error
+
+
+def _longest(wanted: int, modality: str, same: Mapping[str, Any]) -> int:
+    """The number of positions that is asked for, if a copy can have it."""
+    if modality != "text":
+        raise ConversionError(
+            f"max_position_embeddings={wanted}: expected none for images, whose positions are"
+            " interpolated"
+        )
+    if wanted < same["max_position_embeddings"]:
+        raise ConversionError(
+            f"max_position_embeddings={wanted}: expected at least the source's"
+            f" {same['max_position_embeddings']}"
+        )
+    return wanted
 
 
 def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str, torch.Tensor]:

@@ -23,13 +23,16 @@ logger = logging.getLogger(__name__)
 
 MOST_UNREADABLE = 0.01  # share of the images, as `lion-hf images` allows by default
 Batch = dict[str, torch.Tensor]
-Parts = tuple[Dataset, Dataset | None, Callable[[list], Batch], list[str]]
+Parts = tuple[SeededDataset, Dataset, Callable[[list], Batch], list[str]]
+Found = tuple[SeededDataset, SeededDataset, Callable[[list], Batch], list[str]]
 
 
 def lesson_data(
     student: LionPreTrainedModel, processor: Any, settings: Distillation, seed: int
 ) -> Parts:
-    """Training data, validation data or None, what makes batches of them, and notes.
+    """Training data, validation data, what makes batches of them, and notes.
+
+    Where there are no validation texts, a part of the training texts is held out.
 
     Args:
         student: says which inputs and labels are wanted.
@@ -41,30 +44,30 @@ def lesson_data(
         ValueError: for data that are missing, cannot be read or do not fit the model.
     """
     find = texts if student.config.modality == "text" else _images
-    train, validation, collate, notes = find(student, processor, settings, seed)
+    found: Found = find(student, processor, settings, seed)
+    train, validation, collate, notes = found
     if settings.alpha < 1 and "labels" not in collate([train[0]]):
         reason = "".join(f" ({note.rstrip('.')})" for note in notes)
         raise ConversionError(
             f"alpha={settings.alpha}: expected 1, because there are no labels that"
             f" {type(student).__name__} learns from{reason}"
         )
-    if validation is not None:  # evenly spread, because folders are sorted by class
-        length = len(validation)  # type: ignore[arg-type]
-        count = min(length, settings.validation_samples)
-        places = [n * length // count for n in range(count)]
-        if student.config.modality == "image":
-            places = _readable(validation.dataset, places)  # type: ignore[attr-defined]
-        validation = Subset(validation, places)
-    return train, validation, collate, notes
+    length = len(validation)  # evenly spread, because folders are sorted by class
+    count = min(length, settings.validation_samples)
+    places = [n * length // count for n in range(count)]
+    if student.config.modality == "image":
+        places = _readable(validation.dataset, places)  # type: ignore[arg-type]
+    return train, Subset(validation, places), collate, notes
 
 
 def _images(
     student: LionPreTrainedModel, processor: Any, settings: Distillation, seed: int
-) -> Parts:
+) -> Found:
     from ..data.augmentation import EvaluationTransform
     from ..data.images import check_readable, read_images  # timm, which text does without
 
     config = student.config
+    _check_image_data(settings)
     if config.num_channels != 3:
         raise ConversionError(
             f"num_channels={config.num_channels}: expected 3 for distillation, which reads images"
@@ -72,8 +75,10 @@ def _images(
         )
     train, validation = read_images(
         settings.data_path,
-        train_file=settings.train_file,
-        validation_file=settings.validation_file,
+        dataset=settings.dataset,
+        dataset_config=settings.dataset_config,
+        train_file=_first(settings.train_file),
+        validation_file=_first(settings.validation_file),
         image_column=settings.text_columns[0] if settings.text_columns else None,
         label_column=settings.label_column,
     )
@@ -92,6 +97,21 @@ def _images(
         collate,
         notes,
     )
+
+
+def _first(files: list[str] | None) -> str | None:
+    return files[0] if files else None
+
+
+def _check_image_data(settings: Distillation) -> None:
+    """Raises ConversionError for files that cannot hold images."""
+    for name in ("train_file", "validation_file"):
+        files = getattr(settings, name) or []
+        if len(files) > 1 or any(not file.lower().endswith(".parquet") for file in files):
+            raise ConversionError(
+                f"{name}={' '.join(files)}: the source reads images, which needs data_path, dataset"
+                " or one parquet file; text cannot teach it"
+            )
 
 
 def _readable(images: "Images", places: list[int]) -> list[int]:

@@ -1,29 +1,31 @@
-"""Teaches a LION copy of a softmax model, first layer by layer, then by its answers.
-
-`lion_hf.linearize` makes the copy and calls `distil`.
-"""
+"""A LION copy beside the softmax model that teaches it: the loss of each stage, and how near they
+are."""
 
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from ..convert.errors import ConversionError
-from ..modeling.lion_choice import check_score_dropout
 from ..modeling.modeling_lion import LionPreTrainedModel
-from .data import lesson_data
 from .families import FAMILIES, without_distillation_token
-from .losses import answer_loss, class_logits, problem_type, relative_error
-from .settings import Distillation
+from .losses import (
+    answer_loss,
+    class_logits,
+    hidden_state_loss,
+    problem_type,
+    relative_error,
+    state_scales,
+)
+from .pooling import MEAN, pool
 from .softmax_models import source_name, theirs_in
 
-if TYPE_CHECKING:
-    from ..training.trainer import LionTrainingArguments
+ATTENTION, EMBEDDINGS = ".attention.", ".embeddings."  # in the names of parameters
+REST_RATE = 0.3  # of the attention's learning rate, for what was copied as it is
+MOST_COMPARED = 1000  # samples whose pairs are compared
 
 
 class Lesson(nn.Module):
@@ -35,6 +37,7 @@ class Lesson(nn.Module):
         alpha: weight of the teacher's answers; the rest is that of the student's own loss, where
             there are labels.
         tau: temperature of the answers.
+        pooling: how embeddings of whole texts are made, as sentence-transformers names it.
     """
 
     def __init__(
@@ -43,8 +46,12 @@ class Lesson(nn.Module):
         teacher: PreTrainedModel,
         alpha: float = 1.0,
         tau: float = 1.0,
+        pooling: tuple[str, ...] = MEAN,
     ):
         super().__init__()
+        self.pooling = pooling
+        config = student.config
+        self.scales = torch.ones(config.num_hidden_layers, config.hidden_size)
         self.student, self.teacher = student, teacher.eval().requires_grad_(False)
         self.alpha, self.tau, self.stage = alpha, tau, "layers"
         self._seen: dict[str, list[torch.Tensor]] = {"input": [], "output": []}
@@ -60,30 +67,83 @@ class Lesson(nn.Module):
             )
 
     def begin(self, stage: str) -> None:
-        """Makes a stage's parameters trainable: the attention's for "layers", else all."""
+        """Makes a stage's parameters trainable.
+
+        These are the attention's for "layers", and for "answers" all but the embeddings, which fit
+        as they are.
+        """
         self.stage = stage
         for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(stage == "answers" or ".attention." in name)
+            trained = ATTENTION in name if stage == "layers" else EMBEDDINGS not in f".{name}"
+            parameter.requires_grad_(trained)
+
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The parameters that a stage trains, with the factors of their learning rates.
+
+        The attention is new and learns fastest.
+        """
+        named = [x for x in self.student.named_parameters() if x[1].requires_grad]
+        attention = [parameter for name, parameter in named if ATTENTION in name]
+        rest = [parameter for name, parameter in named if ATTENTION not in name]
+        return [(attention, 1.0)] + [(rest, REST_RATE)] * bool(rest)
 
     def train(self, mode: bool = True) -> "Lesson":
-        """Without dropout in the teacher, and in the student while its layers are compared."""
+        """Dropout would hide from the student what the teacher says: both are in evaluation."""
         super().train(mode)
         self.teacher.eval()
-        self.student.train(mode and self.stage == "answers")
+        self.student.eval()
         return self
+
+    def scale(self, batch: dict[str, torch.Tensor]) -> None:
+        """Measures how much the teacher's hidden states vary, on a batch, for the second stage."""
+        given = {name: x for name, x in batch.items() if name != "labels"}
+        answers = self.ask(given)[0]
+        self.scales = state_scales(answers.hidden_states[1:], given.get("attention_mask"))
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         labels = batch.pop("labels", None)
         answers, hidden_states, targets = self.ask(batch)
         if self.stage == "layers":
             return {"loss": self.layer_errors(batch, hidden_states, targets).mean()}
-        own = labels if self.alpha < 1 else None
-        outputs = self.student(**batch, **({} if own is None else {"labels": own}))
+        outputs = self.look(batch, labels)
+        return {"loss": self.answers_loss(batch, labels, answers, outputs)}
+
+    def look(self, batch: dict[str, torch.Tensor], labels: torch.Tensor | None) -> Any:
+        """The student's outputs with hidden states, and with its own loss where that counts."""
+        own = {"labels": labels} if labels is not None and self.alpha < 1 else {}
+        return self.student(**batch, **own, output_hidden_states=True)
+
+    def answers_loss(
+        self,
+        batch: dict[str, torch.Tensor],
+        labels: torch.Tensor | None,
+        answers: Any,
+        outputs: Any,
+    ) -> torch.Tensor:
+        """The loss of the second stage: distances of hidden states, and of what comes out.
+
+        For encoders that is the cosine of the pooled embeddings.
+
+        Args:
+            batch: what both models were given.
+            labels: of the batch, if it has any.
+            answers: the teacher's outputs.
+            outputs: the student's.
+        """
         given = batch if labels is None else batch | {"labels": labels}
-        loss = answer_loss(self.student, outputs, answers, given, tau=self.tau)
-        return {
-            "loss": loss if own is None else self.alpha * loss + (1 - self.alpha) * outputs.loss
-        }
+        tokens = batch.get("attention_mask")
+        states = (outputs.hidden_states[1:], answers.hidden_states[1:])
+        loss = hidden_state_loss(*states, self.scales, tokens).mean()
+        if type(self.student).__name__ == "LionModel":
+            mine, theirs = (
+                pool(x.last_hidden_state, tokens, self.pooling) for x in (outputs, answers)
+            )
+            loss = loss + (1 - nn.functional.cosine_similarity(mine, theirs)).mean()
+        else:
+            loss = loss + answer_loss(self.student, outputs, answers, given, tau=self.tau)
+        if labels is None or self.alpha == 1:
+            return loss
+        return self.alpha * loss + (1 - self.alpha) * outputs.loss
 
     @torch.no_grad()
     def ask(
@@ -95,10 +155,11 @@ class Lesson(nn.Module):
         """
         for seen in self._seen.values():
             seen.clear()
-        outputs = self.teacher(**batch)
+        outputs = self.teacher(**batch, output_hidden_states=True)
         cut = without_distillation_token if self.family.second_token else lambda x: x
         if "last_hidden_state" in outputs:
             outputs["last_hidden_state"] = cut(outputs.last_hidden_state)
+        outputs["hidden_states"] = tuple(map(cut, outputs.hidden_states))
         hidden_states, targets = (
             [cut(x) for x in self._seen[name]] for name in ("input", "output")
         )
@@ -130,149 +191,123 @@ def _attention_output(layer: int, teacher: PreTrainedModel) -> str:
     return theirs_in(row, layer, teacher)
 
 
-@torch.no_grad()
+class Measurement(NamedTuple):
+    """How near a student is to its teacher on some data.
+
+    Args:
+        figures: as `measure` returns them, and the stage's `loss`.
+        layer_errors: the error of each layer's attention.
+        embeddings: pooled, of the student and of the teacher, (samples, hidden); empty for models
+            with a head.
+    """
+
+    figures: dict[str, float]
+    layer_errors: list[float]
+    embeddings: tuple[torch.Tensor, ...] = ()
+
+
 def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -> dict[str, float]:
     """How near the student is to its teacher.
 
     Returns:
-        `layer_error`, the mean relative squared error of the attentions; for classes also
-        `agreement`, the share of samples (or masked tokens) with the teacher's class, and with
-        labels `accuracy` and `teacher_accuracy`. Where a sample has several labels, `agreement` is
-        the share of all labels that both give or both do not give.
+        `layer_error`, the mean relative squared error of the attentions. For encoders also
+        `cosine`, between the pooled embeddings of student and teacher. For classes `agreement`,
+        the share of samples (or masked tokens) with the teacher's class, and with labels
+        `accuracy` and `teacher_accuracy`. Where a sample has several labels, `agreement` is the
+        share of all labels that both give or both do not give.
     """
+    figures = examine(lesson, data, collate, batch_size).figures
+    return {name: value for name, value in figures.items() if name != "loss"}
+
+
+@torch.no_grad()
+def examine(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -> Measurement:
+    """As `measure`, with the loss of the lesson's stage, errors by layer and embeddings."""
+    training = lesson.training
     lesson.eval()
-    device, kind = next(lesson.student.parameters()).device, problem_type(lesson.student)
+    device = next(lesson.student.parameters()).device
     sums: defaultdict[str, float] = defaultdict(float)
+    errors = torch.zeros(lesson.student.config.num_hidden_layers, device=device)
+    embeddings: list[tuple[torch.Tensor, ...]] = []
     for batch in DataLoader(data, batch_size, collate_fn=collate):
         batch = {name: x.to(device) for name, x in batch.items()}
         labels = batch.pop("labels", None)
         answers, *layers = lesson.ask(batch)
         rows = len(layers[0][0])
         sums["rows"] += rows
-        sums["layer_error"] += lesson.layer_errors(batch, *layers).mean().item() * rows
-        outputs = lesson.student(**batch)
-        targets = class_logits(answers)
-        if targets is None or kind == "regression":
-            continue
-        if kind == "multi_label_classification":
-            same = (outputs.logits > 0) == (targets > 0)
-            sums["samples"] += same.numel()
-            sums["agreement"] += same.sum().item()
-            continue
-        chosen = torch.ones(targets.shape[:-1], dtype=torch.bool, device=device)
-        if labels is not None and labels.shape == chosen.shape:
-            chosen = labels != -100
-        elif chosen.dim() == 2 and "attention_mask" in batch:
-            chosen = batch["attention_mask"] != 0
-        mine, theirs = outputs.logits[chosen].argmax(-1), targets[chosen].argmax(-1)
-        sums["samples"] += len(mine)
-        sums["agreement"] += (mine == theirs).sum().item()
-        if labels is not None:
-            sums["accuracy"] += (mine == labels[chosen]).sum().item()
-            sums["teacher_accuracy"] += (theirs == labels[chosen]).sum().item()
-    result = {"layer_error": sums["layer_error"] / sums["rows"]}
+        found = lesson.layer_errors(batch, *layers)
+        errors += found * rows
+        outputs = lesson.look(batch, labels)
+        loss = (
+            found.mean()
+            if lesson.stage == "layers"
+            else lesson.answers_loss(batch, labels, answers, outputs)
+        )
+        sums["loss"] += loss.item() * rows
+        if type(lesson.student).__name__ == "LionModel":
+            both = (outputs.last_hidden_state, answers.last_hidden_state)
+            tokens = batch.get("attention_mask")
+            mine, theirs = (pool(x, tokens, lesson.pooling) for x in both)
+            sums["cosine"] += nn.functional.cosine_similarity(mine, theirs).sum().item()
+            embeddings.append((mine.cpu(), theirs.cpu()))
+        _compare_classes(lesson.student, batch, labels, (outputs, answers), sums)
+    lesson.train(training)
+    errors = errors / sums["rows"]
+    result = {name: sums[name] / sums["rows"] for name in ("loss", "cosine") if name in sums}
+    result["layer_error"] = errors.mean().item()
     names = [name for name in ("agreement", "accuracy", "teacher_accuracy") if name in sums]
-    return result | {name: sums[name] / sums["samples"] for name in names if sums["samples"]}
+    result |= {name: sums[name] / sums["samples"] for name in names if sums["samples"]}
+    return Measurement(result, errors.tolist(), tuple(map(torch.cat, zip(*embeddings))))
 
 
-def distil(
+def _compare_classes(
     student: LionPreTrainedModel,
-    teacher: PreTrainedModel,
-    processor: Any,
-    settings: Distillation,
-    folder: Path,
-    seed: int,
-) -> tuple[dict[str, float], list[str]]:
-    """Teaches the student, in place.
+    batch: dict[str, torch.Tensor],
+    labels: torch.Tensor | None,
+    models: tuple[Any, Any],
+    sums: dict[str, float],
+) -> None:
+    """Adds a batch's equal classes to the sums; `models` are student's and teacher's outputs."""
+    outputs, answers = models
+    targets, kind = class_logits(answers), problem_type(student)
+    if targets is None or kind == "regression":
+        return
+    if kind == "multi_label_classification":
+        same = (outputs.logits > 0) == (targets > 0)
+        sums["samples"] += same.numel()
+        sums["agreement"] += same.sum().item()
+        return
+    chosen = torch.ones(targets.shape[:-1], dtype=torch.bool, device=targets.device)
+    if labels is not None and labels.shape == chosen.shape:
+        chosen = labels != -100
+    elif chosen.dim() == 2 and "attention_mask" in batch:
+        chosen = batch["attention_mask"] != 0
+    mine, theirs = outputs.logits[chosen].argmax(-1), targets[chosen].argmax(-1)
+    sums["samples"] += len(mine)
+    sums["agreement"] += (mine == theirs).sum().item()
+    if labels is not None:
+        sums["accuracy"] += (mine == labels[chosen]).sum().item()
+        sums["teacher_accuracy"] += (theirs == labels[chosen]).sum().item()
+
+
+def retrieval(embeddings: tuple[torch.Tensor, ...]) -> dict[str, float]:
+    """What the distances between texts keep of the teacher's.
 
     Args:
-        student: the copy.
-        teacher: what it was copied from.
-        processor: their tokenizer or image processor.
-        settings: data and stages.
-        folder: for what Trainer writes on the way.
-        seed: of order and masks.
+        embeddings: of student and teacher, (samples, hidden).
 
     Returns:
-        What `measure` finds on the validation data: "copied_..." before, "..._layers" between the
-        stages and the plain names at the end; and notes.
-
-    Raises:
-        ConversionError: for data that do not fit, or a model whose answers need data of another
-            kind (multiple choice).
+        `retrieval`, the share of samples whose own embedding by the teacher is the nearest of all
+        the teacher's; `similarity`, Spearman's correlation of the similarities of all pairs.
+        Nothing for fewer than three samples.
     """
-    if type(student).__name__ == "LionForMultipleChoice":
-        raise ConversionError(
-            "distillation of LionForMultipleChoice is not offered: its answers need questions with"
-            " choices"
-        )
-    if settings.steps:
-        check_score_dropout(student.config)
-    if processor is None:
-        raise ConversionError(
-            "the source has no tokenizer or image processor, which distillation needs"
-        )
-    train, validation, collate, notes = lesson_data(student, processor, settings, seed)
-    lesson = Lesson(student, teacher, settings.alpha, settings.tau)
-    stages = [
-        stage
-        for stage, steps in (("layers", settings.layer_steps), ("answers", settings.steps))
-        if steps
-    ]
-    # refused before anything is measured
-    arguments = {stage: _arguments(stage, settings, folder, seed) for stage in stages}
-
-    def measured() -> dict[str, float]:
-        found = (
-            {} if validation is None else measure(lesson, validation, collate, settings.batch_size)
-        )
-        return {name: round(value, 4) for name, value in found.items()}
-
-    found = measured()
-    metrics = {f"copied_{name}": value for name, value in found.items()}
-    for stage in stages:
-        _train(lesson, stage, train, collate, arguments[stage])
-        found = measured()
-        if stage == "layers":
-            metrics |= {f"layers_{name}": value for name, value in found.items()}
-    student.requires_grad_(True).eval().cpu()
-    return metrics | found, notes
-
-
-def _arguments(
-    stage: str, settings: Distillation, folder: Path, seed: int
-) -> "LionTrainingArguments":
-    from ..training.trainer import LionTrainingArguments
-
-    steps, rate, seed = {
-        "layers": (settings.layer_steps, settings.layer_learning_rate, seed),
-        "answers": (settings.steps, settings.learning_rate, seed + 1),
-    }[stage]
-    args = LionTrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        learning_rate=rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        weight_decay=0.0,
-        per_device_train_batch_size=settings.batch_size,
-        bf16=settings.bf16,
-        seed=seed,
-        logging_steps=max(steps // 10, 1),
-        save_strategy="no",
-        report_to="none",
+    if not embeddings or len(embeddings[0]) < 3:
+        return {}
+    mine, theirs = (nn.functional.normalize(x[:MOST_COMPARED], dim=-1) for x in embeddings)
+    scores = mine @ theirs.T
+    found = (scores.diagonal() >= scores.amax(1) - 1e-6).float().mean().item()
+    upper = torch.triu_indices(len(mine), len(mine), offset=1)
+    ranks = torch.stack(
+        [(x @ x.T)[upper[0], upper[1]].argsort().argsort().double() for x in (mine, theirs)]
     )
-    # replicas on several GPUs would share the hooks on the teacher
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
-
-
-def _train(
-    lesson: Lesson, stage: str, data: Dataset, collate: Callable, args: "LionTrainingArguments"
-) -> None:
-    from ..training.trainer import LionTrainer
-
-    lesson.begin(stage)
-    trainer = LionTrainer(lesson, args, train_dataset=data, data_collator=collate)
-    trainer.model_accepts_loss_kwargs = False  # the loss is a mean
-    trainer.train()
+    return {"retrieval": found, "similarity": torch.corrcoef(ranks)[0, 1].item()}

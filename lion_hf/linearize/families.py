@@ -1,16 +1,22 @@
 """The softmax families that LION has a skeleton for: one row of `FAMILIES` each."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from __future__ import annotations  # `--help` names the families without loading torch
 
-import torch
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
 import transformers
 from packaging.version import Version
-from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 # A tensor of ours from theirs, a way to get another of their tensors by its row, and their
 # configuration.
-Change = Callable[[torch.Tensor, Callable[[str], torch.Tensor], PreTrainedConfig], torch.Tensor]
+Change: TypeAlias = (
+    "Callable[[torch.Tensor, Callable[[str], torch.Tensor], PreTrainedConfig], torch.Tensor]"
+)
 
 
 class Head(NamedTuple):
@@ -62,6 +68,8 @@ def _layers(theirs: str, names: Mapping[str, str]) -> dict[str, str]:
 
 def without_distillation_token(x: torch.Tensor) -> torch.Tensor:
     """A sequence of DeiT, (B, 2 + patches, ...), without its second token, which LION lacks."""
+    import torch
+
     return torch.cat([x[:, :1], x[:, 2:]], dim=1)
 
 
@@ -74,7 +82,8 @@ def _scaled_by(row: str) -> Change:
     """A projection's weight or bias with the layer scale that follows it folded in."""
 
     def change(x: torch.Tensor, other: Callable[[str], torch.Tensor], _: Any) -> torch.Tensor:
-        return torch.einsum("o...,o->o...", x, other(row))  # the outputs are the first axis
+        # the outputs are the first axis
+        return x * other(row).view(-1, *[1] * (x.dim() - 1))
 
     return change
 

@@ -1,11 +1,18 @@
-"""How far a copy is from its source: losses of attentions and of answers."""
+"""How far a copy is from its source: losses of attentions, hidden states and answers.
 
+Legend: B rows, L places of a row, D width of the model, N layers.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from ..modeling.modeling_lion import LionPreTrainedModel
+
+# Of a dimension of hidden states: what varies less is no feature, and must not rule the loss.
+SMALLEST_VARIANCE = 1e-4
 
 
 def distillation_loss(
@@ -42,6 +49,51 @@ def relative_error(
         real = (tokens != 0)[..., None]
         error, power = error * real, power * real
     return error.sum() / power.sum().clamp(min=1e-12)
+
+
+def state_scales(states: Sequence[torch.Tensor], tokens: torch.Tensor | None) -> torch.Tensor:
+    """How much each dimension of the teacher's hidden states varies from token to token.
+
+    A few dimensions of a pretrained encoder are far larger than the others, and nearly constant.
+    A plain squared error would see little else.
+
+    Args:
+        states: the teacher's hidden states of some batch, N times (B, L, D).
+        tokens: (B, L), 0 for those that do not count; None if all do.
+
+    Returns:
+        The variances over all tokens, (N, D).
+    """
+    real = [x.flatten(0, 1) if tokens is None else x[tokens != 0] for x in states]
+    variances = [x.float().var(0, unbiased=False) for x in real]
+    return torch.stack(variances).clamp(min=SMALLEST_VARIANCE)
+
+
+def hidden_state_loss(
+    states: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    scales: torch.Tensor,
+    tokens: torch.Tensor | None,
+) -> torch.Tensor:
+    """Squared error of each layer's output in units of the teacher's variance, (N,).
+
+    A layer that gives the teacher's mean over all tokens, whatever the token, has a loss of 1.
+
+    Args:
+        states: the student's hidden states, N times (B, L, D).
+        targets: the teacher's, alike.
+        scales: (N, D), by `state_scales`.
+        tokens: (B, L), 0 for those that do not count; None if all do.
+    """
+    losses = []
+    for state, target, scale in zip(states, targets, scales, strict=True):
+        error = ((state.float() - target.float()).square() / scale).mean(-1)
+        if tokens is None:
+            losses.append(error.mean())
+        else:
+            real = tokens != 0
+            losses.append((error * real).sum() / real.sum().clamp(min=1))
+    return torch.stack(losses)
 
 
 def answer_loss(

@@ -59,14 +59,23 @@ class SentenceModules:
     def transformer_folder(self) -> Path:
         return self.folder / self.transformer
 
-    def copy_to(self, output: Path) -> None:
-        """Writes them beside a LION model, which takes the transformer's place in the root."""
+    def copy_to(self, output: Path, longest: int | None = None) -> None:
+        """Writes them beside a LION model, which takes the transformer's place in the root.
+
+        Args:
+            output: the model's folder.
+            longest: tokens of the longest text in place of the folder's own number.
+        """
         if (self.folder / PIPELINE_FILE).is_file():
             shutil.copyfile(self.folder / PIPELINE_FILE, output / PIPELINE_FILE)
         settings = (self.transformer_folder / name for name in TRANSFORMER_FILES)
         found = next((file for file in settings if file.is_file()), None)
         if found is not None:
-            shutil.copyfile(found, output / TRANSFORMER_FILES[0])
+            settings_now = read_json(found)
+            if longest is not None:
+                settings_now["max_seq_length"] = longest
+            text = json.dumps(settings_now, indent=2) + "\n"
+            (output / TRANSFORMER_FILES[0]).write_text(text, encoding="utf-8")
         if not self.modules:
             return
         first, *rest = self.modules

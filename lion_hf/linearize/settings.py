@@ -1,8 +1,22 @@
 """How a softmax model is copied into LION, and how the copy is taught."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..convert.errors import ConversionError
+from .budget import seconds_of
+
+DEFAULT_BUDGET = "30m"
+DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
+# Peak learning rates of the stages: around these a run looks for its own.
+LAYER_LEARNING_RATE, LEARNING_RATE = 1e-3, 1e-3
+
+# What the fields of `Copying` left at None become: what came nearest to the source in the trials
+# (benchmarks/results/linearize.md).
+COPYING_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text": {"feature_map": "exponential", "sharpness": 1.0, "conv_kernel_size": 3},
+    "image": {"feature_map": "elu_plus_one", "sharpness": 2.0, "conv_kernel_size": 0},
+}
 
 
 @dataclass
@@ -14,13 +28,28 @@ class Distillation:
     network learns the teacher's answers.
     """
 
-    train_file: str | None = field(
+    train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Text: a document per line (.txt), CSV, JSON lines, parquet. Images: parquet."
+            "help": "Text: a document per line (.txt, .md), CSV, JSON lines or parquet files, also"
+            " with .gz after the suffix, or patterns such as data/*.txt. Images: a parquet file."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "The same to measure on."})
+    validation_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "The same to measure on; if not given, a part of the text is held out."},
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Data set on the Hub or a folder of one, in place of files."},
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Its configuration, such as en."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Its split to learn from."})
+    validation_split: str = field(
+        default="validation", metadata={"help": "Its split to measure on, if there is one."}
+    )
     data_path: str | None = field(
         default=None,
         metadata={"help": "Images: folder with train/ and val/, validation/ or test/, by class."},
@@ -32,35 +61,78 @@ class Distillation:
     label_column: str | None = field(
         default=None, metadata={"help": "Column of labels, if its name does not tell."}
     )
-    layer_steps: int = field(default=300, metadata={"help": "Steps of the first stage."})
-    layer_learning_rate: float = field(default=1e-3, metadata={"help": "Its peak learning rate."})
-    steps: int = field(default=300, metadata={"help": "Steps of the second stage."})
-    learning_rate: float = field(default=2e-4, metadata={"help": "Its peak learning rate."})
+    budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "Time for learning, such as 90s, 30m or 2h; 30m if no steps are given. Loading"
+            " and writing come on top."
+        },
+    )
+    layer_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the first stage, in place of a budget."}
+    )
+    layer_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Its peak learning rate. A run with a budget finds it by short trials."},
+    )
+    steps: int | None = field(
+        default=None, metadata={"help": "Steps of the second stage, in place of a budget."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Its peak learning rate, found likewise."}
+    )
     alpha: float = field(
         default=1.0,
         metadata={"help": "Weight of the teacher in the second stage; the rest is the labels'."},
     )
     tau: float = field(default=1.0, metadata={"help": "Temperature of the teacher's answers."})
-    batch_size: int = field(default=64, metadata={"help": "Samples per step."})
-    max_length: int = field(default=128, metadata={"help": "Tokens per text."})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Samples per step. By default 64 images, or text of about 1024 tokens."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens per text: by default 256, or what the source takes if less."},
+    )
     mask_probability: float = field(
         default=0.15, metadata={"help": "Share of masked tokens, for masked language models."}
     )
     validation_samples: int = field(
         default=2000, metadata={"help": "Samples to measure on, evenly spread."}
     )
-    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 autocast."})
+    bf16: bool = field(
+        default=False,
+        metadata={"help": "Learn in bfloat16, also where that is not found to be faster."},
+    )
 
     def __post_init__(self):
+        for name in ("train_file", "validation_file"):
+            if isinstance(getattr(self, name), str):  # Python's users may name a single file
+                setattr(self, name, [getattr(self, name)])
+        if self.train_file and self.dataset:
+            raise ValueError(
+                f"train_file={self.train_file} and dataset={self.dataset!r}: expected one of them"
+            )
+        if self.budget is not None:
+            self.budget = str(self.budget)  # Python's users may give a number of seconds
+            seconds_of(self.budget)
         for name in ("layer_steps", "steps"):
-            if getattr(self, name) < 0:
+            given = getattr(self, name)
+            if given is not None and self.budget is not None:
+                raise ValueError(
+                    f"budget={self.budget!r} and {name}={given}: expected a budget, or numbers of"
+                    " steps, not both"
+                )
+            if given is not None and given < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 0")
         for name in ("batch_size", "max_length", "validation_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ValueError(f"{name}={given}: expected an integer of at least 1")
         for name in ("layer_learning_rate", "learning_rate", "tau"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+            given = getattr(self, name)
+            if given is not None and not given > 0:
+                raise ValueError(f"{name}={given}: expected a positive number")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: expected a number in [0, 1]")
         if not 0 < self.mask_probability < 1:
@@ -73,7 +145,37 @@ class Distillation:
     @property
     def has_data(self) -> bool:
         """Whether there is anything to learn from."""
-        return bool(self.train_file or self.data_path)
+        return bool(self.train_file or self.dataset or self.data_path)
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether the stages have numbers of steps, and not a time."""
+        return self.layer_steps is not None or self.steps is not None
+
+    @property
+    def time(self) -> str:
+        """The budget: the one that was given, else the usual one."""
+        return self.budget or DEFAULT_BUDGET
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """Steps of each stage, of a run that goes by them."""
+        given = {"layers": self.layer_steps, "answers": self.steps}
+        return {name: DEFAULT_STEPS if x is None else x for name, x in given.items()}
+
+    @property
+    def usual_rates(self) -> dict[str, float]:
+        """Learning rates of each stage for most models."""
+        return {"layers": LAYER_LEARNING_RATE, "answers": LEARNING_RATE}
+
+    @property
+    def in_words(self) -> str:
+        """How long a run is."""
+        if self.by_steps:
+            steps = self.stage_steps
+            return f"learning: {steps['layers']} steps on the layers, {steps['answers']} end to end"
+        usual = "" if self.budget else " (the default; --budget sets another)"
+        return f"learning for {self.time}{usual}"
 
 
 @dataclass
@@ -81,8 +183,8 @@ class Copying:
     """What the copy is to be: fields of LionConfig, and how its attention starts.
 
     Softmax attention is positive and its rows sum to one, so a positive feature map and division by
-    the row sum are the nearest to it. It is also sharper than a product of features: `sharpness`
-    multiplies queries and keys, which makes elu(x) + 1 nearer to relu(x).
+    the row sum are the nearest to it. It is also sharper than most products of features:
+    `sharpness` multiplies queries and keys, which makes elu(x) + 1 nearer to relu(x).
     """
 
     mask_type: str = field(default="selective", metadata={"help": "lit, decay or selective."})
@@ -92,12 +194,30 @@ class Copying:
     patch_order: str = field(
         default="raster", metadata={"help": "raster, or snake for both S-curves of an image."}
     )
-    feature_map: str = field(
-        default="elu_plus_one", metadata={"help": "identity, elu_plus_one or normalized_silu."}
+    feature_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "exponential, elu_plus_one, normalized_silu or identity. Default: exponential"
+            " for text, elu_plus_one for images."
+        },
+    )
+    conv_kernel_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width of a convolution on queries, keys and values that the source lacks. It"
+            " starts as the identity; 0 for none. Default: 3 for text, 0 for images."
+        },
     )
     normalize_attention: bool = field(default=True, metadata={"help": "Divide by the row sum."})
     attention_norm: bool = field(
         default=False, metadata={"help": "A LayerNorm over the heads, which the source lacks."}
+    )
+    max_position_embeddings: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest text of the copy in tokens, if that is to be above the source's."
+            " Behind the source's positions they are repeated."
+        },
     )
     half_life: float = field(
         default=1000.0,
@@ -105,7 +225,12 @@ class Copying:
             "help": "Tokens in which gates halve at first; 0 for LION's own, which vary by head."
         },
     )
-    sharpness: float = field(default=2.0, metadata={"help": "Factor of queries and keys, above 0."})
+    sharpness: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor of queries and keys, above 0. Default: 1 for text, 2 for images."
+        },
+    )
     seed: int = field(
         default=0, metadata={"help": "Of the gates' weights in LION-S, and of the distillation."}
     )
@@ -119,7 +244,14 @@ class Copying:
             raise ConversionError(
                 f"half_life={self.half_life}: expected 0, or a number of tokens of at least 0.001"
             )
-        if not 0 < self.sharpness < float("inf"):
+        if self.sharpness is not None and not 0 < self.sharpness < float("inf"):
             raise ConversionError(f"sharpness={self.sharpness}: expected a number above 0")
         if not 0 <= self.seed < 2**32 - 1:
             raise ConversionError(f"seed={self.seed}: expected an integer from 0 to {2**32 - 2}")
+
+    def resolved(self, modality: str) -> "Copying":
+        """The same with the defaults of "text" or "image" in place of None."""
+        defaults = COPYING_DEFAULTS[modality]
+        return replace(
+            self, **{name: x for name, x in defaults.items() if getattr(self, name) is None}
+        )

@@ -1,30 +1,20 @@
 """Texts for distillation: lines of a file, or columns of a table, as tokens."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset as Table
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..convert.errors import ConversionError
-from ..data.labelled_text import (
-    LABEL_COLUMNS,
-    SENTENCE_COLUMNS,
-    TextColumns,
-    check_columns,
-    examples,
-)
 from ..data.masking import MaskTokens, pad_rows
 from ..data.samples import SeededDataset
-from ..data.tables import read_table
-from ..data.text_files import read_text
-from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
+from .pieces import in_pieces
 from .settings import Distillation
+from .text_sources import TextReader, check_words, hold_out
+
+MAX_LENGTH = 256  # tokens per text, unless asked otherwise
 
 
 def texts(
@@ -32,7 +22,7 @@ def texts(
     tokenizer: PreTrainedTokenizerBase,
     settings: Distillation,
     seed: int,
-) -> tuple[Dataset, Dataset | None, "TextBatches", list[str]]:
+) -> tuple[SeededDataset, SeededDataset, "TextBatches", list[str]]:
     """As `lesson_data`, of texts."""
     _check(student, tokenizer, settings)
     config, kind, head = student.config, problem_type(student), type(student).__name__
@@ -40,25 +30,30 @@ def texts(
     labelled = head == "LionForSequenceClassification" and (
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
-    prepare = TextSamples(tokenizer, settings, masked)
-    parts: list[Any] = []
-    notes: list[str] = []
-    for file, vary in ((settings.train_file, True), (settings.validation_file, False)):
-        rows = None if file is None else _read(file, settings, config, labelled, notes)
-        parts.append(None if rows is None else SeededDataset(rows, prepare, seed, vary=vary))
-    return parts[0], parts[1], TextBatches(tokenizer.pad_token_id, labelled), notes
+    prepare = TextSamples(tokenizer, settings, masked, config.max_position_embeddings)
+    reader = TextReader(settings, config, labelled)
+    rows, others, notes = reader.train(), reader.validation(), reader.notes
+    check_words(rows, tokenizer, settings, masked)
+    if others is None:  # whole texts, before they are cut
+        rows, others, note = hold_out(rows, settings.validation_samples)
+        notes.append(note)
+    if [*rows[0]] == ["sentence1"]:  # neither pairs nor labels, which are of whole texts
+        rows = in_pieces(rows, seed)
+    train = SeededDataset(rows, prepare, seed)
+    validation = SeededDataset(others, prepare, seed, vary=False)
+    return train, validation, TextBatches(tokenizer.pad_token_id, labelled), notes
 
 
 def _check(
     student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Distillation
 ) -> None:
     longest = student.config.max_position_embeddings
-    if settings.data_path or not settings.train_file:
+    if settings.data_path or not (settings.train_file or settings.dataset):
         raise ConversionError(
-            f"data_path={settings.data_path!r}, train_file={settings.train_file!r}: text needs"
-            " train_file"
+            f"data_path={settings.data_path!r}: the source reads text, which needs train_file or"
+            " dataset; data_path is for images"
         )
-    if settings.max_length > longest:
+    if settings.max_length is not None and settings.max_length > longest:
         raise ConversionError(
             f"max_length={settings.max_length}: expected at most max_position_embeddings={longest}"
         )
@@ -79,10 +74,18 @@ class TextSamples:
         tokenizer: the model's.
         settings: length, and share of masked tokens.
         masked: whether to mask.
+        longest: tokens that the model takes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Distillation, masked: bool):
-        self.tokenizer, self.max_length = tokenizer, settings.max_length
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Distillation,
+        masked: bool,
+        longest: int,
+    ):
+        self.tokenizer = tokenizer
+        self.max_length = settings.max_length or min(MAX_LENGTH, longest)
         self.mask = MaskTokens(tokenizer, settings.mask_probability) if masked else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -111,60 +114,3 @@ class TextBatches:
         if self.labelled and "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch
-
-
-def _read(
-    file: str, settings: Distillation, config: LionConfig, labelled: bool, notes: list[str]
-) -> Sequence[dict[str, Any]]:
-    """Rows with `sentence1`, perhaps `sentence2`, and `labels` if head and file have them.
-
-    Labels that nobody asked for and that are not the model's are left out, with a note.
-    """
-    if Path(file).suffix.lower() == ".txt":
-        return _lines(file)
-    table = read_table(file)
-    columns, label = _columns(table, file, settings)
-    if labelled and label is not None:  # by the names of the model's classes, or their numbers
-        count = config.num_labels
-        classes = () if count == 1 else tuple(config.id2label[n] for n in range(count))
-        try:
-            return examples(table, file, TextColumns(columns, classes, label=label)).data
-        except ValueError as error:
-            if settings.label_column or settings.alpha < 1:
-                raise
-            check_columns(table, file, TextColumns(columns, ()), labelled=False)
-            notes.append(f"the labels were not used: {error}.")
-    rows = examples(table, file, TextColumns(columns, ()), labelled=False).data
-    found = [row for row in rows if all(row.values())]
-    if not found:
-        raise ConversionError(f"{file}: every row of {list(columns)} is empty")
-    return found
-
-
-def _lines(file: str) -> list[dict[str, Any]]:
-    if not Path(file).is_file():
-        raise ConversionError(f"{file}: there is no such file")
-    lines = [line.strip() for line in read_text(file).split("\n")]
-    if not any(lines):
-        raise ConversionError(f"{file}: holds no text")
-    return [{"sentence1": line} for line in lines if line]
-
-
-def _columns(table: Table, file: str, settings: Distillation) -> tuple[tuple[str, ...], str | None]:
-    """The columns of text, and the column of labels or None."""
-    names = table.column_names
-    wanted = [settings.label_column or "", *LABEL_COLUMNS]
-    label = next((name for name in wanted if name in names), None)
-    if settings.label_column not in (None, label):
-        raise ConversionError(
-            f"label_column={settings.label_column!r} is not in {file}: its columns are {names}"
-        )
-    rest = [name for name in names if name != label]
-    usual = next((found for found in SENTENCE_COLUMNS if set(found) <= {*names}), None)
-    columns = settings.text_columns or usual or (rest if len(rest) == 1 else None)
-    if not columns:
-        raise ConversionError(
-            f"text_columns: which of the columns {names} of {file} hold text is not plain; name"
-            " them"
-        )
-    return tuple(columns), label

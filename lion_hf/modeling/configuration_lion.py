@@ -25,7 +25,8 @@ FORMS = ("attention", "recurrent", "chunk")
 ATTENTION_FORMS = ("auto", *FORMS)
 FORMS_WITHOUT_SCORES = ("recurrent", "chunk")  # they cannot drop scores out
 BACKENDS = ("auto", "torch", "triton")
-FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu")
+FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu", "exponential")
+WIDER_FEATURE_MAPS = ("exponential",)  # they make two features of each number
 CLASSIFIER_POOLINGS = ("cls", "mean")
 # Patch order -> number of curves (see lion_orders.py), each with its own gates.
 CURVES = {"raster": 1, "snake": 2}
@@ -192,9 +193,10 @@ class LionConfig(PreTrainedConfig):
         layer_norm_eps: epsilon of the norms. None: 1e-12 for text, 1e-6 for images.
         initializer_range: standard deviation of the initial weights.
         qkv_bias: whether the query, key and value projections have biases.
-        feature_map: applied to queries and keys: "identity", "elu_plus_one", or "normalized_silu"
-            (silu(x) + 0.5, then scaled to unit length). None: identity for text; for images
-            elu_plus_one (lit) or normalized_silu (decay, selective).
+        feature_map: applied to queries and keys: "identity", "elu_plus_one", "normalized_silu"
+            (silu(x) + 0.5, then scaled to unit length), or "exponential" (exp(x) and exp(-x), twice
+            as many features). None: identity for text; for images elu_plus_one (lit) or
+            normalized_silu (decay, selective).
         normalize_attention: whether to divide by the row sum of the masked scores. None: False for
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the

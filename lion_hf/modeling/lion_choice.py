@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_lion import FORMS_WITHOUT_SCORES
+from .configuration_lion import FORMS_WITHOUT_SCORES, WIDER_FEATURE_MAPS
 
 
 class Choice(NamedTuple):
@@ -202,7 +202,8 @@ def explain(
         ) from error
     scores = output_attentions or (training and fields.attention_probs_dropout_prob > 0)
     decays = fields.mask_type != "lit"
-    form, reason = choose_form(length, fields.head_dim, decays, scores, device_type, training)
+    features = fields.head_dim * (1 + (fields.feature_map in WIDER_FEATURE_MAPS))
+    form, reason = choose_form(length, features, decays, scores, device_type, training)
     if fields.attention_form != "auto" and not output_attentions:
         form, reason = fields.attention_form, f"attention_form={fields.attention_form!r} is set"
     answer = f"{length} tokens on {device_type}: {form} form, because {reason}"

@@ -38,11 +38,22 @@ def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
     return features / norm if needs_grad(x) else features.div_(norm)
 
 
+def _exponential(x: torch.Tensor) -> torch.Tensor:
+    """exp(x) and exp(-x), twice as many features as numbers (as in Hedgehog, arXiv 2402.04347).
+
+    They are divided by 16 and their exponents limited to 10, so that scores stay in the range of
+    float16.
+    """
+    x = x.clamp(-10, 10)
+    return torch.cat([x, -x], dim=-1).exp() / 16
+
+
 # By the names of `FEATURE_MAP_NAMES` in configuration_lion.py.
 FEATURE_MAPS = {
     "identity": lambda x: x,
     "elu_plus_one": _elu_plus_one,
     "normalized_silu": _normalized_silu,
+    "exponential": _exponential,
 }
 
 

@@ -12,11 +12,13 @@ from .configuration_lion import (
     BACKENDS,
     FEATURE_MAP_NAMES,
     FORMS_WITHOUT_SCORES,
+    WIDER_FEATURE_MAPS,
 )
 from .lion_checks import LogDecay, check_inputs, check_numbers, gates_of
 from .lion_choice import choose_form, score_dropout_error
+from .lion_naive import map_features
 from .lion_numerics import LOG_ZERO, compute_type, full_precision, needs_grad
-from .lion_request import AttentionRequest, Result, directions_of
+from .lion_request import AttentionRequest, Result, directions_of, hide_padding
 from .lion_torch import torch_attention, torch_chunk, torch_recurrent
 
 
@@ -99,8 +101,9 @@ def lion_attention(
         order: (K, L), K permutations; the mask is the mean of the masks along each. See
             `snake_orders`. An order must keep every document of `seq_idx` in one piece.
         feature_map: what query and key go through first: "identity", "elu_plus_one" (x + 1 above 0,
-            exp(x) below), or "normalized_silu" (silu(x) + 0.5, then scaled to unit length). It is
-            computed in float32 at least.
+            exp(x) below), "normalized_silu" (silu(x) + 0.5, then scaled to unit length), or
+            "exponential" (exp(x) and exp(-x), each divided by 16). It is computed in float32 at
+            least.
         scale: factor of the scores; D ** -0.5 if None.
         normalize: whether to divide by the sum of the masked scores.
         eps: added to that sum; above 0.
@@ -140,14 +143,20 @@ def lion_attention(
     if dropout_p > 0 and form in FORMS_WITHOUT_SCORES:
         raise ValueError(score_dropout_error(dropout_p=dropout_p, form=form))
     length, head_dim = query.shape[-2:]
+    if scale is None:
+        scale = head_dim**-0.5
+    mask = None if attention_mask is None else attention_mask != 0
+    if feature_map in WIDER_FEATURE_MAPS:  # form and backend depend on the number of features
+        with full_precision(value):
+            query, key = (
+                map_features(feature_map, x, value) for x in hide_padding(mask, query, key)
+            )
+        head_dim, feature_map = query.shape[-1], "identity"
     if form == "auto":
         decays = log_decay is not None or seq_idx is not None
         gradients = needs_grad(query, key, value, *gates_of(log_decay))
         scores = need_weights or dropout_p > 0
         form = choose_form(length, head_dim, decays, scores, query.device.type, gradients).form
-    if scale is None:
-        scale = head_dim**-0.5
-    mask = None if attention_mask is None else attention_mask != 0
     with full_precision(value):
         log_decay = _finite(log_decay, compute_type(value))
         request = AttentionRequest(

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import HfArgumentParser, PreTrainedConfig
+from transformers import HfArgumentParser
 
 from ..folders import write_text
 from ..presets import find_recipe
-from .processes import start_processes
+
+if TYPE_CHECKING:  # it loads torch, which `--help` does without
+    from transformers import PreTrainedConfig
 
 SETTINGS_FILE = "settings.yaml"
 # What a program is asked to do with a run. It is not one of the run's settings.
@@ -101,6 +103,8 @@ def parse_settings(
             file that cannot be read, a value of the wrong type, or a ValueError of the dataclasses.
     """
     if argv is None:
+        from .processes import start_processes  # torch, which `--help` does without
+
         start_processes()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(
@@ -207,7 +211,7 @@ def parse_mapping(text: str | None) -> dict[str, Any]:
         raise ValueError(f"{text!r}: expected name=value,name=value") from error
 
 
-def parse_overrides(text: str | None, config: PreTrainedConfig) -> dict[str, Any]:
+def parse_overrides(text: str | None, config: "PreTrainedConfig") -> dict[str, Any]:
     """Fields of a configuration as `parse_mapping` reads them.
 
     Raises:

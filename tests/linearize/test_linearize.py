@@ -146,6 +146,37 @@ class TestCopy:
                 expected = factor * getattr(getattr(one, name), parameter)
                 torch.testing.assert_close(getattr(getattr(three, name), parameter), expected)
 
+    def test_text_and_images_have_defaults_of_their_own(self):
+        text = linearize_model(softmax_model("BertModel"))[0]
+        assert (text.config.feature_map, text.config.conv_kernel_size) == ("exponential", 3)
+        image = linearize_model(softmax_model("ViTModel"))[0]
+        assert (image.config.feature_map, image.config.conv_kernel_size) == ("elu_plus_one", None)
+
+    def test_what_is_asked_for_is_not_replaced(self):
+        options = {"feature_map": "elu_plus_one", "conv_kernel_size": 0}
+        config = linearize_model(softmax_model("BertModel"), **options)[0].config
+        assert (config.feature_map, config.conv_kernel_size) == ("elu_plus_one", None)
+        config = linearize_model(softmax_model("ViTModel"), conv_kernel_size=5)[0].config
+        assert config.conv_kernel_size == 5
+
+    @pytest.mark.parametrize("architecture", ["BertModel", "RobertaForMaskedLM"])
+    def test_positions_beyond_the_sources_repeat_its_own(self, architecture, softmax):
+        teacher, inputs = softmax_model(architecture), inputs_of(architecture)
+        plain = as_softmax(teacher)
+        options = {"sharpness": 1.0, "feature_map": "identity", "max_position_embeddings": 50}
+        longer = linearize_model(teacher, attention_form="attention", **options)[0]
+        own = plain.base_model.embeddings.position_embeddings.weight
+        found = longer.base_model.embeddings.position_embeddings.weight
+        count = len(own)
+        assert longer.config.max_position_embeddings == len(found) == 50 > 2 * count
+        torch.testing.assert_close(found[:count], own)
+        torch.testing.assert_close(found[count : 2 * count - 1], own[1:])
+        torch.testing.assert_close(found[2 * count - 1 : 50], own[1 : 52 - 2 * count])
+        with torch.no_grad():
+            for one, other in zip(plain(**inputs)[:1], longer(**inputs)[:1]):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            longer(input_ids=torch.randint(5, 60, (1, 50)))
+
     def test_the_teacher_stays_as_it_is_and_the_seed_decides(self):
         teacher = softmax_model("BertModel")
         before, state = (
@@ -297,6 +328,9 @@ class TestRefusals:
             ({"half_life": 1e-4}, "half_life=0.0001"),
             ({"seed": 2**32}, "seed=4294967296"),
             ({"sharpness": 0.0}, "sharpness=0.0"),
+            ({"max_position_embeddings": 19}, "max_position_embeddings=19: expected at least"),
+            ({"conv_kernel_size": 4}, "conv_kernel_size=4: expected None or an odd integer"),
+            ({"feature_map": "exp"}, "feature_map='exp': expected one of"),
             ({"hidden_size": 8}, "hidden_size=8: the options are"),
         ],
     )

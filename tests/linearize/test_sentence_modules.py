@@ -96,6 +96,19 @@ class TestSentenceEncoders:
         assert type(ours[0].model).__name__ == "LionModel"
         same(ours.encode(TEXTS), source.encode(TEXTS))
 
+    def test_more_positions_are_for_longer_texts(self, tmp_path):
+        transformer = dense_modules.Transformer(backbone(tmp_path / "backbone"), max_seq_length=7)
+        source = SentenceTransformer(modules=[transformer, pooling()], device="cpu")
+        source.save(str(tmp_path / "source"))
+        made = linearize_checkpoint(
+            tmp_path / "source", tmp_path / "lion", max_position_embeddings=50
+        )
+        ours = SentenceTransformer(str(made.folder), device="cpu")
+        assert ours.max_seq_length == 50 and ours.tokenizer.model_max_length == 50
+        text = "a b c d " * 20
+        assert ours.tokenize([text])["input_ids"].shape == (1, 50)
+        assert np.isfinite(ours.encode(text)).all()
+
     def test_with_its_own_mixing_it_is_another_model(self, tmp_path):
         modules = [dense_modules.Transformer(backbone(tmp_path / "backbone")), pooling()]
         source = SentenceTransformer(modules=modules, device="cpu")

@@ -814,6 +814,7 @@ def test_every_named_feature_map_exists():
     [
         ("elu_plus_one", lambda x: F.elu(x) + 1),
         ("normalized_silu", lambda x: F.normalize(F.silu(x) + 0.5, dim=-1)),
+        ("exponential", lambda x: torch.stack([x, -x], 1).exp().flatten(1) / 16),
     ],
 )
 def test_feature_maps(name, definition):
@@ -823,7 +824,7 @@ def test_feature_maps(name, definition):
     torch.testing.assert_close(FEATURE_MAPS[name](x), expected)
     torch.testing.assert_close(FEATURE_MAPS[name](x.detach()), expected.detach())
     assert torch.equal(x, before)
-    weight = torch.randn_like(x)
+    weight = torch.randn_like(expected)
     found, right = (
         torch.autograd.grad((y * weight).sum(), x)[0] for y in (FEATURE_MAPS[name](x), expected)
     )

@@ -23,6 +23,7 @@ FEATURES = {
     "identity": lambda x: x,
     "elu_plus_one": lambda x: torch.where(x > 0, x + 1, x.exp()),
     "normalized_silu": _of_unit_length,
+    "exponential": lambda x: torch.cat([x.exp(), 1 / x.exp()], -1) / 16,
 }
 
 

@@ -1,0 +1,73 @@
+"""The data that a run measures on: how many samples it can afford, and how it measures."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+from .distillation import Lesson, Measurement, examine, retrieval
+
+QUICK_SAMPLES = 256  # of a measurement on the way
+SCALE_SAMPLES = 32  # from which the scales of hidden states are taken
+FULL_SHARE = 0.015  # of a budget, for one measurement of all samples
+QUICK_SHARE = 0.003
+FEWEST_SAMPLES = 32  # fewer say too little
+
+
+@dataclass
+class HeldOut:
+    """Samples to measure on.
+
+    Args:
+        data: the samples.
+        collate: makes a batch of them.
+        batch_size: samples per batch.
+        full: samples of a full measurement, spread evenly.
+        quick: samples of a measurement on the way.
+        quick_seconds: what the last quick measurement took.
+    """
+
+    data: Dataset
+    collate: Callable
+    batch_size: int
+    full: int
+    quick: int
+    quick_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, data: Dataset, collate: Callable, batch_size: int) -> "HeldOut":
+        """All samples, of which some are for measurements on the way."""
+        count = len(data)  # type: ignore[arg-type]
+        return cls(data, collate, batch_size, count, min(count, QUICK_SAMPLES))
+
+    def examine(self, lesson: Lesson, quick: bool = False) -> Measurement:
+        """Measures; a full measurement also compares the distances between embeddings."""
+        count = self.quick if quick else self.full
+        found = examine(lesson, self._spread(count), self.collate, self.batch_size)
+        if not quick:
+            found.figures.update(retrieval(found.embeddings))
+        return found
+
+    def sample(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Some samples, whatever the batch size, on a device."""
+        data = self._spread(min(SCALE_SAMPLES, self.quick))
+        batch = self.collate([data[n] for n in range(len(data))])
+        return {name: x.to(device) for name, x in batch.items()}
+
+    def limit(self, lesson: Lesson, budget: float) -> None:
+        """Takes as many samples as a budget, in seconds, has time for."""
+        size = min(self.batch_size, self.full)
+        seconds = []
+        for _ in range(2):  # the first one also warms up
+            began = time.monotonic()
+            examine(lesson, self._spread(size), self.collate, size)
+            seconds.append(time.monotonic() - began)
+        for name, share in (("full", FULL_SHARE), ("quick", QUICK_SHARE)):
+            affordable = max(int(size * share * budget / min(seconds)), FEWEST_SAMPLES)
+            setattr(self, name, min(getattr(self, name), affordable))
+
+    def _spread(self, count: int) -> Subset:
+        length = len(self.data)  # type: ignore[arg-type]
+        return Subset(self.data, [n * length // count for n in range(count)])

@@ -1,0 +1,275 @@
+"""Teaches a copy by its source: what is checked, measured, planned and learnt, in this order."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import PreTrainedModel
+
+from ..convert.errors import ConversionError
+from ..modeling.modeling_lion import LionPreTrainedModel
+from .batches import Batches
+from .budget import (
+    Speed,
+    Wishes,
+    plan_by_clock,
+    plan_by_steps,
+    report_seconds,
+    seconds_of,
+    words_of,
+)
+from .data import lesson_data
+from .distillation import Lesson
+from .held_out import HeldOut
+from .precision import bf16_is_faster
+from .report import Report
+from .run_folder import SUFFIX, RunFolder, State
+from .settings import Distillation
+from .stage import STAGES, Learner
+from .timing import compare_speeds
+
+SAMPLES = 64  # images per step, and samples per batch that is measured
+
+logger = logging.getLogger(__name__)
+
+
+class Learned(NamedTuple):
+    """What came of a run.
+
+    Args:
+        state: its figures: see `State`.
+        notes: what the user should know.
+        seconds_left: of the budget; None without one.
+    """
+
+    state: State
+    notes: list[str]
+    seconds_left: float | None
+
+
+def this_process() -> PartialState:
+    """The devices and processes of a run, as its launcher set them up."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def make_lesson(
+    student: LionPreTrainedModel,
+    teacher: PreTrainedModel,
+    settings: Distillation,
+    pooling: tuple[str, ...],
+) -> Lesson:
+    """The lesson of a run."""
+    return Lesson(student, teacher, settings.alpha, settings.tau, pooling)
+
+
+@contextlib.contextmanager
+def run_in(output: Path, process: PartialState, record: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """Holds the folder of a run, beside its output, in the first process; the others wait for it.
+
+    Raises:
+        ValueError: in all processes, as `RunFolder.held`.
+    """
+    folder = output.with_name(f"{output.name}{SUFFIX}")
+    run, record = RunFolder(folder, process.is_main_process), dict(record)
+    record["processes"] = process.num_processes
+    with contextlib.ExitStack() as stack:
+        on_first_process(process, lambda: stack.enter_context(run.held(record)))
+        yield run
+
+
+def on_first_process(process: PartialState, function: Callable[[], Any]) -> None:
+    """Calls a function on the first process; all of them raise its ValueError."""
+    problem: list[str | None] = [None]
+    if process.is_main_process:
+        try:
+            function()
+        except ValueError as error:
+            if process.num_processes == 1:
+                raise
+            problem = [str(error)]
+    if process.num_processes > 1:
+        broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise ValueError(problem[0])
+
+
+def distil(
+    lesson: Lesson,
+    processor: Any,
+    settings: Distillation,
+    run: RunFolder,
+    process: PartialState,
+    seed: int,
+) -> Learned:
+    """Teaches a lesson's student, in place, from where an interrupted run stopped.
+
+    Args:
+        lesson: the copy, and what it was copied from.
+        processor: their tokenizer or image processor.
+        settings: data and stages.
+        run: where the state is kept.
+        process: its device, and its place among others.
+        seed: of order, masks and dropout.
+
+    Raises:
+        ConversionError: for data that do not fit, a model whose answers need data of another kind
+            (multiple choice), a budget that is too short, or too little memory.
+        FloatingPointError: if the loss is not finite.
+    """
+    check_student(lesson.student, processor)
+    train, validation, collate, notes = lesson_data(lesson.student, processor, settings, seed)
+    lesson.to(process.device)
+    place = process.process_index, process.num_processes
+    text = lesson.student.config.modality == "text"
+    batch_size = settings.batch_size or (None if text else SAMPLES)
+    batches = {
+        stage: Batches(train, collate, batch_size, seed + number, *place)
+        for number, stage in enumerate(STAGES)
+    }
+    held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)
+    found = run.load()
+    state = State() if found is None else found[0]
+    bf16 = settings.bf16 or bf16_is_faster(process.device)
+    learner = Learner(lesson, batches, held_out, state, run, process, bf16)
+    with memory_errors(settings):
+        if found is None:
+            _prepare(learner, settings)
+        else:
+            held_out.full, held_out.quick = state.samples
+            learner.restore(*found[1:])
+            logger.info("going on after %s of learning", words_of(state.clock))
+        learner.run()
+    lesson.student.requires_grad_(True).eval().cpu()
+    lesson.teacher.cpu()
+    budget = None if settings.by_steps else seconds_of(settings.time)
+    return Learned(learner.state, notes, None if budget is None else budget - learner.clock.elapsed)
+
+
+def make_report(
+    source: str, lesson: Lesson, settings: Distillation, learned: Learned, device: torch.device
+) -> Report:
+    """The report of a run, after a comparison of speeds in what is left of its time.
+
+    Args:
+        source: the source's name, for readers.
+        lesson: student and teacher.
+        settings: of the run.
+        learned: what came of it.
+        device: where speeds are compared.
+    """
+    left = learned.seconds_left
+    seconds = report_seconds(learned.state.clock) if left is None else max(left, 0.5)
+    teacher, student = lesson.teacher, lesson.student
+    return Report(
+        source,
+        type(teacher).__name__,
+        "tokens" if student.config.modality == "text" else "patches",
+        settings,
+        learned.state,
+        compare_speeds(teacher.config, student.config, seconds, device),
+    )
+
+
+def check_student(student: LionPreTrainedModel, processor: Any) -> None:
+    """Raises ConversionError for a model that cannot learn from its source."""
+    if type(student).__name__ == "LionForMultipleChoice":
+        raise ConversionError(
+            "distillation of LionForMultipleChoice is not offered: its answers need questions with"
+            " choices"
+        )
+    if processor is None:
+        raise ConversionError(
+            "the source has no tokenizer or image processor, which distillation needs"
+        )
+
+
+def _prepare(learner: Learner, settings: Distillation) -> None:
+    """Tries a step of each stage, measures the copy, and makes the plan, the same in all processes.
+
+    Raises:
+        ValueError: if the budget is too short.
+    """
+    process, held_out = learner.process, learner.held_out
+    budget = None if settings.by_steps else seconds_of(settings.time)
+    wishes, steps = _wishes(learner.lesson, settings), dict[str, float]()
+    if budget is not None:
+        steps = {stage: _step_seconds(learner, stage) for stage in wishes.shares}
+        learner.lesson.begin(STAGES[0])
+        held_out.limit(learner.lesson, budget)
+    began = time.monotonic()
+    learner.measure_all("copied")
+    speed, now = Speed(steps, time.monotonic() - began), learner.clock.elapsed
+
+    def make_plan() -> None:
+        if budget is None:
+            plan = plan_by_steps(settings.stage_steps, wishes)
+        else:
+            plan = plan_by_clock(budget, now, speed, wishes)
+        learner.state.phases = [asdict(phase) for phase in plan]
+        learner.state.samples = [held_out.full, held_out.quick]
+
+    on_first_process(process, make_plan)
+    if process.num_processes > 1:
+        shared = [asdict(learner.state)]
+        broadcast_object_list(shared)
+        learner.state = State(**shared[0])
+        held_out.full, held_out.quick = learner.state.samples
+    logger.info("%s", settings.in_words)
+    logger.info("after an interruption the same command goes on from %s", learner.folder.path)
+
+
+def _wishes(lesson: Lesson, settings: Distillation) -> Wishes:
+    """What suits a model.
+
+    Text was measured (benchmarks/results/linearize.md): a stage for the layers alone is worth
+    nothing there, because the other one looks at each layer's hidden states too. It is there for
+    those who give it a learning rate.
+    """
+    given = {"layers": settings.layer_learning_rate, "answers": settings.learning_rate}
+    if lesson.student.config.modality == "text" and given["layers"] is None:
+        return Wishes(given, settings.usual_rates, layers=0.0)
+    return Wishes(given, settings.usual_rates)
+
+
+def _step_seconds(learner: Learner, stage: str) -> float:
+    """Seconds of a step on the longest batch, which also shows whether the memory suffices."""
+    learner.lesson.begin(stage)
+    learner.lesson.train()
+    if stage == "answers":
+        learner.lesson.scale(learner.held_out.sample(learner.process.device))
+    batch, seconds = learner.batches[stage].longest(), []
+    for _ in range(2):  # the first one also warms up
+        began = time.monotonic()
+        learner.backward(batch).item()
+        seconds.append(time.monotonic() - began)
+    learner.lesson.student.zero_grad()
+    return min(seconds)
+
+
+@contextlib.contextmanager
+def memory_errors(settings: Distillation) -> Iterator[None]:
+    """Makes one line of the many ways in which memory runs out.
+
+    Raises:
+        ConversionError: if it did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not should_reduce_batch_size(error):
+            raise
+        size = settings.batch_size
+        given = f"batch_size={size}" if size else "batches of the usual size"
+        raise ConversionError(
+            f"out of memory with {given}: try --batch_size"
+            f" {max((size or 16) // 2, 1)}, or a smaller --max_length for text"
+        ) from error

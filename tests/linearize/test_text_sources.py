@@ -1,0 +1,128 @@
+"""Texts from every kind of file and from data sets by name, and one line about what is wrong."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from support.softmax_models import softmax_model
+from transformers import AutoTokenizer
+
+from lion_hf.linearize.copying import linearize_model
+from lion_hf.linearize.data import lesson_data
+from lion_hf.linearize.learning import memory_errors
+from lion_hf.linearize.settings import Distillation
+from lion_hf.linearize.softmax_models import load_softmax_model
+from lion_hf.linearize.text_sources import TextReader, hold_out
+
+pytest_plugins = ["support.softmax_models"]  # its fixtures
+TEXTS = ["a good film", "the very bad film"]
+
+
+def read(labelled: bool = False, **settings):
+    config = linearize_model(softmax_model("BertModel"))[0].config
+    return TextReader(Distillation(**settings), config, labelled)
+
+
+def write(folder, name: str) -> str:
+    """A file of this name with the texts."""
+    suffix = name.removesuffix(".gz").rpartition(".")[2]
+    content = {
+        "txt": "\n\n".join(TEXTS),
+        "md": "\n".join(TEXTS),
+        "csv": "text,other\n" + "".join(f"{text},1\n" for text in TEXTS),
+        "jsonl": "\n".join(json.dumps({"text": text}) for text in TEXTS),
+    }
+    path = folder / name
+    if suffix == "parquet":
+        Dataset.from_dict({"text": TEXTS}).to_parquet(str(path))
+        if name.endswith(".gz"):
+            path.write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        data = content[suffix].encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return str(path)
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("suffix", ["txt", "md", "csv", "jsonl", "parquet"])
+def test_every_kind_of_file(suffix, packed, tmp_path):
+    rows = read(train_file=write(tmp_path, f"texts.{suffix}{packed}")).train()
+    assert [row["sentence1"] for row in rows] == TEXTS
+
+
+def test_several_files_and_patterns(tmp_path):
+    write(tmp_path, "a.txt"), write(tmp_path, "b.csv")
+    rows = read(train_file=[str(tmp_path / "a.*"), str(tmp_path / "b.csv")]).train()
+    assert [row["sentence1"] for row in rows] == TEXTS * 2
+
+
+def test_a_data_set_by_name(tmp_path):
+    for name, texts in (("train", TEXTS), ("validation", TEXTS[:1])):
+        Dataset.from_dict({"text": texts}).to_parquet(str(tmp_path / "set" / f"{name}.parquet"))
+    reader = read(dataset=str(tmp_path / "set"))
+    assert [row["sentence1"] for row in reader.train()] == TEXTS
+    assert [row["sentence1"] for row in reader.validation()] == TEXTS[:1]
+    assert read(dataset=str(tmp_path / "set"), validation_split="other").validation() is None
+    with pytest.raises(ValueError, match="data set .*nowhere .*cannot be read"):
+        read(dataset=str(tmp_path / "nowhere")).train()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"x.pdf": b"%PDF"}, "x.pdf: expected text .*or a table"),
+        ({"x.txt": b"\n \n"}, "x.txt: holds no text"),
+        ({"x.txt": b"a\n\xff\xfe\xff"}, "x.txt, line 2: byte 0xff is not UTF-8"),
+        ({"x.csv.gz": b"text\na"}, "x.csv.gz cannot be unpacked"),
+        ({"x.csv": b"text\na\n", "y.csv": b"sentence1,sentence2\na,b\n"}, "the same columns"),
+    ],
+)
+def test_files_that_cannot_be_used(content, words, tmp_path):
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        read(train_file=[str(tmp_path / name) for name in content]).train()
+
+
+def test_held_out_texts_are_spread_and_not_learnt_from():
+    rows = [{"sentence1": str(n)} for n in range(100)]
+    kept, held, note = hold_out(rows, most=2000)
+    numbers = [int(row["sentence1"]) for row in held]
+    assert numbers == [10, 30, 50, 70, 90] and len(kept) == 95
+    assert not {*numbers} & {int(row["sentence1"]) for row in kept} and "5 of 100" in note
+    assert len(hold_out(rows, most=3)[1]) == 3
+    assert hold_out(rows[:1], most=3)[:2] == (rows[:1], rows[:1])
+
+
+def test_text_of_which_the_tokenizer_knows_no_word(text_source, tmp_path):
+    (tmp_path / "greek.txt").write_text("καλή ταινία\n" * 5)
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    settings = Distillation(train_file=str(tmp_path / "greek.txt"))
+    for architecture, result in (("BertModel", "learnt"), ("BertForMaskedLM", "masked")):
+        student, _ = linearize_model(softmax_model(architecture))
+        with pytest.raises(ValueError, match=f"knows no word of 5 texts .*nothing can be {result}"):
+            lesson_data(student, tokenizer, settings, seed=0)
+
+
+def test_data_of_the_other_modality(text_source, image_source, tmp_path):
+    student, _ = linearize_model(load_softmax_model(image_source)[0])
+    (tmp_path / "a.txt").write_text("a film\n")
+    settings = Distillation(train_file=str(tmp_path / "a.txt"))
+    with pytest.raises(ValueError, match="the source reads images, which needs data_path"):
+        lesson_data(student, None, settings, seed=0)
+
+
+def test_out_of_memory_is_one_line_with_the_cure():
+    """The allocator's own error: nobody has so much memory."""
+    cure = "out of memory with batch_size=8: try --batch_size 4"
+    with pytest.raises(ValueError, match=cure), memory_errors(Distillation(batch_size=8)):
+        torch.empty(2**50)
+    with pytest.raises(RuntimeError, match="size"), memory_errors(Distillation()):
+        torch.ones(2) @ torch.ones(3)
+
+
+def test_two_sources_of_text():
+    with pytest.raises(ValueError, match="train_file=.*and dataset='b': expected one of them"):
+        Distillation(train_file="a.txt", dataset="b")
