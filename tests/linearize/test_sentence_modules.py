@@ -30,7 +30,12 @@ pytest_plugins = ["support.softmax_models"]  # its fixtures
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl", "query", ":"]
 TEXTS = ["a b c", "d", "a a f g h i j k l b c d e", "k l ?"]
-COPY = {"sharpness": 1.0, "feature_map": "identity", "attention_form": "attention"}
+COPY = {
+    "sharpness": 1.0,
+    "feature_map": "identity",
+    "attention_form": "attention",
+    "conv_kernel_size": 0,  # CNN modules read padding, which a convolution leaves empty
+}
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
