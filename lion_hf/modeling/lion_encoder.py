@@ -141,9 +141,10 @@ class LionModel(LionPreTrainedModel):
                 "cu_seq_lens_k": cu_seq_lens_k,
             }
             may_unpad = self._may_unpad(kwargs)
+            shape = check_rows(self.config.hidden_size, **texts)
             if input_ids is not None and goes_in_pieces(self, may_unpad, **texts):
                 return encode_row(self, input_ids)
-            rows = self._embed_texts(may_unpad, **texts)
+            rows = self._embed_texts(shape, may_unpad, **texts)
         else:
             if pixel_values is None or input_ids is not None or inputs_embeds is not None:
                 raise ValueError(
@@ -215,9 +216,10 @@ class LionModel(LionPreTrainedModel):
             progress=progress,
         )
 
-    def _embed_texts(self, may_unpad: bool, **inputs: torch.Tensor | None) -> EmbeddedRows:
+    def _embed_texts(
+        self, shape: tuple[int, int], may_unpad: bool, **inputs: torch.Tensor | None
+    ) -> EmbeddedRows:
         """The first hidden states of a batch of texts, without padding where that pays."""
-        shape = check_rows(self.config.hidden_size, **inputs)
         mask, position_ids = inputs["attention_mask"], inputs["position_ids"]
         seq_idx, places = inputs["seq_idx"], None
         if seq_idx is None:
