@@ -33,13 +33,20 @@ else:
     torch.manual_seed(0)
     model = AutoModel.from_config(config).eval()
 
+if not text.strip():
+    sys.exit(f"BOOK {book} holds no text")
 tokens = tokenizer(text, return_offsets_mapping=True, verbose=False)
 passages = model.encode_long(tokens["input_ids"], spans=100).span_embeddings[0]
+places = [
+    [place for place in tokens["offset_mapping"][start : start + 100] if place[1] > place[0]]
+    for start in range(0, len(tokens["input_ids"]), 100)
+]
+if not places[-1]:  # nothing but a special token
+    places, passages = places[:-1], passages[:-1]
 asked = model.encode_long(tokenizer(question)["input_ids"]).pooled
 middle = passages.mean(0)  # what all passages share tells nothing
 scores = normalize(passages - middle) @ normalize(asked - middle)[0]
 print(f"{len(tokens['input_ids']):,} tokens, {len(passages):,} passages. {question}")
-for score, n in zip(*(x.tolist() for x in scores.topk(3))):
-    offsets = tokens["offset_mapping"][n * 100 : (n + 1) * 100]
-    start, end = next(a for a, b in offsets if b), max(b for a, b in offsets)
+for score, n in zip(*(x.tolist() for x in scores.topk(min(3, len(scores))))):
+    start, end = places[n][0][0], places[n][-1][1]
     print(f"{score:.2f}: {' '.join(text[start:end].split())[:80]} ...")

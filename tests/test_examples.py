@@ -52,3 +52,20 @@ def test_an_example_takes_a_model_of_yours(tmp_path):
     Image.new("RGB", (50, 30)).save(tmp_path / "picture.png")
     shown = run("classify_any_size", tmp_path, "model", "picture.png")
     assert re.fullmatch(r"\d+ x \d+ pixels: (cat|dog) \(\d+%\)\n", shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words,passages", [(5, 1), (99, 1), (250, 3)])
+def test_a_short_book_has_few_passages(tmp_path, words, passages):
+    """With 99 words and [CLS], the second window holds only [SEP]."""
+    text = " ".join((["river", "state", "law"] * 99)[:words])
+    (tmp_path / "book.txt").write_text(text)
+    shown = run("search_a_book", tmp_path, "", "book.txt")
+    assert shown.count("\n") == 1 + passages and f" {passages} passages" in shown
+
+
+@pytest.mark.slow
+def test_an_empty_book(tmp_path):
+    (tmp_path / "book.txt").write_text("\n")
+    with pytest.raises(AssertionError, match="BOOK book.txt holds no text"):
+        run("search_a_book", tmp_path, "", "book.txt")

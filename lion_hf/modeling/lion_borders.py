@@ -27,6 +27,9 @@ from .lion_ops import lion_attention
 from .lion_request import divide_by_last, with_divisor
 
 DIVISOR_EPS = 1e-6  # that of `lion_attention`
+# A state sums products of so many tokens at a time, and then the sums: one sum over thousands of
+# tokens would lose small terms behind large ones. So many blocks are in memory together.
+BLOCK, BLOCKS = 128, 64
 
 
 class BorderState(NamedTuple):
@@ -189,9 +192,22 @@ def _state(
     key, value = key.to(dtype), value.to(dtype)
     with full_precision(value):
         if sums is None or exponents is None:
-            return BorderState(key.mT @ value, None)
+            return BorderState(_sum_of_products(key, value), None)
         written = key * _powers(exponents, dtype)[..., None]
-        return BorderState(written.mT @ value, sums[..., -1])
+        return BorderState(_sum_of_products(written, value), sums[..., -1])
+
+
+def _sum_of_products(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Sum of the tokens' outer products, of (B, H, L, D) and (B, H, L, Dv) to (B, H, D, Dv)."""
+    totals = []
+    for keys, values in zip(key.split(BLOCK * BLOCKS, 2), value.split(BLOCK * BLOCKS, 2)):
+        length = keys.shape[2] - keys.shape[2] % BLOCK
+        if length:
+            blocks = [x[:, :, :length].unflatten(2, (-1, BLOCK)) for x in (keys, values)]
+            totals.append((blocks[0].mT @ blocks[1]).sum(2))
+        if length < keys.shape[2] or not length:
+            totals.append(keys[:, :, length:].mT @ values[:, :, length:])
+    return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
 
 def _sums(log_decay: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:

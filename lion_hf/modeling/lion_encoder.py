@@ -141,9 +141,10 @@ class LionModel(LionPreTrainedModel):
                 "cu_seq_lens_k": cu_seq_lens_k,
             }
             may_unpad = self._may_unpad(kwargs)
+            shape = check_rows(self.config.hidden_size, **texts)
             if input_ids is not None and goes_in_pieces(self, may_unpad, **texts):
                 return encode_row(self, input_ids)
-            rows = self._embed_texts(may_unpad, **texts)
+            rows = self._embed_texts(shape, may_unpad, **texts)
         else:
             if pixel_values is None or input_ids is not None or inputs_embeds is not None:
                 raise ValueError(
@@ -174,8 +175,8 @@ class LionModel(LionPreTrainedModel):
     ) -> LionLongOutput:
         """Encodes one document of any length, piece by piece, exactly as `forward` does at once.
 
-        Memory beside the weights holds the activations of one piece, and per layer one state per
-        head and piece. Hidden states of more than 512 MiB, or with `cache` all, are in files that
+        Memory beside the weights holds the activations of one piece, the ids, and of one layer one
+        state per head and piece. Hidden states of more than 512 MiB, or with `cache` all, are in files that
         are mapped into memory: two of L x hidden numbers, in the cache or the system's folder for
         temporary files. The model must be in evaluation. No gradients are computed.
 
@@ -200,10 +201,11 @@ class LionModel(LionPreTrainedModel):
             the one of `forward`.
 
         Raises:
-            ValueError: for an image model, a model in training or on several devices, no ids, ids
-                out of range, more tokens than the model has learned positions, an illegal piece,
-                pooling or span, a cache of another model, document or piece or one that is in use,
-                or a disk without room for the hidden states.
+            ValueError: for an image model, a model in training, on several devices, with hooks on
+                its parts or within `sequence_parallel`; no ids, ids out of range, more tokens than
+                the model has learned positions, an illegal piece, pooling or span; a cache of
+                another model, document, piece or precision, one that is in use or that cannot be
+                written, or a disk without room for the hidden states.
         """
         return encode_long(
             self,
@@ -215,9 +217,10 @@ class LionModel(LionPreTrainedModel):
             progress=progress,
         )
 
-    def _embed_texts(self, may_unpad: bool, **inputs: torch.Tensor | None) -> EmbeddedRows:
+    def _embed_texts(
+        self, shape: tuple[int, int], may_unpad: bool, **inputs: torch.Tensor | None
+    ) -> EmbeddedRows:
         """The first hidden states of a batch of texts, without padding where that pays."""
-        shape = check_rows(self.config.hidden_size, **inputs)
         mask, position_ids = inputs["attention_mask"], inputs["position_ids"]
         seq_idx, places = inputs["seq_idx"], None
         if seq_idx is None:

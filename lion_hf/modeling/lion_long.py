@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import output_capturing
 
 from .lion_borders import (
     BorderState,
@@ -26,13 +25,23 @@ from .lion_borders import (
     state_to_the_right,
 )
 from .lion_layers import LionLayer
-from .lion_long_files import Cache, LongStates, Progress, fingerprints
-from .lion_long_inputs import check_call, read_ids, read_spans
+from .lion_long_files import Cache, LongStates, Progress
+from .lion_long_inputs import (
+    check_call,
+    in_ranks,
+    read_ids,
+    read_piece,
+    read_spans,
+    trains,
+    watched,
+)
+from .lion_long_marks import fingerprints, precision
 from .lion_numerics import has_values, sum_type
 
 # Longer rows go through the model in pieces by themselves, on a CPU without gradients.
 LONGEST_WHOLE = 65_536
 PIECE = 8192
+SAMPLED = 16  # tokens by whose hidden states a cache knows a model again
 
 
 @dataclass
@@ -69,13 +78,18 @@ def encode_long(
     cache: Any,
     spans: Any,
     progress: bool | None,
+    memory_if_full: bool = False,
 ) -> LionLongOutput:
-    """See `LionModel.encode_long`."""
-    check_call(model, piece, pooling)
+    """See `LionModel.encode_long`.
+
+    With `memory_if_full` the hidden states stay in memory where the disk has no room for them.
+    """
+    check_call(model, pooling)
+    piece = read_piece(piece)
     ids = read_ids(model, input_ids)
     ranges = read_spans(spans, len(ids))
     document = LongDocument(model, ids, piece)
-    with document.states(cache) as states:
+    with document.states(cache, memory_if_full) as states:
         hidden_states = document.encode(states, progress)
         return _output(document, hidden_states, pooling, ranges)
 
@@ -83,7 +97,8 @@ def encode_long(
 def encode_row(model: Any, input_ids: torch.Tensor) -> BaseModelOutputWithPooling:
     """What the model's forward pass returns for one row, (1, L), computed in pieces."""
     options: dict[str, Any] = dict.fromkeys(("pooling", "cache", "spans"))
-    output = encode_long(model, input_ids, piece=PIECE, progress=False, **options)
+    options |= {"progress": False, "memory_if_full": True}
+    output = encode_long(model, input_ids, piece=PIECE, **options)
     return BaseModelOutputWithPooling(
         last_hidden_state=output.last_hidden_state, pooler_output=output.pooler_output
     )
@@ -93,14 +108,13 @@ def goes_in_pieces(model: Any, may_unpad: bool, **inputs: torch.Tensor | None) -
     """Whether a text model's forward pass computes its row in pieces.
 
     It does for one row of more than `LONGEST_WHOLE` tokens on a CPU, in evaluation, without
-    gradients, if it is one document without padding and nobody looks into the layers.
+    gradients, if it is one document without padding and nobody looks into the layers. The inputs
+    have passed `check_rows`.
     """
     ids = inputs.pop("input_ids")
-    if not may_unpad or model.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not may_unpad or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if any(layer.attention.ranks is not None for layer in model.layers):
-        return False
-    if ids is None or ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] <= LONGEST_WHOLE:
+    if ids is None or ids.shape[0] != 1 or ids.shape[1] <= LONGEST_WHOLE:
         return False
     if ids.device.type != "cpu" or not has_values(ids):
         return False
@@ -109,15 +123,9 @@ def goes_in_pieces(model: Any, may_unpad: bool, **inputs: torch.Tensor | None) -
         return False
     if (mask is not None and not bool(mask.all())) or (types is not None and bool(types.any())):
         return False
-    return all(x.device.type == "cpu" for x in model.parameters()) and not _watched(model)
-
-
-def _watched(model: Any) -> bool:
-    """Whether somebody has put hooks on the layers, which do not run as such in pieces."""
-    parts = [part for layer in model.layers for part in (layer, layer.attention)]
-    hooks = [h for x in parts for h in (*x._forward_hooks.values(), *x._forward_pre_hooks.values())]
-    # those of transformers act only where layers' outputs are asked for
-    return any(getattr(hook, "__module__", "") != output_capturing.__name__ for hook in hooks)
+    if trains(model) or in_ranks(model) or watched(model) is not None:
+        return False
+    return all(x.device.type == "cpu" for x in model.parameters())
 
 
 class LongDocument:
@@ -142,16 +150,24 @@ class LongDocument:
             self.pieces.append(Piece(slice(start, end), seen, inside))
 
     @contextlib.contextmanager
-    def states(self, cache: Any) -> Iterator[LongStates]:
+    def states(self, cache: Any, memory_if_full: bool = False) -> Iterator[LongStates]:
         """The place for the hidden states."""
-        dtype = self.embed(slice(0, 1)).dtype
+        first = self.embed(slice(0, 1))
         shape = len(self.ids), self.config.hidden_size
+        where = first.dtype, self.device, len(self.model.layers)
         with contextlib.ExitStack() as stack:
             folder = None
             if cache is not None:
                 marks = fingerprints(self.model, self.config, self.ids, self.piece)
-                folder = stack.enter_context(Cache(cache, marks).held())
-            yield LongStates(shape, dtype, self.device, len(self.model.layers), folder)
+                marks["precision"] = precision(first)
+                folder = stack.enter_context(Cache(cache, marks, self._sample(*where)).held())
+            yield LongStates(shape, *where, folder, memory_if_full)
+
+    def _sample(self, dtype: torch.dtype, device: torch.device, last_stage: int) -> torch.Tensor:
+        """The last hidden states of the first tokens alone, by which a model is known again."""
+        few = LongDocument(self.model, self.ids[:SAMPLED], SAMPLED)
+        shape = len(few.ids), self.config.hidden_size
+        return few.encode(LongStates(shape, dtype, device, last_stage, None), False).cpu()
 
     def encode(self, states: LongStates, progress: bool | None) -> torch.Tensor:
         """Computes what is missing, and returns the last hidden states, (L, hidden)."""
@@ -250,21 +266,22 @@ def _output(
     spans: list[tuple[int, int]] | None,
 ) -> LionLongOutput:
     model = document.model
-    output = LionLongOutput()
-    if pooling is None:
-        output.last_hidden_state = hidden_states[None]
-        pooling = model.config.classifier_pooling
-    if pooling == "cls":
+    if (pooling or model.config.classifier_pooling) == "cls":
         pooled = hidden_states[0].clone()
     else:
         pooled = _mean(hidden_states, 0, len(hidden_states), document.piece)
-    output.pooled = pooled[None].to(document.device)
-    if model.pooler is not None:
-        output.pooler_output = model.pooler.project(output.pooled)
+    pooled = pooled[None].to(document.device)
+    windows = None
     if spans is not None:
         means = [_mean(hidden_states, start, end, document.piece) for start, end in spans]
-        output.span_embeddings = torch.stack(means)[None].to(document.device)
-    return output
+        windows = torch.stack(means)[None].to(document.device)
+    # in one call: what is set later comes last in the order
+    return LionLongOutput(
+        last_hidden_state=hidden_states[None] if pooling is None else None,
+        pooler_output=None if model.pooler is None else model.pooler.project(pooled),
+        pooled=pooled,
+        span_embeddings=windows,
+    )
 
 
 def _mean(hidden_states: torch.Tensor, start: int, end: int, at_once: int) -> torch.Tensor:

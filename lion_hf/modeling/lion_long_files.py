@@ -7,7 +7,6 @@ replaced at once and never half written.
 """
 
 import contextlib
-import hashlib
 import json
 import mmap
 import os
@@ -16,13 +15,14 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .lion_borders import BorderState
+from .lion_long_marks import alike
 
 try:
     import fcntl
@@ -59,6 +59,8 @@ class LongStates:
         device: of tensors in memory.
         last_stage: number of layers.
         cache: the folder for the files and the record, or None.
+        memory_if_full: without cache, whether the tensors stay in memory where temporary files have
+            no room.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class LongStates:
         device: torch.device,
         last_stage: int,
         cache: "Cache | None",
+        memory_if_full: bool = False,
     ):
         self.shape, self.dtype, self.device, self.cache = shape, dtype, device, cache
         self.last_stage = last_stage
@@ -79,8 +82,12 @@ class LongStates:
         self.header = _header(shape, dtype)
         if cache is not None:
             self._check_files(cache)
-        if not self.in_memory and self.progress.stage <= last_stage:
-            self._check_space()
+        if not self.in_memory and not self.finished:
+            self._reserve(memory_if_full and cache is None)
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.stage > self.last_stage
 
     def of_stage(self, stage: int) -> torch.Tensor:
         """The tensor that a stage writes, (L, hidden)."""
@@ -101,16 +108,34 @@ class LongStates:
             self.cache.save(progress)
 
     def finish(self) -> None:
-        """Removes what only served to compute the last stage."""
+        """Removes what only served to compute the last stage.
+
+        The last hidden states of a cache are mapped again, so that what the caller writes into them
+        stays in memory.
+        """
         other = (self.last_stage + 1) % 2
-        self.tensors.pop(other, None)
-        self.maps.pop(other, None)
+        for slot in (0, 1) if self.cache is not None else (other,):
+            self.tensors.pop(slot, None)
+            self.maps.pop(slot, None)
         if self.cache is not None:
-            self.cache.states_file(other).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a finished cache may be read-only
+                self.cache.states_file(other).unlink(missing_ok=True)
 
     def _check_files(self, cache: "Cache") -> None:
-        """Raises ValueError if the files that the record speaks of are not there."""
-        stage, pieces, _ = self.progress
+        """Raises ValueError for an impossible record, or without the files that it speaks of."""
+        stage, pieces, state = self.progress
+        most = -(-self.shape[0] // int(cache.marks["piece"]))
+        if not 0 < stage <= self.last_stage:
+            most = 0  # only layers note their pieces
+        if not (0 <= stage <= self.last_stage + 1 and 0 <= pieces <= most):
+            raise ValueError(cache.not_ours)
+        if (pieces > 0) != (state is not None):
+            raise ValueError(cache.not_ours)
+        if not (cache.writable or self.finished):
+            raise ValueError(
+                f"cache={str(cache.folder)!r} cannot be written: expected a folder that can, or a"
+                " finished cache"
+            )
         needed = [stage - 1] * (stage > 0) + [stage] * (pieces > 0)
         for path in (cache.states_file(n % 2) for n in needed):
             if not path.is_file() or path.stat().st_size != self._file_size():
@@ -121,6 +146,26 @@ class LongStates:
 
     def _file_size(self) -> int:
         return len(self.header) + self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def _reserve(self, memory_if_full: bool) -> None:
+        """Takes the room for both tensors before any work; raises ValueError if there is none."""
+        try:
+            self._check_space()
+            for slot in (0, 1):
+                self.of_stage(slot)
+        except (OSError, ValueError) as error:
+            self.tensors.clear()
+            self.maps.clear()
+            self.in_memory = memory_if_full
+            if memory_if_full:
+                return
+            if isinstance(error, ValueError):
+                raise
+            size = 2 * self._file_size() / 2**30
+            raise ValueError(
+                f"no files for {size:.2f} GiB of hidden states ({error}): expected a folder for"
+                " temporary files with room for them, or another cache="
+            ) from error
 
     def _check_space(self) -> None:
         """Raises ValueError if the disk does not hold both files."""
@@ -144,11 +189,16 @@ class LongStates:
                 self.maps[slot] = _map(file, header, size)
         else:
             path = self.cache.states_file(slot)
-            with open(path, "r+b" if path.exists() else "w+b") as file:
-                self.maps[slot] = _map(file, header, size)
+            mode = "r+b" if path.exists() else "w+b"
+            with open(path, "rb" if self.finished else mode) as file:
+                if self.finished:
+                    pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+                    self.maps[slot] = pages
+                else:
+                    self.maps[slot] = _map(file, header, size)
         count = self.shape[0] * self.shape[1]
-        pages: Any = self.maps[slot]
-        flat = torch.frombuffer(pages, dtype=self.dtype, count=count, offset=len(header))
+        buffer: Any = self.maps[slot]
+        flat = torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=len(header))
         return flat.view(self.shape)
 
 
@@ -158,17 +208,17 @@ class Cache:
     Args:
         folder: made if it does not exist.
         marks: what the work depends on, by name; see `fingerprints`.
+        sample: some last hidden states, (tokens, hidden), by which the model is known again.
 
     Raises:
-        ValueError: for a cache of something else, one that another process uses, or a file.
+        ValueError: for a cache of something else, one that another process uses, or what is no
+            folder and cannot be made one.
     """
 
-    def __init__(self, folder: str | os.PathLike, marks: dict[str, str]):
-        self.folder, self.marks = Path(folder), marks
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"cache={str(folder)!r} is a file: expected a folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock: BinaryIO | None = None
+    def __init__(self, folder: Any, marks: dict[str, str], sample: torch.Tensor):
+        self.folder, self.marks, self.sample = folder_of(folder), marks, sample
+        self.not_ours = f"cache={str(folder)!r}: {RECORD} was not written by encode_long"
+        self.writable = True
         self.progress = Progress()
 
     def states_file(self, slot: int) -> Path:
@@ -177,8 +227,12 @@ class Cache:
     @contextlib.contextmanager
     def held(self) -> Iterator["Cache"]:
         """Holds the folder for this process, and reads how far the work has come."""
-        with open(self.folder / LOCK, "wb") as lock:
-            if fcntl is not None:
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context(open(self.folder / LOCK, "ab"))
+            except OSError:
+                self.writable = False  # which is no harm if it is finished
+            if fcntl is not None and self.writable:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
@@ -190,8 +244,17 @@ class Cache:
             yield self
 
     def save(self, progress: Progress) -> None:
-        """Replaces the record."""
-        tensors, state = {}, progress.state
+        """Replaces the record; raises ValueError if the disk is full."""
+        try:
+            self._write(progress)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"cache={str(self.folder)!r}: {RECORD} cannot be written ({error}): expected a disk"
+                " with room; the same call then goes on"
+            ) from error
+
+    def _write(self, progress: Progress) -> None:
+        tensors, state = {"sample": self.sample.contiguous()}, progress.state
         if state is not None:
             tensors["key_value"] = state.key_value.cpu().contiguous()
             if state.log_decay is not None:
@@ -207,47 +270,41 @@ class Cache:
         path = self.folder / RECORD
         if not path.exists():
             return Progress()
-        broken = f"cache={str(self.folder)!r}: {RECORD} was not written by encode_long"
         try:
             with safe_open(path, "pt") as file:
                 found = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             stage, pieces = int(found["stage"]), int(found["pieces"])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(broken) from error
-        for name, mark in self.marks.items():
-            if found.get(name) != mark:
-                raise ValueError(
-                    f"cache={str(self.folder)!r} belongs to another {name}: expected an empty"
-                    f" folder, or the {name} that it was begun with"
-                )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(self.not_ours) from error
+        other = [name for name, mark in self.marks.items() if found.get(name) != mark]
+        if not other and not alike(tensors.get("sample"), self.sample):
+            other = ["model"]
+        for name in other:
+            raise ValueError(
+                f"cache={str(self.folder)!r} belongs to another {name}: expected an empty"
+                f" folder, or the {name} that it was begun with"
+            )
         state = None
         if "key_value" in tensors:
             state = BorderState(tensors["key_value"], tensors.get("log_decay"))
         return Progress(stage, pieces, state)
 
 
-def fingerprints(model: torch.nn.Module, config: Any, ids: torch.Tensor, piece: int) -> dict:
-    """What decides on the hidden states: model, document and size of the pieces.
-
-    Args:
-        model: whose weights are hashed.
-        config: its `LionConfig`.
-        ids: (L,).
-        piece: tokens per piece.
-    """
-    weights = hashlib.sha256()
-    settings = {name: getattr(config, name) for name in type(config).__annotations__}
-    weights.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, x in sorted(model.state_dict().items()):
-        weights.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        weights.update(_bytes_of(x))
-    document = hashlib.sha256(_bytes_of(ids)).hexdigest()
-    return {"model": weights.hexdigest(), "document": document, "piece": str(piece)}
-
-
-def _bytes_of(x: torch.Tensor) -> memoryview:
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+def folder_of(cache: Any) -> Path:
+    """The folder of a cache, made if it does not exist."""
+    if not isinstance(cache, str | os.PathLike) or not os.fspath(cache):
+        raise ValueError(f"cache={cache!r:.60}: expected the name of a folder")
+    try:
+        folder = Path(cache)
+        if folder.is_file():
+            raise ValueError(f"cache={str(cache)!r} is a file: expected a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"cache={str(cache)!r} cannot be made ({error}): expected a folder"
+        ) from error
+    return folder
 
 
 def _header(shape: tuple[int, int], dtype: torch.dtype) -> bytes:

@@ -1,5 +1,6 @@
 """Long documents in pieces: what the whole forward pass gives, resumable, in bounded memory."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -8,15 +9,24 @@ import textwrap
 import time
 from itertools import product
 
+import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from support.marks import slow_except
 from support.models import image_config, model, text_config, token_ids
 from support.pages import ROOT
+from torch.testing._internal.two_tensor import TwoTensor
 
 from lion_hf.modeling import lion_long, lion_long_files
-from lion_hf.modeling.configuration_lion import FEATURE_MAP_NAMES, FORMS, MASK_TYPES
+from lion_hf.modeling.configuration_lion import (
+    FEATURE_MAP_NAMES,
+    FORMS,
+    MASK_TYPES,
+    LionConfig,
+)
+from lion_hf.modeling.lion_long_marks import fingerprints
 
 LENGTH = 61
 MODERN = {
@@ -144,8 +154,13 @@ class TestInputs:
             lambda ids: (part for part in ids[0].split(5)),
             lambda ids: (part[None] for part in ids[0].split(5)),
             lambda ids: (part.tolist() for part in ids[0].tensor_split([0, 4, 4, 40])),
+            lambda ids: (part.repeat_interleave(2)[::2] for part in ids[0].split(5)),
+            lambda ids: ids.numpy().astype("uint16"),
         ],
-        ids=["row", "flat", "list", "ints", "numpy", "tensors", "rows", "lists"],
+        ids=(
+            *("row", "flat", "list", "ints", "numpy", "tensors", "rows", "lists", "strided"),
+            "array",
+        ),
     )
     def test_ids_come_in_many_ways(self, given):
         made, ids = network(), token_ids(1, LENGTH)
@@ -185,7 +200,15 @@ class TestInputs:
             ({"input_ids": [[5] * 40, [5, -1]]}, "holds -1 at position 41: expected 0 to 98"),
             ({"input_ids": torch.tensor([[5, 6, 100]])}, "holds 100 at position 2"),
             ({"piece": 0}, "piece=0: expected an integer of at least 1"),
+            ({"input_ids": token_ids(2, 9).numpy()}, r"input_ids \(2, 9\): expected one document"),
+            ({"input_ids": numpy.array(["a"])}, "input_ids gives array.* expected token ids"),
+            ({"input_ids": [5, torch.tensor(6.5)]}, "input_ids gives tensor.6.5.* at position 1"),
+            ({"input_ids": [5, 10**30]}, "holds 1000.* at position 1: expected 0 to 98"),
+            ({"input_ids": [[5, 10**30]]}, "input_ids gives .* at position 0: expected token ids"),
+            ({"input_ids": token_ids(1, 9).to_sparse()}, "sparse.*: expected a dense tensor"),
             ({"piece": 2.0}, "piece=2.0: expected an integer"),
+            ({"piece": True}, "piece=True: expected an integer"),
+            ({"pooling": ["cls"]}, "pooling=.*cls.*: expected one of"),
             ({"pooling": "max"}, r"pooling='max': expected one of \('cls', 'mean', None\)"),
             ({"spans": 0}, "spans=0: expected windows of at least 1 token"),
             ({"spans": []}, "spans is empty: expected at least one pair"),
@@ -194,6 +217,11 @@ class TestInputs:
             ({"spans": [(-2, 3)]}, r"spans holds \(-2, 3\)"),
             ({"spans": [3, 4]}, r"spans=\[3, 4\]: expected pairs"),
             ({"spans": "words"}, "spans='words': expected pairs"),
+            ({"spans": [(0.0, 3.7)]}, r"spans=\[\(0.0, 3.7\)\]: expected pairs"),
+            ({"spans": ["05"]}, r"spans=\['05'\]: expected pairs"),
+            ({"spans": [(False, True)]}, r"spans=\[\(False, True\)\]: expected pairs"),
+            ({"cache": 7}, "cache=7: expected the name of a folder"),
+            ({"cache": ""}, "cache='': expected the name of a folder"),
         ],
     )
     def test_what_is_refused(self, arguments, message, tmp_path):
@@ -208,10 +236,92 @@ class TestInputs:
             model("Model", image_config()).encode_long([5])
         with pytest.raises(ValueError, match="in training.* expected model.eval"):
             network().train().encode_long([5])
+        made = network()
+        made.layers[1].mlp.train()
+        with pytest.raises(ValueError, match="in training.* expected model.eval"):
+            made.encode_long([5])
+        made = network()
+        made.layers[0].attention.ranks = object()  # as within `sequence_parallel`
+        with pytest.raises(ValueError, match="encode_long within sequence_parallel"):
+            made.encode_long([5])
         with pytest.raises(ValueError, match=r"weights on \['meta'\]: expected one device"):
             network().to("meta").encode_long([5])
         with pytest.raises(ValueError, match="65 tokens: expected at most 64.*max_position_emb"):
             network("lit").encode_long([5] * 65)
+
+    def test_numbers_of_numpy_and_torch(self):
+        made, ids = network(), token_ids(1, LENGTH)
+        expected = made.encode_long(ids, piece=10, spans=[(3, 9)]).span_embeddings
+        for spans in ([numpy.array([3, 9])], torch.tensor([[3, 9]])):
+            found = made.encode_long(ids, piece=numpy.int64(10), spans=spans)
+            assert torch.equal(found.span_embeddings, expected)
+        windows = made.encode_long(ids, piece=10, spans=numpy.int32(9)).span_embeddings
+        assert torch.equal(windows, made.encode_long(ids, piece=10, spans=9).span_embeddings)
+
+    def test_the_outputs_order_is_that_of_forward(self):
+        made, ids = network(), token_ids(1, LENGTH)
+        expected, found = whole(made, ids), made.encode_long(ids, pooling=None, spans=9)
+        for output in (found, copy.copy(found), copy.deepcopy(found)):
+            assert list(output)[:2] == list(expected)
+            assert torch.equal(output[1], found.pooler_output)
+            assert list(output) == [*expected, "pooled", "span_embeddings"]
+
+
+def hooked(part: str):
+    return lambda made: made.get_submodule(part).register_forward_hook(lambda *_: None)
+
+
+def wrapped(made: torch.nn.Module) -> None:
+    layer = made.layers[1]
+    layer.forward = lambda *args, inner=layer.forward, **options: inner(*args, **options)
+
+
+def accelerated(made: torch.nn.Module) -> None:
+    hooks = pytest.importorskip("accelerate.hooks", reason="accelerate is not installed")
+    hooks.add_hook_to_module(made.layers[0].mlp, hooks.ModelHook())
+
+
+WATCHERS = {
+    "layer": hooked("layers.0"),
+    "attention": hooked("layers.1.attention"),
+    "mlp": hooked("layers.0.mlp"),
+    "projection": hooked("layers.0.attention.q_proj"),
+    "embeddings": hooked("embeddings"),
+    "pooler": hooked("pooler"),
+    "before": lambda made: made.layers[0].register_forward_pre_hook(lambda *_: None),
+    "wrapped": wrapped,
+    "accelerate": accelerated,
+    "everywhere": lambda made: torch.nn.modules.module.register_module_forward_hook(
+        lambda *_: None
+    ),
+}
+
+
+@pytest.fixture
+def no_hooks_left():
+    yield
+    torch.nn.modules.module._global_forward_hooks.clear()
+
+
+@pytest.mark.usefixtures("no_hooks_left")
+@pytest.mark.parametrize("watch", WATCHERS.values(), ids=WATCHERS)
+def test_a_model_that_somebody_watches(watch, monkeypatch):
+    """encode_long says so, and a long forward pass goes the ordinary way."""
+    made, ids = network(), token_ids(1, LENGTH)
+    watch(made)
+    with pytest.raises(ValueError, match="encode_long of a model with .*expected no hooks"):
+        made.encode_long(ids)
+    monkeypatch.setattr(lion_long, "LONGEST_WHOLE", LENGTH - 1)
+    monkeypatch.setattr(lion_long, "encode_long", None)
+    with torch.no_grad():
+        assert made(ids).last_hidden_state.shape == (1, LENGTH, 24)
+
+
+def test_hooks_for_gradient_checkpointing_do_no_harm():
+    made, ids = network(), token_ids(1, LENGTH)
+    expected = made.encode_long(ids).pooled
+    made.enable_input_require_grads()
+    assert torch.equal(made.encode_long(ids).pooled, expected)
 
 
 class TestFiles:
@@ -235,7 +345,8 @@ class TestFiles:
     def test_a_finished_cache_answers_without_the_layers(self, tmp_path, monkeypatch):
         made, ids = network(), token_ids(1, LENGTH)
         expected = made.encode_long(ids, piece=10, spans=7, cache=tmp_path)
-        monkeypatch.setattr(lion_long, "mix_piece", None)
+        # the sample of the first tokens, and nothing else
+        monkeypatch.setattr(lion_long, "state_to_the_left", None)
         found = made.encode_long(ids, piece=10, pooling="cls", spans=7, cache=str(tmp_path))
         assert torch.equal(found.span_embeddings, expected.span_embeddings)
         states = made.encode_long(ids, piece=10, pooling=None, cache=tmp_path).last_hidden_state
@@ -250,7 +361,8 @@ class TestFiles:
         computed, saved = [], []
 
         def count(*args, **kwargs):
-            computed.append(args[1].dtype)
+            tokens = args[1].heads["q"].shape[2]
+            computed.extend([tokens] * (tokens != lion_long.SAMPLED))
             return attend(*args, **kwargs)
 
         def stop(cache, progress):
@@ -286,6 +398,136 @@ class TestFiles:
             made.encode_long(ids, piece=11 if change == "piece" else 10, cache=tmp_path)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
+    def test_what_is_written_into_the_result_stays_out_of_the_cache(self, tmp_path):
+        made, ids = network(), token_ids(1, LENGTH)
+        expected = made.encode_long(ids, pooling=None).last_hidden_state
+        for _ in range(3):  # when it is computed, and when it is read
+            found = made.encode_long(ids, pooling=None, cache=tmp_path).last_hidden_state
+            assert torch.equal(found, expected)
+            found.mul_(0)
+            assert not found.any()
+
+    def test_a_finished_cache_may_be_read_only(self, tmp_path, monkeypatch):
+        made, ids = network(), token_ids(1, LENGTH)
+        expected = made.encode_long(ids, cache=tmp_path / "done")
+        save = lion_long_files.Cache.save
+
+        def stop(cache, progress):
+            if progress.stage == 2:
+                raise KeyboardInterrupt
+            save(cache, progress)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(lion_long_files.Cache, "save", stop)
+            made.encode_long(ids, cache=tmp_path / "begun")
+
+        def read_only(file, mode="r"):
+            if mode != "rb" and str(file).startswith(str(tmp_path)):
+                raise PermissionError(13, "Permission denied", str(file))
+            return open(file, mode)
+
+        # for root, files have no permissions
+        monkeypatch.setattr(lion_long_files, "open", read_only, raising=False)
+        found = made.encode_long(ids, cache=tmp_path / "done")
+        assert torch.equal(found.pooled, expected.pooled)
+        with pytest.raises(ValueError, match="begun' cannot be written: expected a folder"):
+            made.encode_long(ids, cache=tmp_path / "begun")
+
+    def test_a_cache_of_other_adapters(self, tmp_path):
+        peft = pytest.importorskip("peft", reason="PEFT is not installed")
+        adapters = peft.LoraConfig(target_modules=["q_proj", "fc1"], init_lora_weights=False)
+        made, ids = peft.get_peft_model(network(), adapters), token_ids(1, LENGTH)
+        made.add_adapter("other", adapters)
+        made.eval()
+        made.encode_long(ids, cache=tmp_path)
+        with (
+            made.disable_adapter(),
+            pytest.raises(ValueError, match="belongs to another model"),
+        ):
+            made.encode_long(ids, cache=tmp_path)
+        made.set_adapter("other")
+        with pytest.raises(ValueError, match="belongs to another model"):
+            made.encode_long(ids, cache=tmp_path)
+        made.set_adapter("default")
+        made.encode_long(ids, cache=tmp_path)
+        made.base_model.layers[0].mlp.fc1.scale_layer(0.5)
+        with pytest.raises(ValueError, match="belongs to another model"):
+            made.encode_long(ids, cache=tmp_path)
+
+    def test_a_cache_of_another_output(self, tmp_path):
+        """Whatever has changed: the model's first outputs are compared too."""
+        made, ids = network(), token_ids(1, LENGTH)
+        made.encode_long(ids, cache=tmp_path)
+        made.layers[0].mlp.act = torch.nn.ReLU().eval()
+        with pytest.raises(ValueError, match="belongs to another model"):
+            made.encode_long(ids, cache=tmp_path)
+
+    def test_a_cache_of_another_precision(self, tmp_path):
+        made, ids = network().float(), token_ids(1, LENGTH)
+        made.encode_long(ids, cache=tmp_path)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.raises(ValueError, match="belongs to another precision"),
+        ):
+            made.encode_long(ids, cache=tmp_path)
+
+    def test_a_configuration_of_a_class_of_ones_own(self):
+        class Own(LionConfig):
+            model_type = "own-lion"
+            extra: int = 1
+
+        made, ids = network(), token_ids(1, LENGTH)[0]
+        config = Own(**text_config().to_dict())
+        before = fingerprints(made, config, ids, 10)
+        assert fingerprints(made, config, ids, 10) == before
+        config.chunk_size += 1
+        assert fingerprints(made, config, ids, 10)["model"] != before["model"]
+
+    def test_a_cache_of_a_quantised_model(self, tmp_path):
+        """Whose state holds tensors made of others, and what is no tensor."""
+        made, ids = network().float(), token_ids(1, LENGTH)
+        part = made.layers[0].mlp
+        part.get_extra_state = lambda: {"bits": 8}
+        marks = set()
+        for n in (1.0, 2.0):
+            part.register_buffer("codes", TwoTensor(torch.ones(3), torch.full((3,), n)))
+            marks.add(fingerprints(made, made.config, ids, 10)["model"])
+        assert len(marks) == 2
+        made.encode_long(ids, cache=tmp_path)
+
+    @pytest.mark.parametrize("numbers", [(4, 0), (-1, 0), (1, 8), (0, 1), (3, 1), (1, 2)])
+    def test_impossible_records(self, tmp_path, numbers):
+        made, ids = network(), token_ids(1, LENGTH)
+        made.encode_long(ids, piece=10, cache=tmp_path)
+        record = tmp_path / "record.safetensors"
+        with safe_open(record, "pt") as file:
+            marks, sample = file.metadata(), file.get_tensor("sample")
+        marks |= dict(zip(("stage", "pieces"), map(str, numbers)))
+        save_file({"sample": sample}, record, metadata=marks)  # and no state behind a piece
+        with pytest.raises(ValueError, match="record.safetensors was not written by encode_long"):
+            made.encode_long(ids, piece=10, cache=tmp_path)
+
+    def test_folders_that_cannot_be(self, tmp_path):
+        made, ids = network(), token_ids(1, LENGTH)
+        (tmp_path / "file").write_text("")
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "else")
+        for cache in (tmp_path / "file" / "below", tmp_path / "link"):
+            with pytest.raises(ValueError, match="cannot be made .*: expected a folder") as error:
+                made.encode_long(ids, cache=cache)
+            assert "\n" not in str(error.value)
+
+    def test_a_disk_that_fills_up_on_the_way(self, tmp_path, monkeypatch):
+        made, ids = network(), token_ids(1, LENGTH)
+
+        def full(*_, **__):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lion_long_files, "save_file", full)
+            with pytest.raises(ValueError, match="cannot be written .*No space left"):
+                made.encode_long(ids, cache=tmp_path)
+        made.encode_long(ids, cache=tmp_path)
+
     def test_folders_that_are_no_cache(self, tmp_path):
         made, ids = network(), token_ids(1, LENGTH)
         (tmp_path / "file").write_text("")
@@ -304,9 +546,8 @@ class TestFiles:
     def test_a_cache_in_use(self, tmp_path):
         made, ids = network(), token_ids(1, LENGTH)
         pytest.importorskip("fcntl", reason="Windows: the cache is not locked there")
-        marks = lion_long_files.fingerprints(made, made.config, ids[0], 8192)
         with (
-            lion_long_files.Cache(tmp_path, marks).held(),
+            lion_long_files.Cache(tmp_path, {}, torch.zeros(1)).held(),
             pytest.raises(ValueError, match="is in use by another process"),
         ):
             made.encode_long(ids, cache=tmp_path)
@@ -380,6 +621,41 @@ class TestForwardPass:
             change(made, inputs)
             made(**inputs)
         assert in_pieces == []
+
+    @pytest.mark.parametrize("wrong", ["shape", "negative", "types", "list"])
+    def test_inputs_are_checked_before(self, monkeypatch, in_pieces, wrong):
+        made, ids = network(), token_ids(1, LENGTH)
+        inputs = {
+            "shape": {"attention_mask": torch.ones(1, LENGTH - 1)},
+            "negative": {"attention_mask": torch.full((1, LENGTH), -1e4)},
+            "types": {"token_type_ids": torch.zeros(1, LENGTH)},
+            "list": {"attention_mask": [1] * LENGTH},
+        }[wrong]
+        with pytest.raises(ValueError) as expected, torch.no_grad():
+            made(ids, **inputs)
+        monkeypatch.setattr(lion_long, "LONGEST_WHOLE", LENGTH - 1)
+        with pytest.raises(ValueError) as found, torch.no_grad():
+            made(ids, **inputs)
+        assert str(found.value) == str(expected.value) and in_pieces == []
+
+    @pytest.mark.parametrize("trouble", ["full", "missing"])
+    def test_without_temporary_files_it_stays_in_memory(
+        self, monkeypatch, in_pieces, mapped, trouble, tmp_path
+    ):
+        made, ids = network(), token_ids(1, LENGTH)
+        expected = whole(made, ids).last_hidden_state
+        monkeypatch.setattr(lion_long, "LONGEST_WHOLE", LENGTH - 1)
+        if trouble == "full":
+            usage = lion_long_files.shutil.disk_usage(".")._replace(free=1000)
+            monkeypatch.setattr(lion_long_files.shutil, "disk_usage", lambda folder: usage)
+        else:
+            missing = str(tmp_path / "missing")
+            monkeypatch.setattr(lion_long_files.tempfile, "tempdir", missing)
+        with torch.no_grad():
+            assert_close(made(ids).last_hidden_state, expected)
+        assert in_pieces == [LENGTH]
+        with pytest.raises(ValueError, match="hidden states"):
+            made.encode_long(ids)
 
     def test_after_hidden_states_were_asked_for_too(self, monkeypatch, in_pieces):
         """transformers then leaves its hooks on the layers."""
