@@ -176,9 +176,9 @@ class LionModel(LionPreTrainedModel):
         """Encodes one document of any length, piece by piece, exactly as `forward` does at once.
 
         Memory beside the weights holds the activations of one piece, the ids, and of one layer one
-        state per head and piece. Hidden states of more than 512 MiB, or with `cache` all, are in files that
-        are mapped into memory: two of L x hidden numbers, in the cache or the system's folder for
-        temporary files. The model must be in evaluation. No gradients are computed.
+        state per head and piece. Hidden states of more than 512 MiB, or with `cache` all, are in
+        files that are mapped into memory: two of L x hidden numbers, in the cache or the system's
+        folder for temporary files. The model must be in evaluation. No gradients are computed.
 
         Args:
             input_ids: (1, L) or (L,), with the tokenizer's special tokens if the model wants them;

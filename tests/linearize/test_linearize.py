@@ -461,6 +461,6 @@ def test_a_copy_that_is_not_finite_is_not_written(tmp_path):
     model = softmax_model("BertForMaskedLM")
     model.bert.embeddings.word_embeddings.weight.data[3, 0] = float("nan")
     model.save_pretrained(tmp_path / "source")
-    with pytest.raises(ValueError, match="holds NaN or infinity in bert.embeddings.word_embeddings.weight"):
+    with pytest.raises(ValueError, match="NaN or infinity in bert.embeddings.word_embeddings"):
         linearize_checkpoint(tmp_path / "source", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
