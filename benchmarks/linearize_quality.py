@@ -19,6 +19,8 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression
 
+import lion_hf  # noqa: F401 - registers LION, which needs no remote code then
+
 MOST_PAIRS = 1000  # texts that a query is compared with
 MOST_COMPARED = 1000  # texts of which all pairs are ranked
 
