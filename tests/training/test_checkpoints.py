@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -366,6 +367,17 @@ class Full(TrainerCallback):
 
 @pytest.mark.slow
 def test_no_file_of_a_checkpoint_stays_half_written(tmp_path):
+    """In a fresh process: no fork can train after one in which autograd has had threads."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r};"
+        f" import pathlib, test_checkpoints as t; t.fill_the_disk(pathlib.Path({str(tmp_path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "whole" / "checkpoint-8").is_dir()
+
+
+def fill_the_disk(tmp_path: Path) -> None:
     """For each file of a checkpoint, the disk is full in its middle and before its last byte."""
     assert train_with_a_limit(tmp_path / "whole", 1 << 30) == ""
     checkpoint = tmp_path / "whole" / "checkpoint-8"
