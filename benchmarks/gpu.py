@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from measure import read_log
+
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 KERNEL_TESTS = (
@@ -94,7 +96,4 @@ def run(todo: Sequence[Step], output: Path, minutes: float, about: Mapping[str, 
 
 def finished(log: Path) -> set[str]:
     """Names of the steps that ended well."""
-    if not log.is_file():
-        return set()
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return {entry["step"] for entry in entries if entry["result"] == 0}
+    return {entry["step"] for entry in read_log(log) if entry["result"] == 0}

@@ -27,6 +27,7 @@ import torch
 from learning_arms import ARMS, IMAGE_ARMS, build
 from learning_report import TUNING_SEED, report
 from learning_tasks import TASKS, Data, Task, load
+from measure import read_log
 from safetensors.torch import save_model
 from torch import nn
 from tqdm import tqdm
@@ -92,12 +93,11 @@ def run(args: argparse.Namespace) -> None:
     for name, task in TASKS.items():  # in this order: later tasks start from earlier ones' weights
         if name not in args.tasks:
             continue
-        data = load(task, args.data, args.output)
         if args.quick:
             task = dataclasses.replace(
                 task, batch=4, length=min(task.length, 64), steps=3, pairs=min(task.pairs, 4)
             )
-            data = load(task, args.data, args.output)
+        data = load(task, args.data, args.output)
         for arm in IMAGE_ARMS if task.kind == "images" else ARMS:
             if arm in args.arms:
                 run_arm(args, name, arm, task, data)
@@ -147,13 +147,6 @@ def _plan(args: argparse.Namespace, task: str, arm: str, log: Path) -> Iterator[
     for seed in args.seeds:
         if best not in done(seed):
             yield best, seed
-
-
-def read_log(log: Path) -> list[dict[str, Any]]:
-    """The runs of a log, in order."""
-    if not log.is_file():
-        return []
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def main(argv: list[str] | None = None) -> None:

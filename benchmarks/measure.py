@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -185,6 +186,13 @@ def peak_memory(function: Callable[[], object], device: str) -> float:
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """The entries of a log with an object of JSON per line; none if there is no such file."""
+    if not log.is_file():
+        return []
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def environment(device: str, dtype: str) -> dict[str, str]:

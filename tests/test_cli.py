@@ -1,5 +1,6 @@
 """The command line: help without torch, the names of commands, and errors in one line."""
 
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -78,20 +79,25 @@ def test_a_script_ends_with_one_line(name, error, monkeypatch, capsys):
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
-@pytest.mark.parametrize("words", QUICK)
-def test_what_runs_nothing_imports_no_torch(words):
+def loaded(words: str, *modules: str) -> list[str]:
+    """Which of the modules a command has loaded when it ends."""
     code = (
-        "import sys; sys.argv[0] = 'lion-hf'\n"
+        "import json, sys; sys.argv[0] = 'lion-hf'\n"
         "try:\n"
         "    from lion_hf.cli import main\n"
         "    main(sys.argv[1:])\n"
         "except SystemExit:\n"
         "    pass\n"
-        "print(sorted({'torch', 'transformers', 'timm'} & set(sys.modules)))"
+        f"print(json.dumps(sorted({set(modules)!r} & set(sys.modules))))"
     )
     result = run_python("-c", code, *words.split())
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "[]"
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("words", QUICK)
+def test_what_runs_nothing_imports_no_torch(words):
+    assert loaded(words, "torch", "transformers", "timm") == []
 
 
 @pytest.mark.parametrize("words", ["--help", "linearize --help"])
@@ -107,18 +113,7 @@ def test_python_m_is_the_same_command(words):
 )
 def test_what_linearize_says_at_once_needs_no_torch(words):
     """Its options are dataclasses, which transformers turns into a parser."""
-    code = (
-        "import sys; sys.argv[0] = 'lion-hf'\n"
-        "try:\n"
-        "    from lion_hf.cli import main\n"
-        "    main(['linearize', *sys.argv[1:]])\n"
-        "except SystemExit:\n"
-        "    pass\n"
-        "print(sorted({'torch', 'timm', 'datasets'} & set(sys.modules)))"
-    )
-    result = run_python("-c", code, *words.split())
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "[]"
+    assert loaded(f"linearize {words}", "torch", "timm", "datasets") == []
 
 
 @pytest.mark.slow

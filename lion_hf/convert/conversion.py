@@ -20,6 +20,7 @@ from ..folders import check_new_folder, new_folder
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import CLASSIFIER_POOLINGS, LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
+from ..training.finite import not_finite
 from .errors import ConversionError, first_names
 from .names import (
     FAMILY_MARKS,
@@ -285,7 +286,7 @@ def _build(original: Original, architecture: str, config: LionConfig) -> LionPre
                 f"{wrong} has shape {tuple(original.tensors[wrong].shape)}: expected {shape}"
             )
 
-    spoilt = {name for name in needed if not bool(original.tensors[name].isfinite().all())}
+    spoilt = not_finite((name, original.tensors[name]) for name in needed)
     if spoilt:
         raise ConversionError(
             f"the checkpoint holds NaN or infinity in {first_names(spoilt)}: its training diverged,"

@@ -14,6 +14,11 @@ logger = logging.getLogger(__name__)
 MOST_SKIPPED = 100  # unusable samples in a row, after which the data set itself must be wrong
 
 
+def spread_evenly(length: int, count: int) -> list[int]:
+    """Places of `count` of so many samples, from the first one on, at equal distances."""
+    return [n * length // count for n in range(count)]
+
+
 def sample_seed(*numbers: int) -> int:
     """One seed below 2^63 from several numbers, such as the run's seed, the epoch and the index."""
     sequence = np.random.SeedSequence([number % 2**32 for number in numbers])

@@ -86,10 +86,12 @@ def linearize_checkpoint(
     if distillation is None:
         card.write(student, output)
     else:
-        from .learning import distil, make_lesson, make_report, run_in, this_process
+        from .distillation import Lesson
+        from .learning import distil, make_report, run_in, this_process
 
         process = this_process()
-        lesson = make_lesson(student, teacher, distillation, pooling_modes(modules))
+        alpha, tau = distillation.alpha, distillation.tau
+        lesson = Lesson(student, teacher, alpha, tau, pooling_modes(modules))
         record = _record(folder, copying, distillation)
         with run_in(output, process, record) as run:
             learned = distil(lesson, processor, distillation, run, process, copying.seed)

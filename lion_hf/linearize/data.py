@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from ..convert.errors import ConversionError
-from ..data.samples import SeededDataset, SkippedSample
+from ..data.samples import SeededDataset, SkippedSample, spread_evenly
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.image_processing_lion import MAX_BYTES
 from ..modeling.modeling_lion import LionPreTrainedModel
@@ -54,7 +54,7 @@ def lesson_data(
         )
     length = len(validation)  # evenly spread, because folders are sorted by class
     count = min(length, settings.validation_samples)
-    places = [n * length // count for n in range(count)]
+    places = spread_evenly(length, count)
     if student.config.modality == "image":
         places = _readable(validation.dataset, places)  # type: ignore[arg-type]
     return train, Subset(validation, places), collate, notes

@@ -306,8 +306,12 @@ def retrieval(embeddings: tuple[torch.Tensor, ...]) -> dict[str, float]:
     mine, theirs = (nn.functional.normalize(x[:MOST_COMPARED], dim=-1) for x in embeddings)
     scores = mine @ theirs.T
     found = (scores.diagonal() >= scores.amax(1) - 1e-6).float().mean().item()
-    upper = torch.triu_indices(len(mine), len(mine), offset=1)
-    ranks = torch.stack(
-        [(x @ x.T)[upper[0], upper[1]].argsort().argsort().double() for x in (mine, theirs)]
-    )
-    return {"retrieval": found, "similarity": torch.corrcoef(ranks)[0, 1].item()}
+    return {"retrieval": found, "similarity": rank_correlation(mine, theirs)}
+
+
+def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Spearman's correlation of the cosines of all pairs, between embeddings of (N, D) each."""
+    above = torch.triu_indices(len(first), len(first), offset=1)
+    units = [nn.functional.normalize(x, dim=-1) for x in (first, second)]
+    ranks = [(x @ x.T)[above[0], above[1]].argsort().argsort().double() for x in units]
+    return torch.corrcoef(torch.stack(ranks))[0, 1].item()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset, Subset
 
+from ..data.samples import spread_evenly
 from .distillation import Lesson, Measurement, examine, retrieval
 
 QUICK_SAMPLES = 256  # of a measurement on the way
@@ -69,5 +70,4 @@ class HeldOut:
             setattr(self, name, min(getattr(self, name), affordable))
 
     def _spread(self, count: int) -> Subset:
-        length = len(self.data)  # type: ignore[arg-type]
-        return Subset(self.data, [n * length // count for n in range(count)])
+        return Subset(self.data, spread_evenly(len(self.data), count))  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
-from transformers import PreTrainedModel
 
 from ..convert.errors import ConversionError
 from ..modeling.modeling_lion import LionPreTrainedModel
@@ -58,16 +57,6 @@ class Learned(NamedTuple):
 def this_process() -> PartialState:
     """The devices and processes of a run, as its launcher set them up."""
     return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def make_lesson(
-    student: LionPreTrainedModel,
-    teacher: PreTrainedModel,
-    settings: Distillation,
-    pooling: tuple[str, ...],
-) -> Lesson:
-    """The lesson of a run."""
-    return Lesson(student, teacher, settings.alpha, settings.tau, pooling)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,10 @@
 """Whether a device multiplies matrices faster in bfloat16 than in float32."""
 
-import time
-
 import torch
 
-SHAPES = (1024, 384, 1536)  # rows, width, outer width of a small encoder's MLP
-REPEATS = 3
+from ..training.speed import matmul_rate
+
+SIZE, SECONDS = 1024, 0.02  # of the timed product, and how long it is repeated
 FASTER = 1.5  # times, from which the rounding is worth it
 
 
@@ -17,20 +16,7 @@ def bf16_is_faster(device: torch.device) -> bool:
     """
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
-    return _seconds(device, torch.float32) >= FASTER * _seconds(device, torch.bfloat16)
-
-
-def _seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """The best time of some products, after one that does not count."""
-    rows, width, outer = SHAPES
-    left = torch.ones(rows, width, device=device, dtype=dtype)
-    right = torch.ones(width, outer, device=device, dtype=dtype)
-    synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
-    seconds = []
-    for _ in range(1 + REPEATS):
-        synchronize()
-        start = time.perf_counter()
-        left @ right
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    single, half = (
+        matmul_rate(device, dtype, SIZE, SECONDS) for dtype in (torch.float32, torch.bfloat16)
+    )
+    return half >= FASTER * single

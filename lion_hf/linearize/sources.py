@@ -18,6 +18,7 @@ from ..convert.pickles import StoredTensor
 from ..convert.reading import MOST_LAYERS, MOST_TENSORS
 from ..convert.tokenizer_files import MEBIBYTE, MOST_SETTINGS_BYTES, check_size
 from ..convert.torch_files import open_torch_file
+from ..training.finite import not_finite
 
 MOST_JSON_BYTES = 16 * MEBIBYTE  # 100,000 names of labels fit
 MOST_HEADER_BYTES = 4 * MEBIBYTE  # of a safetensors file: about 40,000 tensors
@@ -192,7 +193,7 @@ def read_weights(files: list[Path]) -> dict[str, torch.Tensor]:
         found = read(file)
         if len(tensors) + len(found) > MOST_TENSORS:
             raise ConversionError(f"{file} has more than {MOST_TENSORS} tensors")
-        spoilt = {name for name, x in found.items() if not bool(x.isfinite().all())}
+        spoilt = not_finite(found.items())
         if spoilt:
             raise ConversionError(f"{file} holds NaN or infinity in {first_names(spoilt)}")
         tensors |= found

@@ -22,6 +22,7 @@ from ..data.labelled_text import (
     check_columns,
     examples,
 )
+from ..data.samples import spread_evenly
 from ..data.tables import SUFFIXES, read_table
 from ..data.text_files import check_text, open_text
 from ..modeling.configuration_lion import LionConfig
@@ -197,8 +198,8 @@ def check_words(
     """
     count = min(len(rows), LOOKED_AT)
     special = {*tokenizer.all_special_ids}
-    for n in range(count):
-        if not special >= {*tokenizer(rows[n * len(rows) // count]["sentence1"])["input_ids"]}:
+    for place in spread_evenly(len(rows), count):
+        if not special >= {*tokenizer(rows[place]["sentence1"])["input_ids"]}:
             return
     source = settings.dataset or " ".join(settings.train_file or [])
     result = "nothing can be masked" if masked else "nothing can be learnt"

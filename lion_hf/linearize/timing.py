@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionModel
+from ..training.speed import synchronizer
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 TOKENS = 4096  # per timed call, in rows of one length
@@ -103,7 +104,7 @@ def _inputs(lion: Any, length: int, device: torch.device) -> dict[str, torch.Ten
 def _best(model: PreTrainedModel, inputs: dict[str, torch.Tensor], seconds: float) -> float:
     """Seconds of the fastest of some calls, after one that does not count."""
     device = next(iter(inputs.values())).device
-    synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+    synchronize = synchronizer(device)
     best, end = float("inf"), time.monotonic() + seconds / (4 * len(LENGTHS))
     for repeat in range(1 + MOST_REPEATS):
         start = time.monotonic()

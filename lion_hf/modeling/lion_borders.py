@@ -24,9 +24,8 @@ from .lion_chunk_parts import LOG2_E, powers_of_two
 from .lion_naive import map_features
 from .lion_numerics import LOG_ZERO, compute_type, full_precision, prefix_sums, saturated
 from .lion_ops import lion_attention
-from .lion_request import divide_by_last, with_divisor
+from .lion_request import DIVISOR_EPS, divide_by_last, with_divisor
 
-DIVISOR_EPS = 1e-6  # that of `lion_attention`
 # A state sums products of so many tokens at a time, and then the sums: one sum over thousands of
 # tokens would lose small terms behind large ones. So many blocks are in memory together.
 BLOCK, BLOCKS = 128, 64

@@ -15,7 +15,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -183,22 +183,20 @@ class LongStates:
             )
 
     def _mapped(self, slot: int) -> torch.Tensor:
-        header, size = self.header, self._file_size()
+        size = self._file_size()
         if self.cache is None:
             with tempfile.TemporaryFile(prefix="lion-long-") as file:
-                self.maps[slot] = _map(file, header, size)
+                pages = _map(file, self.header, size)
+        elif self.finished:
+            with open(self.cache.states_file(slot), "rb") as file:
+                pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
         else:
             path = self.cache.states_file(slot)
-            mode = "r+b" if path.exists() else "w+b"
-            with open(path, "rb" if self.finished else mode) as file:
-                if self.finished:
-                    pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-                    self.maps[slot] = pages
-                else:
-                    self.maps[slot] = _map(file, header, size)
+            with open(path, "r+b" if path.exists() else "w+b") as file:
+                pages = _map(file, self.header, size)
+        self.maps[slot], buffer = pages, cast(Any, pages)
         count = self.shape[0] * self.shape[1]
-        buffer: Any = self.maps[slot]
-        flat = torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=len(header))
+        flat = torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=len(self.header))
         return flat.view(self.shape)
 
 

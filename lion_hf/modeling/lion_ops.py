@@ -18,7 +18,7 @@ from .lion_checks import LogDecay, check_inputs, check_numbers, gates_of
 from .lion_choice import choose_form, score_dropout_error
 from .lion_naive import map_features
 from .lion_numerics import LOG_ZERO, compute_type, full_precision, needs_grad
-from .lion_request import AttentionRequest, Result, directions_of, hide_padding
+from .lion_request import DIVISOR_EPS, AttentionRequest, Result, directions_of, hide_padding
 from .lion_torch import torch_attention, torch_chunk, torch_recurrent
 
 
@@ -68,7 +68,7 @@ def lion_attention(
     feature_map: str = "identity",
     scale: float | None = None,
     normalize: bool = False,
-    eps: float = 1e-6,
+    eps: float = DIVISOR_EPS,
     dropout_p: float = 0.0,
     form: str = "auto",
     chunk_size: int | None = None,

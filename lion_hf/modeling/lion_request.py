@@ -14,6 +14,8 @@ from .lion_checks import LogDecay
 from .lion_numerics import LOG_ZERO, has_values
 from .lion_packing import nearest_token
 
+DIVISOR_EPS = 1e-6  # what is added to the sum of the scores before it divides
+
 
 class Directions(NamedTuple):
     """One order of reading, and the log-decays on its edges in both directions.

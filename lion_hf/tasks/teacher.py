@@ -21,6 +21,7 @@ from transformers import (
 from ..convert.pickles import StoredTensor
 from ..convert.torch_files import open_torch_file
 from ..linearize.sources import MOST, check_number, check_parameters, read_json, weight_files
+from ..training.finite import not_finite
 from .loading import MISSING, in_one_line
 
 # Where training scripts keep a state dict, the average of the weights first.
@@ -135,9 +136,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"teacher_path={str(path)!r} cannot be read as weights: {error}"
         ) from error
-    spoilt = sorted(name for name, x in weights.items() if not bool(x.isfinite().all()))
+    spoilt = not_finite(weights.items())
     if spoilt:
-        raise ValueError(f"teacher_path={str(path)!r} holds NaN or infinity in {spoilt[0]}")
+        raise ValueError(f"teacher_path={str(path)!r} holds NaN or infinity in {min(spoilt)}")
     return {_without_prefixes(name): tensor for name, tensor in weights.items()}
 
 

@@ -1,6 +1,7 @@
 """How fast a model trains: items and operations per step, and the rate of the device."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,12 +62,17 @@ def items_and_flops(
     return items, 3.0 * tokens * (2 * weights + model.config.num_hidden_layers * heads * mixing)
 
 
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """A function that waits until a device has done its work; a CPU's is always done."""
+    return getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+
+
 def matmul_rate(
     device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.3
 ) -> float:
     """Floating-point operations per second of square matrix products: the best of several."""
     size = size or (2048 if device.type == "cpu" else 8192)  # small ones do not fill a GPU
-    synchronize = getattr(getattr(torch, device.type, None), "synchronize", lambda: None)
+    synchronize = synchronizer(device)
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     matrix @ matrix
     best, end = float("inf"), time.perf_counter() + seconds
