@@ -273,8 +273,12 @@ def _output(
     pooled = pooled[None].to(document.device)
     windows = None
     if spans is not None:
-        means = [_mean(hidden_states, start, end, document.piece) for start, end in spans]
-        windows = torch.stack(means)[None].to(document.device)
+        # in one tensor: small ones between the large ones of `_mean` would keep malloc from using
+        # the large ones' room again
+        means = hidden_states.new_empty(len(spans), hidden_states.shape[1])
+        for n, (start, end) in enumerate(spans):
+            means[n] = _mean(hidden_states, start, end, document.piece)
+        windows = means[None].to(document.device)
     # in one call: what is set later comes last in the order
     return LionLongOutput(
         last_hidden_state=hidden_states[None] if pooling is None else None,
