@@ -38,6 +38,8 @@ SMALLER = {
     ' --lr_scheduler_kwargs {"num_decay_steps":1}',
     "--config mlm/modern-base": f"--model_overrides {SIZES} --total_batch_size 8"
     " --validation_rows 8 --dataloader_num_workers 1",
+    "--sequence_parallel_size 2": f"--model_overrides {SIZES} --validation_rows 8 --max_length 64"
+    " --sequence_parallel_size 1",
     "mlm": f"--model_overrides {SIZES} --validation_rows 8",
     "--config glue": "--data_dir glue",
     "glue": "",

@@ -105,6 +105,14 @@ def make_rows_of(
     return _packed(rows, max_length) if kind == "packed" else rows
 
 
+def full_rows_of(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int
+) -> list[dict]:
+    """The rows of `make_rows_of` that have `max_length` tokens."""
+    rows = make_rows_of(documents, tokenizer, kind, max_length)
+    return [row for row in rows if len(row["input_ids"]) == max_length]
+
+
 def _blocks(texts: list[tuple[list, list]], cls: int, sep: int, size: int) -> list[dict]:
     """Full rows of [CLS] and `size` tokens, cut from all texts one after the other."""
     ids, words, last = [], [], 0

@@ -25,6 +25,7 @@ transformers' pipeline("fill-mask").
 import contextlib
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,17 +36,17 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 from ..data.documents import Documents, find_files, read_dataset, read_files
 from ..data.fingerprints import fingerprint
 from ..data.masking import MaskTokens, pad_rows, vocabulary_size
-from ..data.rows import make_rows_of, prepare_rows
+from ..data.rows import full_rows_of, make_rows_of, prepare_rows
 from ..data.samples import SeededDataset
 from ..data.text_stream import TextStream
 from ..training.checkpoints import find_checkpoint
 from ..training.lock import run_lock
 from ..training.run import log_to_terminal, run
 from ..training.run_state import digest
+from ..training.sequence_trainer import SequenceArguments, SequenceTrainer
 from ..training.settings import parse_settings
 from ..training.stream_trainer import StreamingTrainer
-from ..training.trainer import LionTrainer, LionTrainingArguments
-from .mlm_model import build_model, check_length, load_tokenizer
+from .mlm_model import build_model, check_length, check_pieces, load_tokenizer
 from .mlm_scores import count_and_guess, count_right, masked_metrics, write_guesses
 from .mlm_settings import DataSettings, ModelSettings, check_settings
 
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 class Prepared(NamedTuple):
     """What `run` needs: the trainer, what describes its data, and rows to predict."""
 
-    trainer: LionTrainer
+    trainer: SequenceTrainer
     data: dict[str, Any]
     test: SeededDataset | None
 
@@ -63,7 +64,7 @@ class Prepared(NamedTuple):
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
     """Runs the command line `argv`; returns the metrics."""
     model_settings, data, args = parse_settings(
-        __doc__, ModelSettings, DataSettings, LionTrainingArguments, argv=argv, prog=prog
+        __doc__, ModelSettings, DataSettings, SequenceArguments, argv=argv, prog=prog
     )
     log_to_terminal(args)
     try:
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
 
 
 def train_and_evaluate(
-    model_settings: ModelSettings, data: DataSettings, args: LionTrainingArguments
+    model_settings: ModelSettings, data: DataSettings, args: SequenceArguments
 ) -> dict[str, float]:
     """Trains, evaluates and predicts as the settings say; returns the metrics.
 
@@ -113,7 +114,7 @@ def train_and_evaluate(
     return metrics
 
 
-def predict_all_words(args: LionTrainingArguments, _: dict[str, float]) -> None:
+def predict_all_words(args: SequenceArguments, _: dict[str, float]) -> None:
     """Lets the saved model compute the scores of all words again."""
     if args.should_save:
         config = AutoConfig.from_pretrained(args.output_dir)
@@ -121,9 +122,7 @@ def predict_all_words(args: LionTrainingArguments, _: dict[str, float]) -> None:
         config.save_pretrained(args.output_dir)
 
 
-def prepare(
-    model_settings: ModelSettings, data: DataSettings, args: LionTrainingArguments
-) -> Prepared:
+def prepare(model_settings: ModelSettings, data: DataSettings, args: SequenceArguments) -> Prepared:
     """Everything that can go wrong before the first step goes wrong here, with a ValueError."""
     parts = [*["train"] * args.do_train, "validation", *["test"] * args.do_predict]
     texts = {part: text for part in parts if (text := load_text(data, part)) is not None}
@@ -143,7 +142,8 @@ def prepare(
             )
         model = build_model(model_settings, tokenizer)
         check_length(model.config, data.max_length)
-        rows = {part: rows_of(texts[part], part, data, tokenizer) for part in texts}
+        check_pieces(model.config, data.max_length, args.sequence_parallel_size)
+        rows = {part: rows_of(texts[part], part, data, args, tokenizer) for part in texts}
     stream = data.streaming and args.do_train
     mask = MaskTokens(tokenizer, data.validation_mask_probability, data.whole_words)
     held_out = {
@@ -151,7 +151,7 @@ def prepare(
         for part in ("validation", "test")
         if part in rows
     }
-    trainer = (StreamingTrainer if stream else LionTrainer)(
+    trainer = (StreamingTrainer if stream else SequenceTrainer)(
         model,
         args,
         train_dataset=training_set(rows.get("train"), data, args, tokenizer),
@@ -186,20 +186,33 @@ def load_text(data: DataSettings, part: str) -> Documents | None:
     return read_dataset(*source, streaming=streaming)
 
 
+def row_maker(
+    part: str, data: DataSettings, args: SequenceArguments, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[list[str]], list[dict]]:
+    """Makes rows of documents. Rows that processes share are full ones."""
+    shared = part == "train" and args.sequence_parallel_size > 1
+    make = full_rows_of if shared else make_rows_of
+    return functools.partial(make, tokenizer=tokenizer, kind=data.rows, max_length=data.max_length)
+
+
 def rows_of(
-    text: Documents, part: str, data: DataSettings, tokenizer: PreTrainedTokenizerBase
+    text: Documents,
+    part: str,
+    data: DataSettings,
+    args: SequenceArguments,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Documents:
     """The rows of a part. A stream stays text, of which rows are made while it is read."""
     if isinstance(text, datasets.IterableDataset):
         return text
-    make_rows = functools.partial(
-        make_rows_of, tokenizer=tokenizer, kind=data.rows, max_length=data.max_length
-    )
+    make_rows = row_maker(part, data, args, tokenizer)
     try:
         rows = prepare_rows(text, data.text_column, make_rows, data.preprocessing_workers)
     except ValueError as error:
         raise ValueError(f"{part} text: {error}") from error
     if part == "train":
+        if not len(rows):
+            raise ValueError(f"train text: too short for a row of --max_length {data.max_length}")
         logger.info("%d rows to train on", len(rows))
         return rows
     return rows.select(range(min(len(rows), data.validation_rows)))
@@ -208,7 +221,7 @@ def rows_of(
 def training_set(
     rows: Documents | None,
     data: DataSettings,
-    args: LionTrainingArguments,
+    args: SequenceArguments,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Dataset | None:
     """Masked rows to train on, from a table or from a stream."""
@@ -218,12 +231,9 @@ def training_set(
     if not data.streaming:
         return SeededDataset(rows, mask, args.seed)
     logger.info("streaming from %d shards; empty documents are left out", rows.num_shards)
-    make_rows = functools.partial(
-        make_rows_of, tokenizer=tokenizer, kind=data.rows, max_length=data.max_length
-    )
     return TextStream(
         rows,
-        make_rows,
+        row_maker("train", data, args, tokenizer),
         mask,
         column=data.text_column,
         buffer_size=data.shuffle_buffer,

@@ -179,3 +179,13 @@ def check_length(config: PreTrainedConfig, max_length: int) -> None:
             f" max_position_embeddings={max_length} to --model_overrides (from scratch), or take"
             " shorter rows"
         )
+
+
+def check_pieces(config: PreTrainedConfig, max_length: int, processes: int) -> None:
+    """Raises ValueError if the processes' pieces of a row are too short for the convolutions."""
+    kernel = getattr(config, "conv_kernel_size", None) or 1
+    if processes > 1 and max_length // processes < max(kernel // 2, 1):
+        raise ValueError(
+            f"--sequence_parallel_size {processes} with --max_length {max_length}: expected rows of"
+            f" at least {processes * max(kernel // 2, 1)} tokens"
+        )

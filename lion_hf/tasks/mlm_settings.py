@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..training.trainer import LionTrainingArguments
+from ..training.sequence_trainer import SequenceArguments
 
 SHORTEST_ROW = 8  # tokens
 
@@ -82,11 +82,12 @@ class DataSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
 
 
-def check_settings(model: ModelSettings, data: DataSettings, args: LionTrainingArguments) -> None:
+def check_settings(model: ModelSettings, data: DataSettings, args: SequenceArguments) -> None:
     """Checks what no group of settings can check alone.
 
     Raises:
-        ValueError: if data is missing or given twice, or a stream has no number of steps.
+        ValueError: if data is missing or given twice, a stream has no number of steps, or processes
+            cannot share rows.
     """
     files = data.train_file or data.validation_file or data.test_file
     if data.dataset is not None and files:
@@ -104,6 +105,12 @@ def check_settings(model: ModelSettings, data: DataSettings, args: LionTrainingA
         raise ValueError(
             f"--max_steps {args.max_steps}: a stream has no end, so --streaming needs a number of"
             " steps"
+        )
+    if args.sequence_parallel_size > 1 and data.rows != "blocks":
+        raise ValueError(
+            f"--sequence_parallel_size {args.sequence_parallel_size} with --rows {data.rows}:"
+            " expected --rows blocks, because the processes' pieces hold no padding and no second"
+            " document"
         )
     if data.streaming and model.train_tokenizer:
         raise ValueError(

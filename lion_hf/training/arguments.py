@@ -109,9 +109,14 @@ class LionTrainingArguments(TrainingArguments):
                 " name"
             )
 
+    @property
+    def samples_at_once(self) -> int:
+        """Samples of a forward pass, over all processes."""
+        return self.train_batch_size * self.world_size
+
     def _divide_batch(self) -> None:
         """Sets the accumulated batches of a step; several GPUs in a process share a batch."""
-        at_once, total = self.train_batch_size * self.world_size, self.total_batch_size
+        at_once, total = self.samples_at_once, self.total_batch_size
         assert total is not None  # asked by __post_init__
         if total < 1 or total % at_once:
             raise ValueError(

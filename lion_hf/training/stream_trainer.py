@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from .trainer import LionTrainer
+from .sequence_trainer import SequenceTrainer
 
 
-class StreamingTrainer(LionTrainer):
-    """`LionTrainer` for a `TextStream`. Every checkpoint holds the place of each reader.
+class StreamingTrainer(SequenceTrainer):
+    """`SequenceTrainer` for a `TextStream`. Every checkpoint holds the place of each reader.
 
     A run continues with the number of processes and workers that it began with.
 
@@ -45,8 +45,7 @@ class StreamingTrainer(LionTrainer):
         if self.checkpoint is not None:
             self.places, self.last_reader = self._saved_places(self.checkpoint, workers)
         self.train_dataset.divide(
-            args.process_index,
-            args.world_size,
+            *self._row_reader,
             workers,
             dict(self.places),
             first=(self.last_reader + 1) % workers,
