@@ -1,7 +1,7 @@
 """Training on rows that several processes share: each holds a piece of every row."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -98,9 +98,7 @@ class SequenceTrainer(LionTrainer):
     ) -> DataLoader:
         loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
         if self._group is not None and kwargs.get("is_training", False):
-            # accelerate deals out batches to all processes; those of a group take the same
-            dealt = cast(BatchSamplerShard, loader.batch_sampler)
-            dealt.process_index, dealt.num_processes = self._row_reader
+            deal_to(loader, *self._row_reader)
         return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
@@ -117,6 +115,26 @@ class SequenceTrainer(LionTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         with sequence_parallel(self.accelerator.unwrap_model(model), self._group):
             return super().training_step(model, inputs, num_items_in_batch)
+
+
+def deal_to(loader: DataLoader, reader: int, readers: int) -> None:
+    """Lets a process's data loader take the batches of a reader, which may be several processes.
+
+    Args:
+        loader: as accelerate prepared it, with a share of the batches for every process.
+        reader: number of the reader.
+        readers: how many there are.
+
+    Raises:
+        ValueError: if its batches are not dealt out, but sent by the first process or streamed.
+    """
+    dealt = loader.batch_sampler
+    if not isinstance(dealt, BatchSamplerShard):
+        raise ValueError(
+            "sequence_parallel_size above 1: expected a training set with a length, and no"
+            " dispatch_batches in accelerator_config, so that processes can read the same rows"
+        )
+    dealt.process_index, dealt.num_processes = reader, readers
 
 
 def piece_of(batch: dict[str, Any], rank: int, count: int) -> dict[str, Any]:

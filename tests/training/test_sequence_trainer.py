@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from support.launches import ROOT, TORCHRUN, start
 from support.models import text_config
+from torch.utils.data import BatchSampler, DataLoader
 
 from lion_hf.data.rows import full_rows_of
 from lion_hf.tasks import mlm
 from lion_hf.tasks.mlm_model import check_pieces
 from lion_hf.tasks.mlm_settings import DataSettings, ModelSettings, check_settings
-from lion_hf.training.sequence_trainer import SequenceArguments, piece_of
+from lion_hf.training.sequence_trainer import SequenceArguments, deal_to, piece_of
 
 SCRIPT = str(ROOT / "run_scripts/run_mlm.py")
 FOUR = ["4" if word == "2" else word for word in TORCHRUN]
@@ -126,3 +128,13 @@ def test_pieces_of_a_batch(count):
     for name, whole in (("input_ids", batch["input_ids"]), ("position_ids", torch.arange(7))):
         joined = torch.cat([piece[name] for piece in pieces], dim=1)
         assert torch.equal(joined, whole.expand(2, 7))
+
+
+def test_batches_that_are_not_dealt_out_are_not_shared():
+    """Batches of a reader go to all of its processes; those that one process sends cannot."""
+    batches = BatchSampler(range(12), batch_size=2, drop_last=True)
+    loader = DataLoader(range(12), batch_sampler=BatchSamplerShard(batches, 4, 3))
+    deal_to(loader, 1, 2)
+    assert [batch.tolist() for batch in loader] == [[2, 3], [6, 7], [10, 11]]
+    with pytest.raises(ValueError, match="expected a training set with a length, and no dispatch"):
+        deal_to(DataLoader(range(12), batch_sampler=batches), 1, 2)
