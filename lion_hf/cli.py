@@ -11,19 +11,26 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from . import startup
 
 # Commands whose options are dataclasses or a parser of their own: the module with their
-# main(argv, prog), and what they do.
+# main(argv, prog), and what they do. What `--help` shows is in `SETTINGS`.
 TASKS = {
     "mlm": ("lion_hf.tasks.mlm", "pretrain a masked language model"),
     "glue": ("lion_hf.tasks.glue", "fine-tune on GLUE, or on your own sentences or pairs"),
     "images": ("lion_hf.tasks.image_classification", "train an image classifier"),
     "demo": ("lion_hf.tasks.demo", "train two small models in minutes and show what they learnt"),
 }
+# Modules with the options and their explanation, for commands that need torch to read them.
+SETTINGS = {
+    "mlm": "lion_hf.tasks.mlm_settings",
+    "glue": "lion_hf.tasks.glue_settings",
+    "images": "lion_hf.tasks.image_settings",
+}
 LINEARIZE = "turn a pretrained softmax encoder, such as BERT or ViT, into LION"
-HELP = ("-h", "--help")
+HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
 INTERRUPTED = 130  # what shells give for Ctrl-C
 ERRORS = (ValueError, OSError, FloatingPointError)  # of users, or of what they have: one line
 
@@ -76,10 +83,22 @@ def run_script(name: str) -> None:
 
 def _run_task(name: str, argv: list[str], started: bool) -> int:
     """Runs a command of `TASKS`; `started` says whether the command has this process to itself."""
-    if not any(word in HELP for word in argv):
+    if any(word in HELP for word in argv):
+        if name in SETTINGS:
+            _show_help(name)
+    elif not any(word in HELP_ALL for word in argv):
         _prepare_process(started)
     import_module(TASKS[name][0]).main(argv, prog=f"lion-hf {name}")
     return 0
+
+
+def _show_help(name: str) -> NoReturn:
+    """Shows the options that a command has beside those of transformers, and ends the process."""
+    from .training.settings import print_help
+
+    settings = import_module(SETTINGS[name])
+    print_help(settings.USAGE, *settings.OPTIONS, prog=f"lion-hf {name}")
+    sys.exit(0)
 
 
 def _prepare_process(started: bool) -> None:

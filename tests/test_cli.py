@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 
 import pytest
 from support.pages import ROOT
+from transformers import TrainingArguments
 
 from lion_hf import cli, startup
 
@@ -114,6 +116,45 @@ def test_python_m_is_the_same_command(words):
 def test_what_linearize_says_at_once_needs_no_torch(words):
     """Its options are dataclasses, which transformers turns into a parser."""
     assert loaded(f"linearize {words}", "torch", "timm", "datasets") == []
+
+
+@pytest.mark.parametrize("name", cli.SETTINGS)
+def test_help_of_a_training_command_needs_no_torch(name):
+    """So it starts as fast as `import transformers` does, whose parser it takes."""
+    assert loaded(f"{name} --help", "torch", "timm", "datasets", "accelerate") == []
+
+
+@pytest.mark.parametrize("name", cli.SETTINGS)
+def test_help_shows_the_own_options_and_help_all_the_others(name, capsys):
+    """Through the command line and through the module of the command, which run_scripts/ calls."""
+    settings, task = import_module(cli.SETTINGS[name]), import_module(cli.TASKS[name][0])
+    texts = []
+    for show in (
+        lambda: cli.main([name, "--help"]),
+        lambda: task.main(["--help"], prog=f"lion-hf {name}"),
+        lambda: cli.main([name, "--help_all"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            show()
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    short, same, long = texts
+    assert short == same and "--help_all lists them" in short
+    own = {field.name for cls in settings.OPTIONS for field in fields(cls)}
+    every = own | {field.name for field in fields(TrainingArguments) if field.init}
+    assert [option for option in own if f"--{option}" not in short] == []
+    assert [option for option in every if f"--{option}" not in long] == []
+    assert "--max_grad_norm" not in short and "--max_grad_norm" in long
+
+
+def test_names_in_the_help_are_those_of_the_tables():
+    """They are written twice, because the tables load torch."""
+    from lion_hf.modeling.image_processing_lion import MAX_BYTES
+    from lion_hf.tasks import glue_settings, glue_tasks, image_settings, metrics
+
+    assert tuple(glue_tasks.TASKS) == glue_settings.TASK_NAMES
+    assert tuple(metrics.METRICS) == glue_settings.METRIC_NAMES
+    assert image_settings.MEGABYTES * 1_000_000 == MAX_BYTES
 
 
 @pytest.mark.slow
