@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import startup
+from .status import FAILED, FAILURES, INTERRUPTED, MISTAKEN, MISTAKES, status_of
 
 # Commands whose options are dataclasses or a parser of their own: the module with their
 # main(argv, prog), and what they do. What `--help` shows is in `SETTINGS`.
@@ -31,8 +32,6 @@ SETTINGS = {
 }
 LINEARIZE = "turn a pretrained softmax encoder, such as BERT or ViT, into LION"
 HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
-INTERRUPTED = 130  # what shells give for Ctrl-C
-ERRORS = (ValueError, OSError, FloatingPointError)  # of users, or of what they have: one line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 if the user declined, 2 for an error, whose message goes
-        to stderr, 130 after an interruption.
+        The exit status: 0 for success; 2 if arguments, settings or data do not fit; 1 if the work
+        failed or was declined; 130 after an interruption. An error's message goes to stderr.
 
     Raises:
         SystemExit: after `--help`, and for arguments that do not fit.
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
-        return 2
+        return MISTAKEN
     _check_command(parser, argv[0])
     try:
         if argv[0] in TASKS:
@@ -63,22 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         startup.register()
         return args.run(args)
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (*MISTAKES, *FAILURES) as error:
+        return status_of(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def run_script(name: str) -> None:
     """Runs a command of `TASKS` with the arguments of the process, as a file of run_scripts/ does.
 
     Raises:
-        SystemExit: as `main`, and with 2 for an error, whose message goes to stderr.
+        SystemExit: as `main`, and with its status for an error, whose message goes to stderr.
     """
     try:
         import_module(TASKS[name][0]).main()
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (*MISTAKES, *FAILURES) as error:
+        sys.exit(status_of(error))
 
 
 def _run_task(name: str, argv: list[str], started: bool) -> int:
@@ -297,7 +297,7 @@ def _publish(args: argparse.Namespace) -> int:
             raise ValueError("there is no terminal to ask at: give --yes to upload without asking")
         if input("Upload? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was uploaded.")
-            return 1
+            return FAILED
     print(publish(args.folder, args.repo_id, private=args.private, revision=args.revision))
     return 0
 

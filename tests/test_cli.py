@@ -14,6 +14,12 @@ from lion_hf import cli, startup
 
 COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "publish")
 QUICK = ("--help", "demo --help", "convert --help", "publish --help", "", "mlmm", "convert --x")
+ENDS = [
+    (ValueError("lr=0"), 2),
+    (FileNotFoundError("no file"), 2),
+    (OSError("no disk"), 1),
+    (FloatingPointError("nan"), 1),
+]
 
 
 def run_python(*words: str) -> subprocess.CompletedProcess:
@@ -69,16 +75,57 @@ def test_an_error_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", cli.TASKS)
-@pytest.mark.parametrize("error", [ValueError("lr=0"), OSError("no disk"), FloatingPointError("x")])
-def test_a_script_ends_with_one_line(name, error, monkeypatch, capsys):
+@pytest.mark.parametrize(("error", "status"), ENDS)
+def test_a_script_ends_with_one_line(name, error, status, monkeypatch, capsys):
     def fail(argv=None, prog=None):
         raise error
 
     monkeypatch.setattr(import_module(cli.TASKS[name][0]), "main", fail)
     with pytest.raises(SystemExit) as stop:
         cli.run_script(name)
-    assert stop.value.code == 2
+    assert stop.value.code == status
     assert capsys.readouterr().err == f"error: {error}\n"
+    assert cli.main([name]) == status
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mlm --train_file nowhere.txt --output_dir OUT",
+        "mlm --train_file nowhere.txt --max_length 2 --output_dir OUT",
+        "glue --model_name_or_path nowhere --train_file nowhere.csv --validation_file nowhere.csv"
+        " --output_dir OUT",
+        "images --data_path nowhere --output_dir OUT",
+        "linearize nowhere OUT",
+        "convert nowhere OUT",
+        "publish nowhere owner/name --yes",
+        "demo --output FILE",
+        "demo --seed x",
+    ],
+)
+def test_a_mistake_ends_with_2(words, tmp_path, monkeypatch, capsys):
+    """Whether argparse finds it or the command does; the work has not begun."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    words = words.replace("OUT", "out").replace("FILE", "file/demo")
+    try:
+        status = cli.main(words.split())
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "nowhere" in last or "expected" in last or "invalid int value" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def interrupt(argv=None, prog=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module(cli.TASKS["demo"][0]), "main", interrupt)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def loaded(words: str, *modules: str) -> list[str]:

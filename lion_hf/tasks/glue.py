@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
+from ..status import stop
 from ..training.checkpoints import checkpoints, remove
 from ..training.run import evaluate_and_write, run
 from ..training.run_state import begin, finish
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict:
     try:
         tokenizer, data, runs = prepare(options, args)
     except ValueError as error:
-        raise SystemExit(f"lion-hf glue: {error}") from error
+        stop(f"lion-hf glue: {error}")
     for name, (task, splits) in data.items():
         say(describe(name, task, splits))
 

@@ -1,15 +1,10 @@
 """Settings of `lion-hf glue`: model, data, and how it is trained. They load no torch."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..training.options import RunOptions
-
-if TYPE_CHECKING:
-    from .glue_arguments import GlueTrainingArguments
 
 USAGE = """Fine-tunes a text model on GLUE, or on your own sentences or pairs, over several seeds.
 
@@ -221,7 +216,7 @@ def check_seed(name: str, seed: int) -> None:
         raise ValueError(f"{name}={seed}: expected integers from 0 to {LARGEST_SEED}")
 
 
-def check_actions(options: GlueArguments, args: GlueTrainingArguments) -> None:
+def check_actions(options: GlueArguments, args: RunOptions) -> None:
     """Checks that there is data for what is asked for: training, evaluation, prediction.
 
     Raises:

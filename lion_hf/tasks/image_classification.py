@@ -15,6 +15,7 @@ from ..data.samples import SeededDataset
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.image_processing_lion import LionImageProcessor
+from ..status import stop
 from ..training.run import log_to_terminal, run
 from ..training.settings import parse_settings
 from .image_arguments import ImageTrainingArguments
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
     try:
         return train_and_evaluate(*settings)
     except ValueError as error:
-        raise SystemExit(f"{prog or 'lion-hf images'}: {error}") from error
+        stop(f"{prog or 'lion-hf images'}: {error}")
 
 
 def train_and_evaluate(

@@ -16,6 +16,7 @@ from ..data.masking import MaskTokens, pad_rows, vocabulary_size
 from ..data.rows import make_rows_of, prepare_rows
 from ..data.samples import SeededDataset
 from ..data.text_stream import TextStream
+from ..status import stop
 from ..training.checkpoints import find_checkpoint
 from ..training.lock import run_lock
 from ..training.run import log_to_terminal, run
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         with run_lock(args) if writes else contextlib.nullcontext():
             return train_and_evaluate(model_settings, data, args)
     except ValueError as error:
-        raise SystemExit(f"lion-hf mlm: {error}") from error
+        stop(f"lion-hf mlm: {error}")
 
 
 def train_and_evaluate(
