@@ -11,21 +11,27 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from . import startup
+from .status import FAILED, FAILURES, INTERRUPTED, MISTAKEN, MISTAKES, status_of
 
 # Commands whose options are dataclasses or a parser of their own: the module with their
-# main(argv, prog), and what they do.
+# main(argv, prog), and what they do. What `--help` shows is in `SETTINGS`.
 TASKS = {
     "mlm": ("lion_hf.tasks.mlm", "pretrain a masked language model"),
     "glue": ("lion_hf.tasks.glue", "fine-tune on GLUE, or on your own sentences or pairs"),
     "images": ("lion_hf.tasks.image_classification", "train an image classifier"),
     "demo": ("lion_hf.tasks.demo", "train two small models in minutes and show what they learnt"),
 }
+# Modules with the options and their explanation, for commands that need torch to read them.
+SETTINGS = {
+    "mlm": "lion_hf.tasks.mlm_settings",
+    "glue": "lion_hf.tasks.glue_settings",
+    "images": "lion_hf.tasks.image_settings",
+}
 LINEARIZE = "turn a pretrained softmax encoder, such as BERT or ViT, into LION"
-HELP = ("-h", "--help")
-INTERRUPTED = 130  # what shells give for Ctrl-C
-ERRORS = (ValueError, OSError, FloatingPointError)  # of users, or of what they have: one line
+HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 if the user declined, 2 for an error, whose message goes
-        to stderr, 130 after an interruption.
+        The exit status: 0 for success; 2 if arguments, settings or data do not fit; 1 if the work
+        failed or was declined; 130 after an interruption. An error's message goes to stderr.
 
     Raises:
         SystemExit: after `--help`, and for arguments that do not fit.
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
-        return 2
+        return MISTAKEN
     _check_command(parser, argv[0])
     try:
         if argv[0] in TASKS:
@@ -56,30 +62,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         startup.register()
         return args.run(args)
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (*MISTAKES, *FAILURES) as error:
+        return status_of(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def run_script(name: str) -> None:
     """Runs a command of `TASKS` with the arguments of the process, as a file of run_scripts/ does.
 
     Raises:
-        SystemExit: as `main`, and with 2 for an error, whose message goes to stderr.
+        SystemExit: as `main`, and with its status for an error, whose message goes to stderr.
     """
     try:
         import_module(TASKS[name][0]).main()
-    except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (*MISTAKES, *FAILURES) as error:
+        sys.exit(status_of(error))
 
 
 def _run_task(name: str, argv: list[str], started: bool) -> int:
     """Runs a command of `TASKS`; `started` says whether the command has this process to itself."""
-    if not any(word in HELP for word in argv):
+    if any(word in HELP for word in argv):
+        if name in SETTINGS:
+            _show_help(name)
+    elif not any(word in HELP_ALL for word in argv):
         _prepare_process(started)
     import_module(TASKS[name][0]).main(argv, prog=f"lion-hf {name}")
     return 0
+
+
+def _show_help(name: str) -> NoReturn:
+    """Shows the options that a command has beside those of transformers, and ends the process."""
+    from .training.settings import print_help
+
+    settings = import_module(SETTINGS[name])
+    print_help(settings.USAGE, *settings.OPTIONS, prog=f"lion-hf {name}")
+    sys.exit(0)
 
 
 def _prepare_process(started: bool) -> None:
@@ -278,7 +297,7 @@ def _publish(args: argparse.Namespace) -> int:
             raise ValueError("there is no terminal to ask at: give --yes to upload without asking")
         if input("Upload? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was uploaded.")
-            return 1
+            return FAILED
     print(publish(args.folder, args.repo_id, private=args.private, revision=args.revision))
     return 0
 

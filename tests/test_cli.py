@@ -3,15 +3,23 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 
 import pytest
 from support.pages import ROOT
+from transformers import TrainingArguments
 
 from lion_hf import cli, startup
 
 COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "publish")
 QUICK = ("--help", "demo --help", "convert --help", "publish --help", "", "mlmm", "convert --x")
+ENDS = [
+    (ValueError("lr=0"), 2),
+    (FileNotFoundError("no file"), 2),
+    (OSError("no disk"), 1),
+    (FloatingPointError("nan"), 1),
+]
 
 
 def run_python(*words: str) -> subprocess.CompletedProcess:
@@ -67,16 +75,57 @@ def test_an_error_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", cli.TASKS)
-@pytest.mark.parametrize("error", [ValueError("lr=0"), OSError("no disk"), FloatingPointError("x")])
-def test_a_script_ends_with_one_line(name, error, monkeypatch, capsys):
+@pytest.mark.parametrize(("error", "status"), ENDS)
+def test_a_script_ends_with_one_line(name, error, status, monkeypatch, capsys):
     def fail(argv=None, prog=None):
         raise error
 
     monkeypatch.setattr(import_module(cli.TASKS[name][0]), "main", fail)
     with pytest.raises(SystemExit) as stop:
         cli.run_script(name)
-    assert stop.value.code == 2
+    assert stop.value.code == status
     assert capsys.readouterr().err == f"error: {error}\n"
+    assert cli.main([name]) == status
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "mlm --train_file nowhere.txt --output_dir OUT",
+        "mlm --train_file nowhere.txt --max_length 2 --output_dir OUT",
+        "glue --model_name_or_path nowhere --train_file nowhere.csv --validation_file nowhere.csv"
+        " --output_dir OUT",
+        "images --data_path nowhere --output_dir OUT",
+        "linearize nowhere OUT",
+        "convert nowhere OUT",
+        "publish nowhere owner/name --yes",
+        "demo --output FILE",
+        "demo --seed x",
+    ],
+)
+def test_a_mistake_ends_with_2(words, tmp_path, monkeypatch, capsys):
+    """Whether argparse finds it or the command does; the work has not begun."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    words = words.replace("OUT", "out").replace("FILE", "file/demo")
+    try:
+        status = cli.main(words.split())
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "nowhere" in last or "expected" in last or "invalid int value" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def interrupt(argv=None, prog=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module(cli.TASKS["demo"][0]), "main", interrupt)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def loaded(words: str, *modules: str) -> list[str]:
@@ -114,6 +163,45 @@ def test_python_m_is_the_same_command(words):
 def test_what_linearize_says_at_once_needs_no_torch(words):
     """Its options are dataclasses, which transformers turns into a parser."""
     assert loaded(f"linearize {words}", "torch", "timm", "datasets") == []
+
+
+@pytest.mark.parametrize("name", cli.SETTINGS)
+def test_help_of_a_training_command_needs_no_torch(name):
+    """So it starts as fast as `import transformers` does, whose parser it takes."""
+    assert loaded(f"{name} --help", "torch", "timm", "datasets", "accelerate") == []
+
+
+@pytest.mark.parametrize("name", cli.SETTINGS)
+def test_help_shows_the_own_options_and_help_all_the_others(name, capsys):
+    """Through the command line and through the module of the command, which run_scripts/ calls."""
+    settings, task = import_module(cli.SETTINGS[name]), import_module(cli.TASKS[name][0])
+    texts = []
+    for show in (
+        lambda: cli.main([name, "--help"]),
+        lambda: task.main(["--help"], prog=f"lion-hf {name}"),
+        lambda: cli.main([name, "--help_all"]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            show()
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    short, same, long = texts
+    assert short == same and "--help_all lists them" in short
+    own = {field.name for cls in settings.OPTIONS for field in fields(cls)}
+    every = own | {field.name for field in fields(TrainingArguments) if field.init}
+    assert [option for option in own if f"--{option}" not in short] == []
+    assert [option for option in every if f"--{option}" not in long] == []
+    assert "--max_grad_norm" not in short and "--max_grad_norm" in long
+
+
+def test_names_in_the_help_are_those_of_the_tables():
+    """They are written twice, because the tables load torch."""
+    from lion_hf.modeling.image_processing_lion import MAX_BYTES
+    from lion_hf.tasks import glue_settings, glue_tasks, image_settings, metrics
+
+    assert tuple(glue_tasks.TASKS) == glue_settings.TASK_NAMES
+    assert tuple(metrics.METRICS) == glue_settings.METRIC_NAMES
+    assert image_settings.MEGABYTES * 1_000_000 == MAX_BYTES
 
 
 @pytest.mark.slow

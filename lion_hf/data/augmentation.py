@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,89 +13,11 @@ from torchvision import transforms
 from transformers import BaseImageProcessor
 
 from ..modeling.image_processing_lion import LONGEST_RATIO, MAX_BYTES
+from .image_settings import Augmentation
 from .images import UNKNOWN, open_image
 from .samples import SeededDataset, SkippedSample, sample_seed, seeded
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Augmentation:
-    """How training images are changed.
-
-    Names and defaults are those of the DeiT recipe's command line (arXiv 2012.12877).
-    """
-
-    aa: str = field(
-        default="rand-m9-mstd0.5-inc1",
-        metadata={"help": "RandAugment, AutoAugment or AugMix by timm's name, or none."},
-    )
-    three_augment: bool = field(
-        default=False,
-        metadata={
-            "help": "3-Augment of DeiT III instead of --aa: grey, solarised or blurred.",
-            "aliases": ["--ThreeAugment"],
-        },
-    )
-    src: bool = field(
-        default=False,
-        metadata={"help": "Simple random crop: a shift by up to --src_padding pixels, no zoom."},
-    )
-    src_padding: int = field(default=4, metadata={"help": "Pixels of reflected border for --src."})
-    hflip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    color_jitter: float = field(
-        default=0.3,
-        metadata={"help": "Strength of colour jitter if --aa is none or 3-Augment is on."},
-    )
-    train_interpolation: str = field(
-        default="bicubic", metadata={"help": "random, bilinear or bicubic."}
-    )
-    reprob: float = field(default=0.25, metadata={"help": "Probability of random erasing."})
-    remode: str = field(
-        default="pixel", metadata={"help": "What erased pixels become: const, rand or pixel."}
-    )
-    recount: int = field(default=1, metadata={"help": "Rectangles erased per image."})
-    repeated_aug: int = field(
-        default=3,
-        metadata={"help": "How often an image occurs in an epoch; the epoch's length stays."},
-    )
-    mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup; 0 for none."})
-    cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix; 0 for none."})
-    mixup_prob: float = field(
-        default=1.0, metadata={"help": "Probability that a pair of images is mixed."}
-    )
-    mixup_switch_prob: float = field(
-        default=0.5, metadata={"help": "Probability of cutmix if both are on."}
-    )
-    smoothing: float = field(default=0.1, metadata={"help": "Label smoothing."})
-    eval_crop_ratio: float = field(
-        default=0.875,
-        metadata={
-            "help": "Side of the evaluation crop as a share of the image's.",
-            "aliases": ["--crop_pct"],
-        },
-    )
-
-    def __post_init__(self):
-        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
-        for name in ("src_padding", "color_jitter", "mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
-        for name, legal in (
-            ("train_interpolation", ("random", "bilinear", "bicubic")),
-            ("remode", ("const", "rand", "pixel")),
-        ):
-            if getattr(self, name) not in legal:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {legal}")
-        for name in ("repeated_aug", "recount"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing={self.smoothing}: expected a number in [0, 1)")
-        if not 0 < self.eval_crop_ratio <= 1:
-            raise ValueError(f"eval_crop_ratio={self.eval_crop_ratio}: expected a number in (0, 1]")
 
 
 class TrainingTransform:

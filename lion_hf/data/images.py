@@ -6,7 +6,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..modeling.image_processing_lion import MAX_BYTES, upright_rgb
 from .documents import reason
 from .fingerprints import fingerprint
+from .image_settings import ImageSource
 from .labels import LabelColumn
 from .samples import SkippedSample
 from .tables import check_parquet
@@ -120,133 +120,109 @@ class Images(Sequence):
         return f"{len(self):,} images, {least:,} to {most:,} per class"
 
 
-@dataclass
-class ImageSource:
-    """Where training and validation pictures come from: one of the first three."""
+def read_source(source: ImageSource, train: bool = True) -> tuple[Images, Images]:
+    """Reads paths and labels, not yet the pictures.
 
-    data_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with train/ and val/, validation/ or test/, each with one folder per"
-            " class, or with parquet files of these names."
-        },
-    )
-    dataset: str | None = field(
-        default=None, metadata={"help": "Name of a data set on the Hub, or its folder."}
-    )
-    train_file: str | None = field(
-        default=None, metadata={"help": "Parquet file, with --validation_file."}
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Parquet file, with --train_file."}
-    )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of --dataset."}
-    )
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of images; by default image or img."}
-    )
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of classes; by default label, labels or fine_label."},
-    )
+    Args:
+        source: where they are.
+        train: whether training data are needed. If not, and there are none, the data to
+            evaluate on are returned twice.
 
-    def read(self, train: bool = True) -> tuple[Images, Images]:
-        """Reads paths and labels, not yet the pictures.
+    Raises:
+        ValueError: if there are no such data, the classes of the two parts differ, or a label
+            is missing or names no class.
+    """
+    sources = ("data_path", "dataset", "train_file")
+    given = [name for name in sources if getattr(source, name)]
+    if not train and source.validation_file:
+        given = sorted({*given, "train_file"})
+    if len(given) != 1 or (train and bool(source.train_file) != bool(source.validation_file)):
+        raise ValueError(
+            f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or"
+            " --train_file with --validation_file"
+        )
+    if source.data_path:
+        return _read_path(source, Path(source.data_path), train)
+    if source.dataset:
+        kwargs = {"name": source.dataset_config}
+        return _read_tables(source, source.dataset, kwargs, [[], []], train)
+    files = {"validation_file": source.validation_file or "", "train_file": source.train_file or ""}
+    if not train:
+        files["train_file"] = files["train_file"] or files["validation_file"]
+    for name, file in files.items():
+        if not Path(file).is_file():
+            raise ValueError(f"{name}={file!r}: there is no such file")
+    return _read_parquet(source, [files["train_file"]], [files["validation_file"]])
 
-        Args:
-            train: whether training data are needed. If not, and there are none, the data to
-                evaluate on are returned twice.
 
-        Raises:
-            ValueError: if there are no such data, the classes of the two parts differ, or a label
-                is missing or names no class.
-        """
-        sources = ("data_path", "dataset", "train_file")
-        given = [name for name in sources if getattr(self, name)]
-        if not train and self.validation_file:
-            given = sorted({*given, "train_file"})
-        if len(given) != 1 or (train and bool(self.train_file) != bool(self.validation_file)):
+def _read_path(source: ImageSource, root: Path, train: bool) -> tuple[Images, Images]:
+    if not root.is_dir():
+        raise ValueError(f"data_path={source.data_path!r}: there is no such folder")
+    held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
+    if not train and held_out and not (root / "train").is_dir():
+        return read_folders(held_out, held_out)
+    if (root / "train").is_dir():
+        if held_out is None:
             raise ValueError(
-                f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or"
-                " --train_file with --validation_file"
+                f"data_path={source.data_path!r}: expected one of {', '.join(HELD_OUT)} beside"
+                " train"
             )
-        if self.data_path:
-            return self._read_path(Path(self.data_path), train)
-        if self.dataset:
-            kwargs = {"name": self.dataset_config}
-            return self._read_tables(self.dataset, kwargs, [[], []], train)
-        files = {"validation_file": self.validation_file or "", "train_file": self.train_file or ""}
-        if not train:
-            files["train_file"] = files["train_file"] or files["validation_file"]
-        for name, file in files.items():
-            if not Path(file).is_file():
-                raise ValueError(f"{name}={file!r}: there is no such file")
-        return self._read_parquet([files["train_file"]], [files["validation_file"]])
+        return read_folders(root / "train", held_out)
+    found = list(visible_files(root, (".parquet",)))
+    files = {
+        part: sorted(file for file in found if Path(file).name.startswith(part))
+        for part in ("train", *HELD_OUT)
+    }
+    found_parts = [files[name] for name in HELD_OUT if files[name]]
+    if not train and found_parts:
+        files["train"] = files["train"] or found_parts[0]
+    if not files["train"] or not found_parts:
+        raise ValueError(
+            f"data_path={source.data_path!r}: expected folders train/ and"
+            f" {'/, '.join(HELD_OUT)}/, or parquet files of these names"
+        )
+    return _read_parquet(source, files["train"], found_parts[0])
 
-    def _read_path(self, root: Path, train: bool) -> tuple[Images, Images]:
-        if not root.is_dir():
-            raise ValueError(f"data_path={self.data_path!r}: there is no such folder")
-        held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
-        if not train and held_out and not (root / "train").is_dir():
-            return read_folders(held_out, held_out)
-        if (root / "train").is_dir():
-            if held_out is None:
-                raise ValueError(
-                    f"data_path={self.data_path!r}: expected one of {', '.join(HELD_OUT)} beside"
-                    " train"
-                )
-            return read_folders(root / "train", held_out)
-        found = list(visible_files(root, (".parquet",)))
-        files = {
-            part: sorted(file for file in found if Path(file).name.startswith(part))
-            for part in ("train", *HELD_OUT)
-        }
-        found_parts = [files[name] for name in HELD_OUT if files[name]]
-        if not train and found_parts:
-            files["train"] = files["train"] or found_parts[0]
-        if not files["train"] or not found_parts:
-            raise ValueError(
-                f"data_path={self.data_path!r}: expected folders train/ and"
-                f" {'/, '.join(HELD_OUT)}/, or parquet files of these names"
-            )
-        return self._read_parquet(files["train"], found_parts[0])
 
-    def _read_parquet(self, train: list[str], held_out: list[str]) -> tuple[Images, Images]:
-        kwargs = {"data_files": {"train": train, "test": held_out}}
-        return self._read_tables("parquet", kwargs, [train, held_out])
+def _read_parquet(
+    source: ImageSource, train: list[str], held_out: list[str]
+) -> tuple[Images, Images]:
+    kwargs = {"data_files": {"train": train, "test": held_out}}
+    return _read_tables(source, "parquet", kwargs, [train, held_out])
 
-    def _read_tables(
-        self, path: str, kwargs: dict[str, Any], files: list[list[str]], train: bool = True
-    ) -> tuple[Images, Images]:
-        import datasets
 
-        tables = _load(path, files, kwargs)
-        held_out = next((name for name in HELD_OUT if name in tables), None)
-        if not train and held_out:
-            tables.setdefault("train", tables[held_out])
-        if "train" not in tables or held_out is None:
-            raise ValueError(
-                f"{path} has splits {sorted(tables)}: expected train and one of"
-                f" {', '.join(HELD_OUT)}"
-            )
-        columns = tables["train"].column_names
-        image_column = _column("image_column", self.image_column, IMAGE_COLUMNS, columns)
-        label_column = _column("label_column", self.label_column, LABEL_COLUMNS, columns)
-        parts = [tables["train"], tables[held_out]]
-        sources = [", ".join(map(str, names)) or path for names in files]
-        labels = [
-            LabelColumn.of(table, label_column, source) for table, source in zip(parts, sources)
-        ]
-        if labels[0].is_real_valued:
-            raise ValueError(f"label_column={label_column!r} holds floats: expected classes")
-        names = labels[0].classes()
-        found = []
-        for table, column, own in zip(parts, labels, files):
-            if isinstance(table.features[image_column], datasets.Image):
-                table = table.cast_column(image_column, datasets.Image(decode=False))
-            found.append(Images(table[image_column], column.numbers(names), names, own))
-        return found[0], found[1]
+def _read_tables(
+    source: ImageSource,
+    path: str,
+    kwargs: dict[str, Any],
+    files: list[list[str]],
+    train: bool = True,
+) -> tuple[Images, Images]:
+    import datasets
+
+    tables = _load(path, files, kwargs)
+    held_out = next((name for name in HELD_OUT if name in tables), None)
+    if not train and held_out:
+        tables.setdefault("train", tables[held_out])
+    if "train" not in tables or held_out is None:
+        raise ValueError(
+            f"{path} has splits {sorted(tables)}: expected train and one of {', '.join(HELD_OUT)}"
+        )
+    columns = tables["train"].column_names
+    image_column = _column("image_column", source.image_column, IMAGE_COLUMNS, columns)
+    label_column = _column("label_column", source.label_column, LABEL_COLUMNS, columns)
+    parts = [tables["train"], tables[held_out]]
+    sources = [", ".join(map(str, names)) or path for names in files]
+    labels = [LabelColumn.of(table, label_column, where) for table, where in zip(parts, sources)]
+    if labels[0].is_real_valued:
+        raise ValueError(f"label_column={label_column!r} holds floats: expected classes")
+    names = labels[0].classes()
+    found = []
+    for table, column, own in zip(parts, labels, files):
+        if isinstance(table.features[image_column], datasets.Image):
+            table = table.cast_column(image_column, datasets.Image(decode=False))
+        found.append(Images(table[image_column], column.numbers(names), names, own))
+    return found[0], found[1]
 
 
 def _load(path: str, files: list[list[str]], kwargs: dict[str, Any]) -> Any:
@@ -270,7 +246,7 @@ def _load(path: str, files: list[list[str]], kwargs: dict[str, Any]) -> Any:
 
 def read_images(data_path: str | None = None, **source: str | None) -> tuple[Images, Images]:
     """Reads training and validation pictures; the arguments and errors are `ImageSource`'s."""
-    return ImageSource(data_path, **source).read()
+    return read_source(ImageSource(data_path, **source))
 
 
 def read_folders(train: Path, held_out: Path) -> tuple[Images, Images]:

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..status import FAILED, stop
+
 if TYPE_CHECKING:  # for `--help`, which answers without torch
     from .demo_parts import Result
 
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
         prog: the program's name in messages; None for that of the running one.
 
     Raises:
-        SystemExit: with a message if something is missing, and 1 if a target is missed.
+        SystemExit: with 2 and a message if something is missing, and 1 if a target is missed.
     """
     args = parse(argv, prog)
     check_requirements(args.output)
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> None:
     print_results(results, args.quick)
     print(f"\nModels, curves (PNG, CSV) and pictures are in {args.output}")
     if not args.quick and not all(result.passed for result in results):
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def parse(argv: list[str] | None, prog: str | None) -> argparse.Namespace:
@@ -84,13 +86,11 @@ def check_requirements(output: Path) -> None:
         if importlib.util.find_spec(module) is None
     ]
     if missing:
-        sys.exit(
-            f'The demo also needs {", ".join(missing)}. Install with: pip install -e ".[demo]"'
-        )
+        stop(f'The demo also needs {", ".join(missing)}. Install with: pip install -e ".[demo]"')
     try:
         output.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        sys.exit(
+        stop(
             f"--output {output}: this path is or goes through a file;"
             " expected a folder, or a new name"
         )

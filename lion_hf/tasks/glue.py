@@ -1,28 +1,4 @@
-"""Fine-tunes a text model on GLUE, or on your own sentences or pairs, over several seeds.
-
-    lion-hf glue --model_name_or_path MODEL --task rte --output_dir outputs/glue
-    lion-hf glue --config glue --model_name_or_path MODEL --output_dir outputs/glue
-    lion-hf glue --model_name_or_path MODEL \\
-        --train_file train.csv --validation_file validation.csv --seeds 1 2 3 \\
-        --learning_rate 3e-4 --num_train_epochs 5 --output_dir outputs/own
-    torchrun --nproc_per_node 2 -m lion_hf glue --model_name_or_path MODEL --task all \\
-        --output_dir outputs/glue
-    lion-hf glue --do_train false --do_eval true --model_name_or_path FINE_TUNED \\
-        --validation_file new.csv --output_dir outputs/evaluation
-
-MODEL is a folder or a name on the Hub with weights and tokenizer: a LION model, or any other that
-classifies sequences. Each task has its own epochs, batch size (over all processes), learning rate,
-weight decay and seeds, from the table in lion_hf/tasks/glue_tasks.py. --recipes FILE.yaml changes
-them for single tasks, and their options (--learning_rate, ...) for all tasks.
-
-OUT/<task>/<seed>/ holds the model, curves and settings of a run, and OUT/results.{md,json,png} the
-table of means and deviations. When it is started again, the command skips finished runs and
-continues an interrupted one; a run that was made with other settings is an error unless --redo.
-
-Without training (--do_train false), --do_eval and --do_predict evaluate the finished runs in OUT
-that started from MODEL; where there are none, MODEL itself, which must be fine-tuned. The table is
-then OUT/eval_results.{md,json,png}, and eval_metrics.json and the predictions are with each model.
-"""
+"""Fine-tunes a text model: `lion-hf glue`. For its use see glue_settings.py."""
 
 import dataclasses
 from pathlib import Path
@@ -30,15 +6,17 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
+from ..status import stop
 from ..training.checkpoints import checkpoints, remove
 from ..training.run import evaluate_and_write, run
 from ..training.run_state import begin, finish
 from ..training.settings import parse_settings
 from ..training.trainer import LionTrainer
+from .glue_arguments import GlueTrainingArguments
 from .glue_data import describe, load_data, load_tasks, tokenize
 from .glue_evaluation import plan_evaluation
 from .glue_plan import Data, TaskRun, configuration, load_model_parts, plan
-from .glue_settings import GlueArguments, GlueTrainingArguments, check_actions
+from .glue_settings import USAGE, GlueArguments, check_actions
 from .report import save_summary, summarize, table, write_predictions
 from .text_classifier import build_classifier
 
@@ -46,13 +24,13 @@ from .text_classifier import build_classifier
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict:
     """Runs the command line `argv`; returns the summary, which is empty without evaluation."""
     options, args = parse_settings(
-        __doc__, GlueArguments, GlueTrainingArguments, argv=argv, prog=prog
+        USAGE, GlueArguments, GlueTrainingArguments, argv=argv, prog=prog
     )
     say = print if args.process_index == 0 else lambda *_: None
     try:
         tokenizer, data, runs = prepare(options, args)
     except ValueError as error:
-        raise SystemExit(f"lion-hf glue: {error}") from error
+        stop(f"lion-hf glue: {error}")
     for name, (task, splits) in data.items():
         say(describe(name, task, splits))
 

@@ -14,9 +14,10 @@ from ..data.labelled_text import Examples
 from ..folders import has_weights
 from ..training.run_state import STATE_FILE
 from ..training.settings import SETTINGS_FILE
+from .glue_arguments import GlueTrainingArguments
 from .glue_data import listed, load_data, load_tasks
 from .glue_plan import TaskRun, configuration
-from .glue_settings import GlueArguments, GlueTrainingArguments
+from .glue_settings import GlueArguments
 from .glue_tasks import TASKS, Task, task_names
 
 

@@ -12,8 +12,9 @@ from ..data.labelled_text import Examples
 from ..training.checkpoints import RESUME, find_checkpoint
 from ..training.run_state import digest, finished, model_digest, on_first_process
 from ..training.settings import ACTIONS, resolved_settings
-from .glue_settings import GlueArguments, GlueTrainingArguments
-from .glue_tasks import SEEDS, Task
+from .glue_arguments import GlueTrainingArguments
+from .glue_settings import SEEDS, GlueArguments
+from .glue_tasks import Task
 from .text_classifier import check_weights, load_config, load_tokenizer
 
 # Settings by which two runs may differ and still be the same.

@@ -1,13 +1,41 @@
-"""Settings of `lion-hf glue`: which model is fine-tuned on which data, and how."""
+"""Settings of `lion-hf glue`: model, data, and how it is trained. They load no torch."""
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..training.trainer import LionTrainingArguments
-from .glue_tasks import SEEDS, TASKS
-from .metrics import METRICS
+from ..training.options import RunOptions
+
+USAGE = """Fine-tunes a text model on GLUE, or on your own sentences or pairs, over several seeds.
+
+    lion-hf glue --model_name_or_path MODEL --task rte --output_dir outputs/glue
+    lion-hf glue --config glue --model_name_or_path MODEL --output_dir outputs/glue
+    lion-hf glue --model_name_or_path MODEL \\
+        --train_file train.csv --validation_file validation.csv --seeds 1 2 3 \\
+        --learning_rate 3e-4 --num_train_epochs 5 --output_dir outputs/own
+    torchrun --nproc_per_node 2 -m lion_hf glue --model_name_or_path MODEL --task all \\
+        --output_dir outputs/glue
+    lion-hf glue --do_train false --do_eval true --model_name_or_path FINE_TUNED \\
+        --validation_file new.csv --output_dir outputs/evaluation
+
+MODEL is a folder or a name on the Hub with weights and tokenizer: a LION model, or any other that
+classifies sequences. Each task has its own epochs, batch size (over all processes), learning rate,
+weight decay and seeds, from the table in lion_hf/tasks/glue_tasks.py. --recipes FILE.yaml changes
+them for single tasks, and their options (--learning_rate, ...) for all tasks.
+
+OUT/<task>/<seed>/ holds the model, curves and settings of a run, and OUT/results.{md,json,png} the
+table of means and deviations. When it is started again, the command skips finished runs and
+continues an interrupted one; a run that was made with other settings is an error unless --redo.
+
+Without training (--do_train false), --do_eval and --do_predict evaluate the finished runs in OUT
+that started from MODEL; where there are none, MODEL itself, which must be fine-tuned. The table is
+then OUT/eval_results.{md,json,png}, and eval_metrics.json and the predictions are with each model.
+"""
+
+# The names of the tables TASKS in glue_tasks.py and METRICS in metrics.py, which load torch.
+TASK_NAMES = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+METRIC_NAMES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearmanr")
+SEEDS = (19, 8364, 717, 10536, 90166)  # a task takes the first ones
 
 # Settings that each task has its own values of.
 RECIPE = (
@@ -34,8 +62,8 @@ class GlueArguments:
         metadata={"help": "Folder, or name on the Hub, of a text model."}
     )
     task: str | None = option(
-        f"Tasks, separated by commas, among {', '.join(TASKS)}; or all (without wnli). With your"
-        " own data: a name for it."
+        f"Tasks, separated by commas, among {', '.join(TASK_NAMES)}; or all (without wnli)."
+        " With your own data: a name for it."
     )
     seeds: list[int] = field(
         default_factory=list,
@@ -70,8 +98,8 @@ class GlueArguments:
     metrics: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Metrics of your own data, among {', '.join(METRICS)}. By default accuracy, or"
-            " the correlations for a real-valued target."
+            "help": f"Metrics of your own data, among {', '.join(METRIC_NAMES)}. By default"
+            " accuracy, or the correlations for a real-valued target."
         },
     )
     recipes: str | None = option(
@@ -130,11 +158,11 @@ class GlueArguments:
         if not self.own_data:
             if self.task is None:
                 raise ValueError(
-                    f"task is missing: expected names among {tuple(TASKS)}, or 'all', or a"
+                    f"task is missing: expected names among {TASK_NAMES}, or 'all', or a"
                     " train_file in their place"
                 )
             return
-        if self.task in TASKS:
+        if self.task in TASK_NAMES:
             raise ValueError(
                 f"task={self.task!r} with train_file: that is one of GLUE's; give your own data"
                 " another name"
@@ -160,8 +188,8 @@ class GlueArguments:
 
 
 @dataclass
-class GlueTrainingArguments(LionTrainingArguments):
-    """LionTrainingArguments with GLUE's defaults. Those that are None are each task's own."""
+class GlueRunOptions(RunOptions):
+    """`RunOptions` with GLUE's defaults. Those that are None are each task's own."""
 
     learning_rate: float | None = option("Peak learning rate. By default the task's own.")
     weight_decay: float | None = option("Weight decay. By default the task's own.")
@@ -178,20 +206,8 @@ class GlueTrainingArguments(LionTrainingArguments):
     logging_steps: float = option("Steps between log entries.", 50)
     per_device_eval_batch_size: int = option("Rows per evaluation step and process.", 32)
 
-    def __post_init__(self):
-        self.given = {
-            name: getattr(self, name) for name in RECIPE if getattr(self, name) is not None
-        }
-        if "seed" in self.given:
-            check_seed("seed", self.given["seed"])
-        defaults = {f.name: f.default for f in dataclasses.fields(LionTrainingArguments)}
-        defaults["per_device_train_batch_size"] = 1
-        for name in RECIPE:
-            setattr(self, name, self.given.get(name, defaults[name]))
-        steps = self.gradient_accumulation_steps
-        super().__post_init__()
-        if "per_device_train_batch_size" not in self.given:
-            self.gradient_accumulation_steps = steps  # as given: `arguments_of` divides the batch
+
+OPTIONS = (GlueArguments, GlueRunOptions)  # what `--help` shows
 
 
 def check_seed(name: str, seed: int) -> None:
@@ -200,7 +216,7 @@ def check_seed(name: str, seed: int) -> None:
         raise ValueError(f"{name}={seed}: expected integers from 0 to {LARGEST_SEED}")
 
 
-def check_actions(options: GlueArguments, args: GlueTrainingArguments) -> None:
+def check_actions(options: GlueArguments, args: RunOptions) -> None:
     """Checks that there is data for what is asked for: training, evaluation, prediction.
 
     Raises:

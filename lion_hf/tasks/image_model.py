@@ -3,7 +3,7 @@
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,84 +26,9 @@ from ..modeling.lion_embeddings import resize_images
 from ..modeling.modeling_lion import LionForImageClassification
 from ..presets import find_preset, preset_names
 from ..training.settings import parse_mapping, parse_overrides
+from .image_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
-
-# The original's words for LION's fields; LION's own are legal too.
-MASK_TYPES = {"Lit": "lit", "Decay": "decay", "Selective": "selective"}
-ORDERS = {"Normal": "raster", "S": "snake"}
-FORMATS = {"Attention": "attention", "RNN": "recurrent", "Chunk": "chunk", "auto": "auto"}
-
-
-@dataclass
-class ModelSettings:
-    """What to train."""
-
-    model: str = field(
-        default="lion-s-snake-tiny-patch16-224",
-        metadata={
-            "help": "Preset, model folder, name on the Hub, lion_{tiny,small,base}_patch16_224"
-            " (no position embeddings without --pos_emb), or another model of timm. If it has"
-            " weights, training starts from them.",
-            "aliases": ["--preset", "--model_name_or_path"],
-        },
-    )
-    from_scratch: bool = field(
-        default=False, metadata={"help": "Start from random weights even if the model has others."}
-    )
-    model_overrides: str | None = field(
-        default=None, metadata={"help": "Fields of the configuration: name=value,name=value."}
-    )
-    softmax: bool = field(
-        default=False,
-        metadata={"help": "Train a softmax ViT of the same size instead, for comparison."},
-    )
-    mask_type: str | None = field(
-        default=None, metadata={"help": f"One of {', '.join(MASK_TYPES)}."}
-    )
-    order: str | None = field(
-        default=None,
-        metadata={"help": f"One of {', '.join(ORDERS)}.", "aliases": ["--patch_order"]},
-    )
-    format: str | None = field(
-        default=None,
-        metadata={"help": f"One of {', '.join(FORMATS)}.", "aliases": ["--attention_form"]},
-    )
-    chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens per chunk in the chunk form."}
-    )
-    pos_emb: bool = field(default=False, metadata={"help": "Use position embeddings."})
-    cls_tok: bool = field(
-        default=False,
-        metadata={"help": "Classify by the class token instead of the mean over all tokens."},
-    )
-    drop_path: float | None = field(
-        default=None, metadata={"help": "Stochastic depth of the last layer; 0.1 in LION."}
-    )
-    input_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Height and width of the images in pixels.",
-            "aliases": ["--image_size", "--img_size"],
-        },
-    )
-
-    def overrides(self, original_words: bool) -> dict[str, Any]:
-        """The fields of LionConfig that the options set.
-
-        Args:
-            original_words: whether options that are missing mean the original's defaults.
-        """
-        fields = {
-            "mask_type": _word("mask_type", self.mask_type, MASK_TYPES),
-            "patch_order": _word("order", self.order, ORDERS),
-            "attention_form": _word("format", self.format, FORMATS),
-            "chunk_size": self.chunk_size,
-            "drop_path_rate": self.drop_path,
-            "use_position_embeddings": True if self.pos_emb else False if original_words else None,
-            "classifier_pooling": "cls" if self.cls_tok else "mean" if original_words else None,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -302,15 +227,3 @@ def _transformers_source(
     path: str, settings: ModelSettings, original_words: bool = False
 ) -> ModelSource:
     return ModelSource(path, original_words, has_weights(path) and not settings.from_scratch)
-
-
-def _word(option: str, value: str | None, words: dict[str, str]) -> str | None:
-    """LION's own word for one of the original's, or for its own."""
-    if value is None or value in words.values():
-        return value
-    if value not in words:
-        raise ValueError(
-            f"{option}={value!r}: expected one of {', '.join(words)}"
-            f" (or {', '.join(words.values())})"
-        )
-    return words[value]

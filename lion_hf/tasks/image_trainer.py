@@ -19,7 +19,6 @@ from ..data.samples import SeededDataset
 from ..linearize.losses import distillation_loss
 from ..training.trainer import LionTrainer
 
-DISTILLATIONS = ("none", "hard", "soft")
 AVERAGE_FILE = "ema.safetensors"
 
 

@@ -1,26 +1,4 @@
-"""Pretrains LION as a masked language model, from scratch or from a checkpoint.
-
-    # the recipe of LION-S base on C4, streamed, on 8 GPUs: 70,000 steps of 4,096 rows
-    accelerate launch --config_file configs/accelerate/ddp.yaml -m lion_hf mlm \\
-        --config mlm/lion-s-base --output_dir outputs/lion-s-base
-
-    # your own text (one document per line; also JSON, CSV, parquet), a small model, and a
-    # vocabulary of that text
-    lion-hf mlm --train_file train.txt --validation_file validation.txt \\
-        --train_tokenizer --vocab_size 8192 --model lion-s-base \\
-        --model_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
-        --rows packed --max_length 256 --max_steps 2000 --output_dir outputs/my-lion
-
-    # evaluate a model, and write its guesses for masked tokens, without training
-    lion-hf mlm --do_train false --do_eval true --do_predict true --model outputs/my-lion \\
-        --validation_file new.txt --output_dir outputs/evaluation
-
-When it is started again, the command continues from the newest whole checkpoint. At the end the
-folder holds the model with a model card, curves (PNG, CSV), the settings, and the metrics: masked
-accuracy, loss and perplexity on the validation text. With --do_predict, predictions.jsonl holds the
-text with its masks and the five best guesses for each of them; to fill in masks of your own, use
-transformers' pipeline("fill-mask").
-"""
+"""Pretrains LION as a masked language model: `lion-hf mlm`. Its use: mlm_settings.py."""
 
 import contextlib
 import functools
@@ -39,6 +17,7 @@ from ..data.masking import MaskTokens, pad_rows, vocabulary_size
 from ..data.rows import full_rows_of, make_rows_of, prepare_rows
 from ..data.samples import SeededDataset
 from ..data.text_stream import TextStream
+from ..status import stop
 from ..training.checkpoints import find_checkpoint
 from ..training.lock import run_lock
 from ..training.run import log_to_terminal, run
@@ -48,7 +27,7 @@ from ..training.settings import parse_settings
 from ..training.stream_trainer import StreamingTrainer
 from .mlm_model import build_model, check_length, check_pieces, load_tokenizer
 from .mlm_scores import count_and_guess, count_right, masked_metrics, write_guesses
-from .mlm_settings import DataSettings, ModelSettings, check_settings
+from .mlm_settings import USAGE, DataSettings, ModelSettings, check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +43,7 @@ class Prepared(NamedTuple):
 def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, float]:
     """Runs the command line `argv`; returns the metrics."""
     model_settings, data, args = parse_settings(
-        __doc__, ModelSettings, DataSettings, SequenceArguments, argv=argv, prog=prog
+        USAGE, ModelSettings, DataSettings, SequenceArguments, argv=argv, prog=prog
     )
     log_to_terminal(args)
     try:
@@ -74,7 +53,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> dict[str, fl
         with run_lock(args) if writes else contextlib.nullcontext():
             return train_and_evaluate(model_settings, data, args)
     except ValueError as error:
-        raise SystemExit(f"lion-hf mlm: {error}") from error
+        stop(f"lion-hf mlm: {error}")
 
 
 def train_and_evaluate(

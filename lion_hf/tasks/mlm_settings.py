@@ -1,9 +1,38 @@
-"""Settings of `lion-hf mlm`: what is trained, and on what."""
+"""Settings of `lion-hf mlm`: what is trained, and on what. They load no torch."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..training.sequence_trainer import SequenceArguments
+from ..training.options import SequenceOptions
+
+if TYPE_CHECKING:
+    from ..training.sequence_trainer import SequenceArguments
+
+USAGE = """Pretrains LION as a masked language model, from scratch or from a checkpoint.
+
+    # the recipe of LION-S base on C4, streamed, on 8 GPUs: 70,000 steps of 4,096 rows
+    accelerate launch --config_file configs/accelerate/ddp.yaml -m lion_hf mlm \\
+        --config mlm/lion-s-base --output_dir outputs/lion-s-base
+
+    # your own text (one document per line; also JSON, CSV, parquet), a small model, and a
+    # vocabulary of that text
+    lion-hf mlm --train_file train.txt --validation_file validation.txt \\
+        --train_tokenizer --vocab_size 8192 --model lion-s-base \\
+        --model_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
+        --rows packed --max_length 256 --max_steps 2000 --output_dir outputs/my-lion
+
+    # evaluate a model, and write its guesses for masked tokens, without training
+    lion-hf mlm --do_train false --do_eval true --do_predict true --model outputs/my-lion \\
+        --validation_file new.txt --output_dir outputs/evaluation
+
+When it is started again, the command continues from the newest whole checkpoint. At the end the
+folder holds the model with a model card, curves (PNG, CSV), the settings, and the metrics: masked
+accuracy, loss and perplexity on the validation text. With --do_predict, predictions.jsonl holds the
+text with its masks and the five best guesses for each of them; to fill in masks of your own, use
+transformers' pipeline("fill-mask").
+"""
 
 SHORTEST_ROW = 8  # tokens
 
@@ -80,6 +109,9 @@ class DataSettings:
         for name in ("shuffle_buffer", "validation_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+
+
+OPTIONS = (ModelSettings, DataSettings, SequenceOptions)  # what `--help` shows
 
 
 def check_settings(model: ModelSettings, data: DataSettings, args: SequenceArguments) -> None:

@@ -1,17 +1,18 @@
 """Arguments of a run: those of transformers, with defaults for long runs."""
 
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
 
+from .options import RunOptions
 from .processes import use_cpu_without_accelerator
 
 
 @dataclass
-class LionTrainingArguments(TrainingArguments):
+class LionTrainingArguments(RunOptions, TrainingArguments):
     """`transformers.TrainingArguments` with defaults for long runs, and ways to continue one.
 
     Args:
@@ -26,50 +27,8 @@ class LionTrainingArguments(TrainingArguments):
             rate of matrix products.
     """
 
-    output_dir: str = field(
-        metadata={"help": "Folder of the run: checkpoints, final model, curves, settings, metrics."}
-    )
-    resume: str = field(
-        default="auto",
-        metadata={
-            "help": "auto: continue from the newest whole checkpoint in output_dir; never; or a"
-            " checkpoint's folder."
-        },
-    )
-    do_train: bool = field(
-        default=True,
-        metadata={"help": "Train; with false, only evaluate (do_eval) or predict (do_predict)."},
-    )
-    do_eval: bool = field(
-        default=False,
-        metadata={"help": "Evaluate without training. A training is always evaluated at its end."},
-    )
-    do_predict: bool = field(
-        default=False, metadata={"help": "Write predictions, after the training if there is one."}
-    )
-    total_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Samples per step over all processes; sets gradient_accumulation_steps."},
-    )
-    peak_tflops: float | None = field(
-        default=None,
-        metadata={
-            "help": "Peak of the device in TFLOP/s for model FLOPs utilisation; measured with"
-            " matrix products if not given."
-        },
-    )
-    report_to: None | str | list[str] = field(
-        default_factory=lambda: (
-            "tensorboard" if importlib.util.find_spec("tensorboard") else "none"
-        ),
-        metadata={
-            "help": "Where to report to besides curves.csv and curves.png: tensorboard (if"
-            " installed), wandb, none, ..."
-        },
-    )
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to keep, besides the best one."}
-    )
+    own_options: ClassVar[type] = RunOptions  # what `--help` shows
+
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Not used: a loss that is not finite stops the run."}
     )

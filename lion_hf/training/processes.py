@@ -8,6 +8,8 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
+from ..status import stop
+
 # Names of accelerate's launcher: `accelerate launch`, `accelerate-launch`, and as a module.
 LAUNCHERS = ("launch", "accelerate-launch", "accelerate.commands.launch")
 # Launchers of several processes, such as torchrun or MPI, set one of these in each.
@@ -32,7 +34,7 @@ def start_processes() -> None:
     launcher = psutil.Process().parent()
     count = None if launcher is None else _asked_processes(launcher.cmdline())
     if count is None:
-        raise SystemExit(
+        stop(
             "accelerate launch --cpu starts one process: for N of them use"
             " torchrun --nproc_per_node N, or"
             " accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes N"

@@ -1,7 +1,7 @@
 """Training on rows that several processes share: each holds a piece of every row."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -10,24 +10,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..modeling.lion_ranks import sequence_parallel
 from .arguments import LionTrainingArguments
+from .options import SequenceOptions
 from .trainer import LionTrainer
 
 
 @dataclass
-class SequenceArguments(LionTrainingArguments):
+class SequenceArguments(SequenceOptions, LionTrainingArguments):
     """`LionTrainingArguments` for rows that several processes may share.
 
     Args:
         sequence_parallel_size: processes that share a row; a divisor of their number.
     """
 
-    sequence_parallel_size: int = field(
-        default=1,
-        metadata={
-            "help": "Processes that train on pieces of the same rows, so that each holds only a"
-            " piece's activations (--rows blocks)."
-        },
-    )
+    own_options: ClassVar[type] = SequenceOptions
 
     def __post_init__(self):
         size = self.sequence_parallel_size

@@ -3,11 +3,12 @@
 import argparse
 import difflib
 import enum
+import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,11 @@ SETTINGS_FILE = "settings.yaml"
 # What a program is asked to do with a run. It is not one of the run's settings.
 ACTIONS = ("do_train", "do_eval", "do_predict")
 MOST_VALUES = 100_000  # of a YAML file, whose aliases may repeat a value without end
+ALL = "--help_all"  # lists the options of transformers, too, for which it loads torch
+ALL_HINT = (
+    "All options of transformers.TrainingArguments work too, such as --max_steps, --learning_rate\n"
+    f"and --bf16: {ALL} lists them."
+)
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # of configurations
 
 
@@ -107,25 +113,11 @@ def parse_settings(
 
         start_processes()
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        types,
-        prog=prog,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=_HelpFormatter,
+    own = [getattr(cls, "own_options", cls) for cls in types]
+    show = (
+        None if own == list(types) else functools.partial(print_help, description, *own, prog=prog)
     )
-    for name, text in (positional or {}).items():
-        parser.add_argument(name, metavar=name.upper(), help=text)
-    places = "".join(f" {name.upper()}" for name in positional or {})
-    parser.usage = (
-        f"%(prog)s{places} [--config FILE.yaml] [--option value ...]"  # the full one fills a screen
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE.yaml",
-        help="Settings, one per line, by the options' names: a file, or the name of a recipe of the"
-        " package.",
-    )
+    parser = _parser(description, types, prog, positional or {}, show)
     legal = sorted(
         {
             option
@@ -141,7 +133,7 @@ def parse_settings(
         argv = [*_options_of_file(parser, file, legal), *argv]
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown("option", unknown[0].split("=")[0], legal))
+        parser.error(_unknown("option", unknown[0].split("=")[0], legal) + _hint(legal))
     values = vars(namespace)
     instances = [values[name] for name in positional or {}]
     for cls in types:
@@ -152,6 +144,19 @@ def parse_settings(
         except ValueError as error:
             parser.error(str(error))
     return tuple(instances)
+
+
+def print_help(description: str, *types: type, prog: str | None = None) -> None:
+    """Prints the help of a command that takes all options of transformers beside its own.
+
+    Args:
+        description: as in `parse_settings`.
+        *types: the dataclasses of its own options.
+        prog: as in `parse_settings`.
+    """
+    parser = _parser(description, types, prog, {}, lambda: None)
+    parser.epilog = ALL_HINT
+    parser.print_help()
 
 
 def save_settings(folder: str | os.PathLike, *instances: Any) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def parse_overrides(text: str | None, config: "PreTrainedConfig") -> dict[str, A
     legal = sorted(set(config.to_dict()) - {"model_type", "architectures", "transformers_version"})
     for name in overrides:
         if name not in legal:
-            raise ValueError(_unknown("field", str(name), legal).replace(" (--help shows all)", ""))
+            raise ValueError(_unknown("field", str(name), legal))
         if isinstance(getattr(config, name, None), bool) and overrides[name] in SWITCHES:
             overrides[name] = SWITCHES[overrides[name]]
     return overrides
@@ -233,6 +238,60 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+class _ShowOwn(argparse.Action):
+    """Prints the help for a command's own options, and ends the process."""
+
+    def __init__(self, option_strings: Sequence[str], show: Callable[[], None], **kwargs: Any):
+        super().__init__(option_strings, nargs=0, **kwargs)
+        self.show = show
+
+    def __call__(self, *_: Any) -> None:
+        self.show()
+        sys.exit(0)
+
+
+def _parser(
+    description: str,
+    types: Sequence[type],
+    prog: str | None,
+    positional: Mapping[str, str],
+    show_own: Callable[[], None] | None,
+) -> HfArgumentParser:
+    """A parser of the dataclasses' fields; with `show_own`, `--help` calls it."""
+    parser = HfArgumentParser(
+        types,
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+        add_help=show_own is None,
+    )
+    if show_own is not None:
+        only = {"default": argparse.SUPPRESS, "dest": argparse.SUPPRESS}
+        parser.add_argument(
+            "-h",
+            "--help",
+            action=_ShowOwn,
+            show=show_own,
+            help="Show the command's own options and exit.",
+            **only,
+        )
+        parser.add_argument(ALL, "--help-all", action="help", help="Show all options and exit.")
+    for name, text in positional.items():
+        parser.add_argument(name, metavar=name.upper(), help=text)
+    places = "".join(f" {name.upper()}" for name in positional)
+    parser.usage = (
+        f"%(prog)s{places} [--config FILE.yaml] [--option value ...]"  # the full one fills a screen
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="Settings, one per line, by the options' names: a file, or the name of a recipe of the"
+        " package.",
+    )
+    return parser
 
 
 def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str]) -> list[str]:
@@ -250,9 +309,9 @@ def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str
     options = []
     for key, value in settings.items():
         option = f"--{key}"
-        if option not in legal or option in ("--config", "--help"):
+        if option not in legal or option in ("--config", "--help", "--help-all", ALL):
             keys = [name.removeprefix("--") for name in legal]
-            parser.error(f"--config {file}: {_unknown('key', str(key), keys)}")
+            parser.error(f"--config {file}: {_unknown('key', str(key), keys)}{_hint(legal)}")
         if type(value) in (int, float):
             value = words.get(key, value)  # as it is written, since it may be meant as text
         if isinstance(value, list):
@@ -264,7 +323,12 @@ def _options_of_file(parser: argparse.ArgumentParser, file: str, legal: list[str
 
 def _unknown(kind: str, name: str, legal: list[str]) -> str:
     nearest = difflib.get_close_matches(name, legal, n=1, cutoff=0.0)[0]
-    return f"unknown {kind} {name}: did you mean {nearest}? (--help shows all)"
+    return f"unknown {kind} {name}: did you mean {nearest}?"
+
+
+def _hint(legal: list[str]) -> str:
+    """How to see all options."""
+    return f" ({ALL if ALL in legal else '--help'} shows all)"
 
 
 def _plain(value: Any) -> Any:

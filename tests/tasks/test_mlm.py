@@ -637,7 +637,7 @@ def test_recipes_name_settings_that_there_are(name, tmp_path):
 
 def test_help_is_complete(capsys):
     with pytest.raises(SystemExit) as stop:
-        mlm.main(["--help"])
+        mlm.main(["--help_all"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "accelerate launch" in text and "(default: packed)" not in text
     for cls in (mlm.ModelSettings, mlm.DataSettings, LionTrainingArguments):
