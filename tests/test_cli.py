@@ -10,8 +10,17 @@ from support.pages import ROOT
 
 from lion_hf import cli, startup
 
-COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "publish")
-QUICK = ("--help", "demo --help", "convert --help", "publish --help", "", "mlmm", "convert --x")
+COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "export", "publish")
+QUICK = (
+    "--help",
+    "demo --help",
+    "convert --help",
+    "export --help",
+    "publish --help",
+    "",
+    "mlmm",
+    "convert --x",
+)
 
 
 def run_python(*words: str) -> subprocess.CompletedProcess:
