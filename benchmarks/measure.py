@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-PACKAGES = ("torch", "transformers", "triton", "flash-linear-attention")
+PACKAGES = ("torch", "transformers", "onnxruntime", "triton", "flash-linear-attention")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2**-6}  # relative to the largest entry
 LEAST_SAMPLE = 0.02  # seconds: faster functions are called several times a sample
 

@@ -112,7 +112,7 @@ def _prepare_process(started: bool) -> None:
 
 def _check_command(parser: argparse.ArgumentParser, name: str) -> None:
     """Ends the process if there is no such command, with the name of the nearest one."""
-    names = [*TASKS, "linearize", "convert", "publish"]
+    names = [*TASKS, "linearize", "convert", "export", "publish"]
     if name not in names and not name.startswith("-"):
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         parser.error(f"unknown command {name}: did you mean {nearest}? (--help lists all commands)")
@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text)
     commands.add_parser("linearize", help=LINEARIZE)
     _add_convert(commands)
+    _add_export(commands)
     _add_publish(commands)
     return parser
 
@@ -167,6 +168,27 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         "--tokenizer", metavar="NAME_OR_FOLDER", help="tokenizer to save with a text model"
     )
     convert.set_defaults(run=_convert)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a model for ONNX Runtime, which serves it on CPUs without torch",
+        description="Writes a LION folder as an ONNX model that ONNX Runtime runs at any batch"
+        " size and length, compares it with torch, and prints the difference, the size and the"
+        " time. A folder of sentence-transformers keeps its modules.",
+    )
+    export.add_argument("folder", metavar="FOLDER", help="the folder of the model")
+    export.add_argument(
+        "output", metavar="OUT", help="the folder to write: a new name, or an empty folder"
+    )
+    export.add_argument("--onnx", action="store_true", required=True, help="the format")
+    export.add_argument(
+        "--int8",
+        action="store_true",
+        help="also write onnx/model_int8.onnx, with weights of 8 bits: smaller, less exact",
+    )
+    export.set_defaults(run=_export)
 
 
 def _add_publish(commands: argparse._SubParsersAction) -> None:
@@ -211,6 +233,19 @@ def _convert(args: argparse.Namespace) -> int:
     )
     for note in conversion.notes:
         print(f"note: {note}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .tasks.export import export_onnx
+
+    made = export_onnx(args.folder, args.output, int8=args.int8)
+    print(f"{made.folder}: {made.architecture}, mask_type={made.mask_type}, {made.seconds:.0f} s")
+    for file in made.files:
+        print(
+            f"{file.name:>24} {file.megabytes:8.1f} MB, differs from torch by at most"
+            f" {file.difference:.1e} of the largest output"
+        )
     return 0
 
 

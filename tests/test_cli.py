@@ -12,8 +12,17 @@ from transformers import TrainingArguments
 
 from lion_hf import cli, startup
 
-COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "publish")
-QUICK = ("--help", "demo --help", "convert --help", "publish --help", "", "mlmm", "convert --x")
+COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "export", "publish")
+QUICK = (
+    "--help",
+    "demo --help",
+    "convert --help",
+    "export --help",
+    "publish --help",
+    "",
+    "mlmm",
+    "convert --x",
+)
 ENDS = [
     (ValueError("lr=0"), 2),
     (FileNotFoundError("no file"), 2),

@@ -16,6 +16,7 @@ EXAMPLES = {  # what each prints last
     "embed_long_documents": r"lighthouse: -?[01]\.\d{3}\nbakery: -?[01]\.\d{3}\n",
     "fine_tune_classifier": r"held-out accuracy: (9\d|100)%\n",
     "search_a_book": r"[\d,]+ tokens, \d+ passages\. .+\n(-?0\.\d\d: .+ \.\.\.\n){3}",
+    "serve_with_onnx": r"-?[01]\.\d{3} The train was late\.\n-?[01]\.\d{3} He closed .+\n",
     "classify_any_size": r"224 x 224 pixels: .+ \(\d+%\)\n640 x 352 pixels: .+ \(\d+%\)\n",
 }
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 SOURCES = ("README.md", "LICENSE", "MANIFEST.in", "pyproject.toml", "setup.py")
 FOLDERS = ("lion_hf", "configs", "model_cards")
-COMMANDS = ("mlm", "glue", "images", "linearize", "convert", "publish", "demo")
+COMMANDS = ("mlm", "glue", "images", "linearize", "convert", "export", "publish", "demo")
 SMALL = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 QUICK = "--max_steps 3 --report_to none --use_cpu --disable_tqdm true --dataloader_num_workers 1"
 
@@ -141,7 +141,7 @@ print(json.dumps(printed))
 
 def test_help(installed):
     listed = installed(installed.script, "--help").stdout
-    assert {"convert", "linearize", "publish", *cli.TASKS} == set(COMMANDS)
+    assert {"convert", "export", "linearize", "publish", *cli.TASKS} == set(COMMANDS)
     for command, printed in json.loads(installed("-c", HELPS, *COMMANDS).stdout).items():
         assert printed.startswith(f"usage: lion-hf {command}")
         assert command in listed

@@ -39,6 +39,22 @@ class Neighbours(NamedTuple):
     valid: torch.Tensor
 
 
+class CompactRows(NamedTuple):
+    """The tokens of every row moved to its front, for rows whose values cannot be looked at.
+
+    Fields:
+        tokens: the places in the flattened batch that the front of each row reads, (B * L,).
+        back: for every place of the batch, where its token went, (B * L,).
+        filled: True for the places that got a token, (B, L, 1).
+        mask: True for tokens, (B, L, 1).
+    """
+
+    tokens: torch.Tensor
+    back: torch.Tensor
+    filled: torch.Tensor
+    mask: torch.Tensor
+
+
 class Grid(NamedTuple):
     """The patches of an image, which follow its class token row by row."""
 
@@ -51,7 +67,7 @@ def convolution_layout(
     shape: tuple[int, int],
     attention_mask: torch.Tensor | None,
     seq_idx: torch.Tensor | None,
-) -> SpacedRows | Neighbours | None:
+) -> SpacedRows | CompactRows | Neighbours | None:
     """What a convolution has to know of a batch of texts, made once for all layers.
 
     Args:
@@ -62,7 +78,8 @@ def convolution_layout(
 
     Returns:
         None if every row is one document without padding. `SpacedRows` where the values of the mask
-        may be looked at, which is faster, else `Neighbours`.
+        may be looked at, which is faster, else `CompactRows` for one document per row, and
+        `Neighbours` for several.
     """
     if attention_mask is None and seq_idx is None:
         return None
@@ -75,10 +92,11 @@ def convolution_layout(
         if seq_idx is None and values_known(mask) and bool(mask.all()):
             return None
     rank = mask.cumsum(1) - 1  # of a token among the tokens of its row
-    documents = _documents(mask, seq_idx)
     if values_known(mask):
-        return _spaced_rows(width // 2, mask, rank, documents)
-    return _neighbours(width, mask, rank, documents)
+        return _spaced_rows(width // 2, mask, rank, _documents(mask, seq_idx))
+    if seq_idx is None:
+        return _compact_rows(mask, rank)
+    return _neighbours(width, mask, rank, _documents(mask, seq_idx))
 
 
 def _documents(mask: torch.Tensor, seq_idx: torch.Tensor | None) -> torch.Tensor:
@@ -102,11 +120,27 @@ def _spaced_rows(
     return SpacedRows(tokens, (places + rows).flatten()[tokens], max(length, 1))
 
 
+def _slots(mask: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
+    """Places of a row's tokens, by rank, and 0 behind the last, (B, L). ONNX cannot sort stably."""
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device).expand(mask.shape)
+    slots = places.new_zeros(mask.shape[0], length + 1)  # the last one takes what padding writes
+    return slots.scatter(1, torch.where(mask, rank, length), places)[:, :length]
+
+
+def _compact_rows(mask: torch.Tensor, rank: torch.Tensor) -> CompactRows:
+    batch, length = mask.shape
+    first = torch.arange(batch, device=mask.device)[:, None] * length  # place of each row
+    filled = torch.arange(length, device=mask.device) < mask.sum(1, keepdim=True)
+    tokens, back = first + _slots(mask, rank), first + rank.clamp(min=0)
+    return CompactRows(tokens.flatten(), back.flatten(), filled[..., None], mask[..., None])
+
+
 def _neighbours(
     width: int, mask: torch.Tensor, rank: torch.Tensor, documents: torch.Tensor
 ) -> Neighbours:
     length = mask.shape[1]
-    slots = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # places of the tokens, by rank
+    slots = _slots(mask, rank)
     index, valid = [], []
     for offset in range(-(width // 2), width // 2 + 1):
         wanted = rank + offset
@@ -117,7 +151,7 @@ def _neighbours(
     return Neighbours(torch.stack(index), torch.stack(valid))
 
 
-Layout = Grid | SpacedRows | Neighbours | None
+Layout = Grid | SpacedRows | CompactRows | Neighbours | None
 
 
 class LionConvolution(nn.Module):
@@ -170,6 +204,8 @@ class LionConvolution(nn.Module):
             return self._convolve(hidden_states[:, None]).squeeze(1)
         if isinstance(layout, SpacedRows):
             return self._convolve_spaced(hidden_states, layout)
+        if isinstance(layout, CompactRows):
+            return self._convolve_compact(hidden_states, layout)
         taps = self.weight[:, 0, 0].to(hidden_states.dtype).unbind(1)
         output = torch.zeros_like(hidden_states)
         for tap, places, valid in zip(taps, layout.places, layout.valid):
@@ -194,3 +230,14 @@ class LionConvolution(nn.Module):
         answers = spaced.reshape(batch * layout.length, channels).index_select(0, layout.places)
         output = torch.zeros_like(flat).index_copy(0, layout.tokens, answers)
         return output.view(batch, length, channels)
+
+    def _convolve_compact(self, hidden_states: torch.Tensor, layout: CompactRows) -> torch.Tensor:
+        """Shifted rows times taps, which ONNX Runtime computes without transposing anything."""
+        shape, length = hidden_states.shape, hidden_states.shape[1]
+        front = hidden_states.flatten(0, 1).index_select(0, layout.tokens).view(shape)
+        taps = self.weight[:, 0, 0].to(hidden_states.dtype).unbind(1)
+        gap = len(taps) // 2
+        front = F.pad(front.masked_fill(~layout.filled, 0), (0, 0, gap, gap))
+        output = sum(tap * front[:, n : n + length] for n, tap in enumerate(taps))
+        output = output.flatten(0, 1).index_select(0, layout.back).view(shape)
+        return output.masked_fill(~layout.mask, 0)

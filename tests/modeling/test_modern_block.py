@@ -77,10 +77,33 @@ def test_a_convolution_sees_neither_padding_nor_the_next_document(way, width, pa
     x = torch.randn(2, 17, 24, dtype=torch.float64)
     x[:, mask == 0] = float("nan")
     output = convolution(x, convolution_layout(width, (2, 17), mask.expand(2, -1), seq_idx[None]))
-    for row in range(2):
-        for first, last in ((0, 6), (6, 12), (12, 17)):
+    assert_convolved(x, mask, convolution.weight, output, ((0, 6), (6, 12), (12, 17)))
+
+
+@pytest.mark.parametrize("width", [1, 3, 7])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_convolution_of_one_document_per_row(way, width, padding):
+    """With padding that the rows do not share, and its gradients."""
+    convolution = LionConvolution(text_config(conv_kernel_size=width)).double()
+    torch.nn.init.normal_(convolution.weight)
+    mask = torch.tensor(PADDINGS[padding])
+    x = torch.randn(3, 17, 24, dtype=torch.float64)
+    x[:, mask == 0] = float("nan")
+    x[2, 5:], masks = float("nan"), mask.repeat(3, 1)
+    masks[1:, 5:] = 0
+    layout = convolution_layout(width, (3, 17), masks, None)
+    output = convolution(x.requires_grad_(), layout)
+    for row in range(3):
+        assert_convolved(x[row : row + 1], masks[row], convolution.weight, output[row : row + 1])
+    output.masked_fill(masks[..., None] == 0, 0).square().sum().backward()
+    assert (x.grad[masks == 0] == 0).all() and x.grad[masks != 0].abs().min() > 0
+
+
+def assert_convolved(x, mask, weight, output, documents=((0, 17),)) -> None:
+    for row in range(len(x)):
+        for first, last in documents:
             real = torch.arange(17)[first:last][mask[first:last] != 0]
-            expected = convolved(x[row, real], convolution.weight)
+            expected = convolved(x[row, real], weight)
             torch.testing.assert_close(output[row, real], expected, atol=1e-12, rtol=0)
 
 
