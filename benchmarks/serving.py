@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import ModernBertConfig, ModernBertModel
 
 from lion_hf import LionConfig, LionModel
-from lion_hf.tasks.export import megabytes, quantize, text_axes, write_onnx
+from lion_hf.tasks.export import TEXT_AXES, megabytes, quantize, write_onnx
 
 LENGTHS = (128, 1024, 8192)
 SIZES = {
@@ -62,7 +62,7 @@ def export(name: str, model: torch.nn.Module, folder: Path) -> tuple[dict, list[
     """Sessions of a model by the names of their columns, and a row of the table of exports."""
     files = {kind: folder / f"{name} {kind}.onnx" for kind in (WHOLE, SMALL)}
     seconds = [time.perf_counter()]
-    write_onnx(model, example(2, 9), text_axes(), files[WHOLE])
+    write_onnx(model, example(2, 9), TEXT_AXES, files[WHOLE])
     seconds.append(time.perf_counter())
     quantize(files[WHOLE], files[SMALL])
     seconds.append(time.perf_counter())
