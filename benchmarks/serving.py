@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import ModernBertConfig, ModernBertModel
 
 from lion_hf import LionConfig, LionModel
-from lion_hf.tasks.export import megabytes, quantize, text_axes, write_onnx
+from lion_hf.tasks.export import TEXT_AXES, megabytes, quantize, write_onnx
 
 LENGTHS = (128, 1024, 8192)
 SIZES = {
@@ -62,7 +62,7 @@ def export(name: str, model: torch.nn.Module, folder: Path) -> tuple[dict, list[
     """Sessions of a model by the names of their columns, and a row of the table of exports."""
     files = {kind: folder / f"{name} {kind}.onnx" for kind in (WHOLE, SMALL)}
     seconds = [time.perf_counter()]
-    write_onnx(model, example(2, 9), text_axes(), files[WHOLE])
+    write_onnx(model, example(2, 9), TEXT_AXES, files[WHOLE])
     seconds.append(time.perf_counter())
     quantize(files[WHOLE], files[SMALL])
     seconds.append(time.perf_counter())
@@ -117,8 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one layer, short rows")
     parser.add_argument("--seconds", type=float, default=10, help="time for each length")
+    parser.add_argument("--output", type=Path, help="folder of the report")
     args = parser.parse_args()
-    output = Path("outputs/benchmarks" if args.quick else "benchmarks/results")
+    output = args.output or Path("outputs/benchmarks" if args.quick else "benchmarks/results")
     output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     models = build(1 if args.quick else 4)

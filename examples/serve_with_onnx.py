@@ -34,7 +34,7 @@ def random_model() -> Path:
     sizes = {"vocab_size": len(vocabulary), "num_hidden_layers": 2}
     config = LionConfig.from_pretrained(find_preset("modern-lion-s-tiny"), **sizes)
     LionModel(config).save_pretrained(source)
-    return export_onnx(source, folder).folder
+    return folder if folder.exists() else export_onnx(source, folder).folder
 
 
 folder = Path(sys.argv[1]) if len(sys.argv) > 1 else random_model()

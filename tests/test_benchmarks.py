@@ -178,6 +178,18 @@ def test_quick_run_of_everything(tmp_path):
 
 
 @pytest.mark.slow
+def test_quick_run_of_serving(tmp_path):
+    """Both models are exported, agree with torch, and are timed."""
+    pytest.importorskip("onnxscript")
+    command = [sys.executable, FOLDER / "serving.py", "--quick", "--output", str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    table = (tmp_path / "serving-cpu.md").read_text()
+    assert table in finished.stdout
+    assert all(row in table for row in ("| 16 | forward", "| 70 | forward", "| ModernBERT | "))
+
+
+@pytest.mark.slow
 def test_quick_run_of_the_errors(tmp_path):
     """The report has every family, dtype and form: nearly exact in float32, less so in bfloat16."""
     command = [sys.executable, FOLDER / "precision.py", "--quick", "--output", str(tmp_path)]
@@ -307,7 +319,7 @@ def test_figures_of_the_pages_are_those_of_the_results(page):
         "docs/linearize.md": 1,
         "docs/long_inputs.md": 3,
         "docs/padding_and_packing.md": 1,
-        "docs/speed.md": 5,
+        "docs/speed.md": 7,
         "docs/training.md": 5,
     }
     assert len(shown) >= least.get(page, 0)

@@ -238,6 +238,8 @@ class LionConvolution(nn.Module):
         taps = self.weight[:, 0, 0].to(hidden_states.dtype).unbind(1)
         gap = len(taps) // 2
         front = F.pad(front.masked_fill(~layout.filled, 0), (0, 0, gap, gap))
-        output = sum(tap * front[:, n : n + length] for n, tap in enumerate(taps))
+        output = torch.zeros_like(hidden_states)
+        for n, tap in enumerate(taps):
+            output = output + tap * front[:, n : n + length]
         output = output.flatten(0, 1).index_select(0, layout.back).view(shape)
         return output.masked_fill(~layout.mask, 0)

@@ -40,6 +40,8 @@ EXAMPLE = (2, 9)  # rows and tokens that are traced: no dimension of 1, which wo
 # rows, and patches down and across.
 TEXTS = ((3, 150, 37, "left"), (2, 64, 9, "right"), (1, 5, 0, "right"))
 IMAGES = ((1, 2, 3), (2, 5, 4))
+TEXT_AXES = {0: "batch", 1: "sequence"}  # axes that may have any size
+IMAGE_AXES = {0: "batch", 2: "height", 3: "width"}
 MEGABYTE = 10**6
 TRACED = "pkg.torch.onnx.fx_node"  # under which the exporter notes what a node was made of
 GATE = "_gate"  # ends the names of the nodes that multiply with a gate's weights
@@ -186,17 +188,11 @@ def _image(config: LionConfig, rows: int, down: int, across: int) -> dict[str, t
     return {"pixel_values": torch.randn(rows, config.num_channels, down * size, across * size)}
 
 
-def text_axes() -> dict[int, str]:
-    """The axes of a batch of texts that may have any size, with their names."""
-    return {0: "batch", 1: "sequence"}
-
-
 def _export(network: LionPreTrainedModel, file: Path) -> None:
     if network.config.modality == "text":
-        write_onnx(network, _text(network.config, *EXAMPLE), text_axes(), file)
+        write_onnx(network, _text(network.config, *EXAMPLE), TEXT_AXES, file)
     else:
-        axes = {0: "batch", 2: "height", 3: "width"}
-        write_onnx(network, _image(network.config, 2, 2, 3), axes, file)
+        write_onnx(network, _image(network.config, 2, 2, 3), IMAGE_AXES, file)
 
 
 def write_onnx(
