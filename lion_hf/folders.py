@@ -29,11 +29,17 @@ def check_new_folder(output: str | os.PathLike) -> Path:
     """The absolute path of a folder to write, which does not exist yet or is empty.
 
     Raises:
-        ValueError: if something is there.
+        ValueError: if something is there, or nothing can be written there.
     """
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another output")
+    place = next(parent for parent in output.parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "may not be written to" if place.is_dir() else "is no folder"
+        raise ValueError(
+            f"{output} cannot be made, because {place} {reason}: choose another output"
+        )
     return output
 
 

@@ -28,7 +28,11 @@ Found = tuple[SeededDataset, SeededDataset, Callable[[list], Batch], list[str]]
 
 
 def lesson_data(
-    student: LionPreTrainedModel, processor: Any, settings: Distillation, seed: int
+    student: LionPreTrainedModel,
+    processor: Any,
+    settings: Distillation,
+    seed: int,
+    longest: int | None = None,
 ) -> Parts:
     """Training data, validation data, what makes batches of them, and notes.
 
@@ -39,12 +43,16 @@ def lesson_data(
         processor: tokenizer or image processor.
         settings: files and columns.
         seed: of masks.
+        longest: tokens that the source takes; as many as the student if not given.
 
     Raises:
         ValueError: for data that are missing, cannot be read or do not fit the model.
     """
-    find = texts if student.config.modality == "text" else _images
-    found: Found = find(student, processor, settings, seed)
+    found: Found = (
+        texts(student, processor, settings, seed, longest)
+        if student.config.modality == "text"
+        else _images(student, processor, settings, seed)
+    )
     train, validation, collate, notes = found
     if settings.alpha < 1 and "labels" not in collate([train[0]]):
         reason = "".join(f" ({note.rstrip('.')})" for note in notes)

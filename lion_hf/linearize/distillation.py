@@ -66,6 +66,16 @@ class Lesson(nn.Module):
                 lambda _m, _a, output: self._seen["output"].append(output)
             )
 
+    @property
+    def longest_text(self) -> int | None:
+        """Tokens that the teacher takes; None for images.
+
+        They may be fewer than its positions, and than what the student takes.
+        """
+        config = self.teacher.config
+        sizes = {**config.to_dict(), **self.family.settings(config)}
+        return sizes.get("max_position_embeddings")
+
     def begin(self, stage: str) -> None:
         """Makes a stage's parameters trainable.
 

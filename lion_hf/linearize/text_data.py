@@ -10,9 +10,9 @@ from ..data.masking import MaskTokens, pad_rows
 from ..data.samples import SeededDataset
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
-from .pieces import in_pieces
+from .pieces import FEWEST_LETTERS, in_pieces
 from .settings import Distillation
-from .text_sources import TextReader, check_words, hold_out
+from .text_sources import TextReader, check_words, hold_out, name_of
 
 MAX_LENGTH = 256  # tokens per text, unless asked otherwise
 
@@ -22,15 +22,17 @@ def texts(
     tokenizer: PreTrainedTokenizerBase,
     settings: Distillation,
     seed: int,
+    longest: int | None = None,
 ) -> tuple[SeededDataset, SeededDataset, "TextBatches", list[str]]:
     """As `lesson_data`, of texts."""
-    _check(student, tokenizer, settings)
+    longest = longest or student.config.max_position_embeddings
+    _check(student, tokenizer, settings, longest)
     config, kind, head = student.config, problem_type(student), type(student).__name__
     masked = head == "LionForMaskedLM"
     labelled = head == "LionForSequenceClassification" and (
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
-    prepare = TextSamples(tokenizer, settings, masked, config.max_position_embeddings)
+    prepare = TextSamples(tokenizer, settings, masked, longest)
     reader = TextReader(settings, config, labelled)
     rows, others, notes = reader.train(), reader.validation(), reader.notes
     check_words(rows, tokenizer, settings, masked)
@@ -39,15 +41,22 @@ def texts(
         notes.append(note)
     if [*rows[0]] == ["sentence1"]:  # neither pairs nor labels, which are of whole texts
         rows = in_pieces(rows, seed)
+        if not rows:
+            raise ConversionError(
+                f"{name_of(settings)}: expected sentences, but none of the texts has"
+                f" {FEWEST_LETTERS} letters in one"
+            )
     train = SeededDataset(rows, prepare, seed)
     validation = SeededDataset(others, prepare, seed, vary=False)
     return train, validation, TextBatches(tokenizer.pad_token_id, labelled), notes
 
 
 def _check(
-    student: LionPreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Distillation
+    student: LionPreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Distillation,
+    longest: int,
 ) -> None:
-    longest = student.config.max_position_embeddings
     if settings.data_path or not (settings.train_file or settings.dataset):
         raise ConversionError(
             f"data_path={settings.data_path!r}: the source reads text, which needs train_file or"
@@ -55,7 +64,14 @@ def _check(
         )
     if settings.max_length is not None and settings.max_length > longest:
         raise ConversionError(
-            f"max_length={settings.max_length}: expected at most max_position_embeddings={longest}"
+            f"max_length={settings.max_length}: expected at most {longest}, as many tokens as the"
+            " source takes"
+        )
+    special = tokenizer.num_special_tokens_to_add()
+    if settings.max_length is not None and settings.max_length <= special:
+        raise ConversionError(
+            f"max_length={settings.max_length}: expected more than {special}, the special tokens"
+            " of a text"
         )
     if type(student).__name__ == "LionForMaskedLM" and tokenizer.mask_token is None:
         raise ConversionError(
@@ -74,7 +90,7 @@ class TextSamples:
         tokenizer: the model's.
         settings: length, and share of masked tokens.
         masked: whether to mask.
-        longest: tokens that the model takes.
+        longest: tokens that the source takes.
     """
 
     def __init__(

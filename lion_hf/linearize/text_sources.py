@@ -182,6 +182,11 @@ def hold_out(rows: Rows, most: int) -> tuple[Rows, Rows, str]:
     return kept, held, f"no validation data were given: {count} of {length} texts were held out."
 
 
+def name_of(settings: Distillation) -> str:
+    """Where the texts come from, for messages."""
+    return settings.dataset or " ".join(settings.train_file or [])
+
+
 def check_words(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, settings: Distillation, masked: bool
 ) -> None:
@@ -201,9 +206,8 @@ def check_words(
     for place in spread_evenly(len(rows), count):
         if not special >= {*tokenizer(rows[place]["sentence1"])["input_ids"]}:
             return
-    source = settings.dataset or " ".join(settings.train_file or [])
     result = "nothing can be masked" if masked else "nothing can be learnt"
     raise ConversionError(
-        f"{source}: the source's tokenizer knows no word of {count} texts that were looked at, so"
-        f" {result}: expected text in the source's language"
+        f"{name_of(settings)}: the source's tokenizer knows no word of {count} texts that were"
+        f" looked at, so {result}: expected text in the source's language"
     )

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.data import lesson_data
+from lion_hf.linearize.distillation import Lesson
 from lion_hf.linearize.learning import memory_errors
 from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.softmax_models import load_softmax_model
@@ -104,6 +105,46 @@ def test_text_of_which_the_tokenizer_knows_no_word(text_source, tmp_path):
         student, _ = linearize_model(softmax_model(architecture))
         with pytest.raises(ValueError, match=f"knows no word of 5 texts .*nothing can be {result}"):
             lesson_data(student, tokenizer, settings, seed=0)
+
+
+def test_text_without_a_sentence(text_source, tmp_path):
+    """Numbers alone are no pieces of text, so nothing would be left to learn from."""
+    (tmp_path / "numbers.txt").write_text("1 2\n34\n" * 5)
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    tokenizer.add_tokens(["1", "2", "34"])
+    settings = Distillation(train_file=str(tmp_path / "numbers.txt"))
+    student, _ = linearize_model(softmax_model("BertModel"))
+    with pytest.raises(ValueError, match="numbers.txt: expected sentences, but none .* 3 letters"):
+        lesson_data(student, tokenizer, settings, seed=0)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "RobertaModel"])
+def test_texts_are_no_longer_than_the_source_takes(architecture, text_source, tmp_path):
+    """Also where the copy has more positions."""
+    teacher = softmax_model(architecture)
+    student, _ = linearize_model(teacher, max_position_embeddings=300)
+    longest = Lesson(student, teacher).longest_text
+    assert longest == linearize_model(teacher)[0].config.max_position_embeddings < 300
+    (tmp_path / "a.txt").write_text("a film " * 200 + "\n")
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    given = student, tokenizer, Distillation(train_file=str(tmp_path / "a.txt")), 0
+    _, validation, *_ = lesson_data(*given, longest)
+    assert len(validation[0]["input_ids"]) == longest
+    assert len(lesson_data(*given)[1][0]["input_ids"]) == 256
+    settings = Distillation(train_file=str(tmp_path / "a.txt"), max_length=longest + 1)
+    with pytest.raises(ValueError, match=f"max_length={longest + 1}: expected at most {longest},"):
+        lesson_data(student, tokenizer, settings, 0, longest)
+
+
+def test_texts_of_special_tokens_alone(text_source, tmp_path):
+    (tmp_path / "a.txt").write_text("a film\n" * 3)
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    student, _ = linearize_model(softmax_model("BertModel"))
+    given = {"train_file": str(tmp_path / "a.txt")}
+    with pytest.raises(ValueError, match="max_length=2: expected more than 2, the special tokens"):
+        lesson_data(student, tokenizer, Distillation(**given, max_length=2), seed=0)
+    train, *_ = lesson_data(student, tokenizer, Distillation(**given, max_length=3), seed=0)
+    assert len(train[0]["input_ids"]) == 3
 
 
 def test_data_of_the_other_modality(text_source, image_source, tmp_path):
