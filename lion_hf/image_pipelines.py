@@ -5,11 +5,6 @@ grey into white, and decodes a picture of any size. For models of other families
 unless they have LION's image processor, as the softmax models that `lion-hf images` trains.
 """
 
-import base64
-import binascii
-import io
-import os
-import urllib.request
 from typing import Any
 
 import torch
@@ -18,39 +13,7 @@ from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipe
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_lion import LionConfig
-from .modeling.image_processing_lion import LionImageProcessor, upright_rgb
-
-
-def open_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
-    """Opens what an image pipeline takes, without decoding it.
-
-    Args:
-        source: a PIL image, a path, an http(s) address, or an image in base64 (or its data URL).
-        timeout: seconds to wait for an address.
-
-    Raises:
-        ValueError: if a text is none of these.
-        TypeError: for another type.
-        OSError: if the bytes are not an image, or an address cannot be read.
-    """
-    if isinstance(source, Image.Image):
-        return source
-    if not isinstance(source, str):
-        raise TypeError(
-            f"image is a {type(source).__name__}: expected a PIL image, path, address or base64"
-        )
-    if source.startswith(("http://", "https://")):
-        with urllib.request.urlopen(source, timeout=timeout) as answer:
-            return Image.open(io.BytesIO(answer.read()))
-    if os.path.isfile(source):
-        return Image.open(source)
-    encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source
-    try:
-        return Image.open(io.BytesIO(base64.b64decode(encoded)))
-    except (binascii.Error, ValueError, OSError) as error:
-        raise ValueError(
-            f"{source[:80]!r} is not an image: expected a path, an http(s) address or base64"
-        ) from error
+from .modeling.image_processing_lion import LionImageProcessor, open_picture, upright_rgb
 
 
 class _OpensAsTraining(Pipeline):

@@ -13,7 +13,8 @@ import pyarrow
 from datasets.exceptions import DatasetsError
 
 from .fingerprints import fingerprint
-from .text_files import check_text, open_text, text_encoding
+from .tables import check_parquet, long_fields, measure_parquet
+from .text_files import check_text, check_unpacked, is_empty, open_text, text_encoding
 
 LOADERS = {
     ".txt": "text",
@@ -56,7 +57,8 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
 
     Raises:
         ValueError: for files of several kinds or of none, files that cannot be read, without the
-            column or without text.
+            column or without text, or that become much larger in memory than they are. Of a stream,
+            only the directories of parquet files are measured.
     """
     kinds = {LOADERS.get(Path(name.lower().removesuffix(".gz")).suffix) for name in files}
     if len(kinds) > 1 or None in kinds:
@@ -66,18 +68,22 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         )
     (kind,) = kinds
     options: dict[str, Any] = {}
+    _check_names(files)
     if kind != "parquet":
         files = [name for name in files if _holds_text(name)]
         if not files:
             raise ValueError("all files are empty: expected text")
         options["encoding"] = _encoding(files, kind or "")
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
-        for name in files:
-            _check_header(name, column)
+        with_rows = [name for name in files if _has_rows(name, column)]  # checks every file
+        if not with_rows:
+            raise ValueError(f"{' '.join(files)}: a header without rows: expected text")
         options |= {"usecols": [column], "converters": {column: str}, "na_filter": False}
         options["index_col"] = False  # else a longer row's first field would be its name
     names = [glob.escape(str(Path(name).absolute())) for name in files]
     try:
+        for name in files:
+            _check_size(name, kind or "", streaming)
         # `datasets` knows a file by its time of change; the name also tells its content
         content = hashlib.sha256(json.dumps(fingerprint(files)).encode()).hexdigest()[:16]
         options |= {"name": f"{kind}-{content}", "data_files": names, "split": "train"}
@@ -136,10 +142,27 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _check_names(files: Sequence[str]) -> None:
+    """Raises ValueError for names that `datasets` takes for addresses."""
+    for name in files:
+        packed = name.lower().endswith(".gz")
+        if "::" in name or (packed and ("[" in name or "]" in name)):
+            signs = "'::', and in those of packed files '[' and ']'" if packed else "'::'"
+            raise ValueError(f"{name}: file names must not contain {signs}; rename it")
+
+
+def _check_size(name: str, kind: str, streaming: bool) -> None:
+    """Raises ValueError for a file that would become much larger in memory."""
+    if kind == "parquet":
+        check_parquet(name) if streaming else measure_parquet(Path(name))
+    elif not streaming:
+        check_unpacked(name)
+
+
 def _holds_text(name: str) -> bool:
     """Whether a file is not empty, after a check of its beginning."""
     check_text(name, LOOKED_AT)
-    return Path(name).stat().st_size > 0
+    return not is_empty(name)
 
 
 def _encoding(files: Sequence[str], kind: str | None) -> str:
@@ -158,12 +181,20 @@ def _encoding(files: Sequence[str], kind: str | None) -> str:
     return encoding
 
 
-def _check_header(name: str, column: str) -> None:
+def _has_rows(name: str, column: str) -> bool:
+    """Whether a CSV file has rows, after a check of its header."""
     try:
-        with open_text(name) as file:
-            columns = next(csv.reader(file), [])
+        with open_text(name) as file, long_fields():
+            reader = csv.reader(file)
+            columns = next(reader, [])
+            has_rows = next(reader, None) is not None
     except csv.Error as error:
         raise ValueError(f"{name} cannot be read as csv: {error}") from error
     if column not in columns:
         listed = ", ".join(columns[:20]) or "none"
         raise NoColumn(f"{name} has no column {column!r}: it has {listed}")
+    if columns.count(column) > 1:
+        raise ValueError(
+            f"{name} has {columns.count(column)} columns {column!r}: rename the others"
+        )
+    return has_rows

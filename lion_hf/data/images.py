@@ -17,7 +17,7 @@ from ..modeling.image_processing_lion import MAX_BYTES, upright_rgb
 from .documents import reason
 from .fingerprints import fingerprint
 from .image_settings import ImageSource
-from .labels import LabelColumn
+from .labels import LabelColumn, usual_column
 from .samples import SkippedSample
 from .tables import check_parquet
 
@@ -26,14 +26,19 @@ logger = logging.getLogger(__name__)
 # Folders, files and splits to evaluate on; the first that is found is taken.
 HELD_OUT = ("val", "validation", "test")
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
-# Folders that systems and programs leave behind, beside those whose names begin with a dot.
+# Folders that systems and programs leave behind, in small letters, beside those whose names begin
+# with a dot.
 LEFT_BEHIND = {
-    "__MACOSX",
+    "__macosx",
     "__pycache__",
-    "@eaDir",
+    "@eadir",
+    "@recycle",
+    "@__thumb",
+    "#recycle",
+    "#snapshot",
     "lost+found",
-    "$RECYCLE.BIN",
-    "System Volume Information",
+    "$recycle.bin",
+    "system volume information",
 }
 UNKNOWN = -100  # class number of a picture without label; the loss and the figures leave it out
 PROBED = 200  # pictures of each part that are read before the training starts
@@ -72,7 +77,7 @@ class Images(Sequence):
         images: paths, or rows of a column with encoded images.
         labels: the class number of each, or `UNKNOWN`.
         names: of the classes.
-        files: what the pictures are read from: folders or files, for fingerprints.
+        files: what the pictures are read from, for fingerprints.
     """
 
     def __init__(
@@ -209,10 +214,10 @@ def _read_tables(
             f"{path} has splits {sorted(tables)}: expected train and one of {', '.join(HELD_OUT)}"
         )
     columns = tables["train"].column_names
-    image_column = _column("image_column", source.image_column, IMAGE_COLUMNS, columns)
-    label_column = _column("label_column", source.label_column, LABEL_COLUMNS, columns)
-    parts = [tables["train"], tables[held_out]]
     sources = [", ".join(map(str, names)) or path for names in files]
+    image_column = _column("image_column", source.image_column, IMAGE_COLUMNS, columns, sources[0])
+    label_column = _column("label_column", source.label_column, LABEL_COLUMNS, columns, sources[0])
+    parts = [tables["train"], tables[held_out]]
     labels = [LabelColumn.of(table, label_column, where) for table, where in zip(parts, sources)]
     if labels[0].is_real_valued:
         raise ValueError(f"label_column={label_column!r} holds floats: expected classes")
@@ -362,15 +367,18 @@ def _read_classes(root: Path, names: Sequence[str]) -> Images:
     for number, name in enumerate(names):
         found = sorted(visible_files(root / name, IMG_EXTENSIONS))
         files, labels = files + found, labels + [number] * len(found)
-    return Images(files, labels, names, [str(root)])
+    return Images(files, labels, names, files)  # nothing else there is part of the data
 
 
 def _counts(name: str) -> bool:
-    return not name.startswith(".") and name not in LEFT_BEHIND
+    return not name.startswith(".") and name.lower() not in LEFT_BEHIND
 
 
-def _column(option: str, name: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
-    found = next((column for column in ([name] if name else usual) if column in columns), None)
-    if found is None:
+def _column(
+    option: str, name: str | None, usual: tuple[str, ...], columns: list[str], source: str
+) -> str:
+    if name is None:
+        return usual_column(option, usual, columns, source)
+    if name not in columns:
         raise ValueError(f"{option}={name!r}: expected one of the columns {columns}")
-    return found
+    return name

@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 from datasets.features.features import FeatureType
 
 _PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")  # of 64 bits at most
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DEFAULT_NAME = re.compile(r"LABEL_\d+")
 LARGEST_TARGET = 3.4e38  # of float32, in which models compute
+CURE = (  # for lists
+    ": make a column of each label and train a model for each, or train with a program of your own"
+    " and problem_type='multi_label_classification'"
+)
 SHOWN = 20  # classes that an error message lists
 
 
@@ -51,6 +55,7 @@ class LabelColumn:
         raise ValueError(
             f"{self.name} of {self.source} holds {found!s:.80}: expected one label per row, as"
             " text, integer, boolean, float or ClassLabel; several labels per row are not supported"
+            f"{CURE if isinstance(self.feature, (list, List, LargeList)) else ''}"
         )
 
     @classmethod
@@ -180,6 +185,31 @@ class LabelColumn:
             "such): expected"
             f" {legal}"
         )
+
+
+def usual_column(option: str, usual: Sequence[str], columns: Sequence[str], source: str) -> str:
+    """The only column that has one of the usual names.
+
+    Args:
+        option: the setting that names the column, for the error.
+        usual: the names.
+        columns: the names that there are.
+        source: where they are, for the error.
+
+    Raises:
+        ValueError: if there is none, or several of them.
+    """
+    found = [name for name in usual if name in columns]
+    if len(found) > 1:
+        raise ValueError(
+            f"{option}: {source} has the columns {', '.join(found)}; name the one that is meant"
+        )
+    if not found:
+        raise ValueError(
+            f"{option}: none of {tuple(usual)} is in {source}; name one of its columns"
+            f" {list(columns)}"
+        )
+    return found[0]
 
 
 def _is_missing(value: Any) -> bool:

@@ -50,7 +50,7 @@ def read_table(path: str | Path) -> Dataset:
 
 def _read_csv(path: Path) -> Dataset:
     lines = io.StringIO(read_text(path), newline="")
-    with _long_fields():
+    with long_fields():
         reader = csv.reader(lines, strict=True)
         try:
             header, rows = next(reader, []), []
@@ -70,7 +70,8 @@ def _read_csv(path: Path) -> Dataset:
 
 
 @contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
+def long_fields() -> Iterator[None]:
+    """Lets the csv module read fields of any length."""
     before = csv.field_size_limit(LONGEST_FIELD)
     try:
         yield
@@ -158,7 +159,7 @@ def _check_needed(needed: int, most: int) -> int:
     return most
 
 
-def _measure_parquet(path: Path) -> None:
+def measure_parquet(path: Path) -> None:
     """Raises ValueError if the values take more memory than they may.
 
     The directory does not tell: one long text may stand for all rows.
@@ -176,7 +177,7 @@ def _measure_parquet(path: Path) -> None:
 
 def _read_parquet(path: Path) -> Dataset:
     try:
-        _measure_parquet(path)
+        measure_parquet(path)
         table = pyarrow.parquet.ParquetFile(path).read()
         index = [name for name in table.column_names if re.fullmatch(r"__index_level_\d+__", name)]
         table = table.drop_columns(index)  # the row names that pandas adds

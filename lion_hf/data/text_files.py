@@ -14,7 +14,16 @@ _MARKS = (  # the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _GZIP = b"\x1f\x8b"
+_PACKED = (  # how packed files begin, and no text does
+    (b"BZh91AY&SY", "bzip2"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"PK\3\4", "zip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (_GZIP, "gzip twice"),
+)
 _PIECE = 1 << 22
+# What a gzipped file may become: so many times its size, and some to spare.
+MOST_ENLARGEMENT, SPARE_BYTES = 100, 1 << 26
 
 
 def text_encoding(path: str | Path) -> str:
@@ -40,6 +49,34 @@ def check_text(path: str | Path, limit: int | None = None) -> None:
         read += len(piece)
         if limit is not None and read >= limit:
             break
+
+
+def check_unpacked(path: str | Path) -> None:
+    """Unpacks a gzipped file once, to see that it does not become much larger than it is.
+
+    Raises:
+        ValueError: if it does, or cannot be read.
+    """
+    if not _is_packed(Path(path)):
+        return
+    most, found = MOST_ENLARGEMENT * Path(path).stat().st_size + SPARE_BYTES, 0
+    try:
+        with _open(Path(path)) as file:
+            while data := file.read(_PIECE):
+                found += len(data)
+                if found > most:
+                    raise ValueError(
+                        f"{path} unpacks to more than {most / 1e6:,.0f} MB, over"
+                        f" {MOST_ENLARGEMENT} times its size: if that is right, unpack it first"
+                    )
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def is_empty(path: str | Path) -> bool:
+    """Whether a file, gzipped or not, holds nothing."""
+    with _open(Path(path)) as file:
+        return not file.read(1)
 
 
 def read_text(path: str | Path) -> str:
@@ -77,6 +114,7 @@ def _pieces(path: Path) -> Iterator[str]:
         encoding = text_encoding(path)
         decoder = codecs.getincrementaldecoder(encoding)()
         with _open(path) as file:
+            _check_start(path, file)
             while True:
                 data = file.read(_PIECE)
                 text = _decode(decoder, data, path, line)
@@ -92,6 +130,14 @@ def _pieces(path: Path) -> Iterator[str]:
                     return
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _check_start(path: Path, file: gzip.GzipFile | BufferedReader) -> None:
+    """Raises ValueError if text that is left to read is packed."""
+    start = file.peek(16)
+    for mark, kind in _PACKED:
+        if start.startswith(mark):
+            raise ValueError(f"{path} is packed ({kind}): unpack it first")
 
 
 def _decode(decoder: codecs.IncrementalDecoder, data: bytes, path: Path, line: int) -> str:

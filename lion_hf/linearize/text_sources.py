@@ -22,9 +22,10 @@ from ..data.labelled_text import (
     check_columns,
     examples,
 )
+from ..data.labels import usual_column
 from ..data.samples import spread_evenly
 from ..data.tables import SUFFIXES, read_table
-from ..data.text_files import check_text, open_text
+from ..data.text_files import check_text, check_unpacked, open_text
 from ..modeling.configuration_lion import LionConfig
 from .settings import Distillation
 
@@ -97,6 +98,7 @@ class TextReader:
 
     def _file(self, name: str) -> Rows:
         packed = name.lower().endswith(PACKED)
+        check_unpacked(name)
         suffix = Path(name.lower().removesuffix(PACKED)).suffix
         if suffix in TEXT_SUFFIXES:
             return _lines(name)
@@ -140,6 +142,8 @@ class TextReader:
         names, settings = table.column_names, self.settings
         wanted = [settings.label_column or "", *LABEL_COLUMNS]
         label = next((name for name in wanted if name in names), None)
+        if self.labelled and label is not None and settings.label_column is None:
+            label = usual_column("label_column", LABEL_COLUMNS, names, source)
         if settings.label_column not in (None, label):
             raise ConversionError(
                 f"label_column={settings.label_column!r} is not in {source}: its columns are"

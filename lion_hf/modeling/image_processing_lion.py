@@ -1,6 +1,12 @@
 """LION's image processor, and the one definition of the pixels that a picture has."""
 
+import base64
+import binascii
+import io
 import math
+import os
+import urllib.request
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,6 +34,38 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 STRIP = 1 << 20  # pixels converted at a time
+
+
+def open_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
+    """Opens what the image processor and the pipelines take, without decoding it.
+
+    Args:
+        source: a PIL image, a path, an http(s) address, or an image in base64 (or its data URL).
+        timeout: seconds to wait for an address.
+
+    Raises:
+        ValueError: if a text is none of these.
+        TypeError: for another type.
+        OSError: if the bytes are not an image, or an address cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str):
+        raise TypeError(
+            f"image is a {type(source).__name__}: expected a PIL image, path, address or base64"
+        )
+    if source.startswith(("http://", "https://")):
+        with urllib.request.urlopen(source, timeout=timeout) as answer:
+            return Image.open(io.BytesIO(answer.read()))
+    if os.path.isfile(source):
+        return Image.open(source)
+    encoded = source.split(",", 1)[-1] if source.startswith("data:image/") else source
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(encoded)))
+    except (binascii.Error, ValueError, OSError) as error:
+        raise ValueError(
+            f"{source[:80]!r} is not an image: expected a path, an http(s) address or base64"
+        ) from error
 
 
 def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
@@ -161,6 +199,12 @@ class LionImageProcessor(BitImageProcessor):
     valid_kwargs = LionImageKwargs
     max_bytes = MAX_BYTES
     _auto_class = "AutoImageProcessor"  # saved folders carry this file, for remote code
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Opens paths, addresses and images in base64; transformers would clip deep ones."""
+        if isinstance(image_url_or_urls, str):
+            return open_picture(image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
 
     def process_image(self, image: ImageInput, max_bytes: int | None = None, **kwargs):
         if isinstance(image, Image.Image):

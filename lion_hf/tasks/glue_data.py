@@ -14,7 +14,7 @@ from ..data.labelled_text import (
     check_columns,
     examples,
 )
-from ..data.labels import SHOWN, LabelColumn
+from ..data.labels import SHOWN, LabelColumn, usual_column
 from ..data.tables import SUFFIXES, read_table
 from .glue_settings import GlueArguments
 from .glue_tasks import TASKS, Task, read_recipes, task_names
@@ -98,14 +98,9 @@ def _label_column(data: Dataset, source: str, label: str | None, labelled: bool)
     """The column asked for, or found; without labels any of the usual names."""
     columns = data.column_names
     if label is None:
-        label = next((name for name in LABEL_COLUMNS if name in columns), None)
-        if label is None and not labelled:
-            return LABEL_COLUMNS[0]
-        if label is None:
-            raise ValueError(
-                f"label_column: none of {LABEL_COLUMNS} is in {source}; name one of its columns"
-                f" {columns}"
-            )
+        if not labelled:
+            return next((name for name in LABEL_COLUMNS if name in columns), LABEL_COLUMNS[0])
+        label = usual_column("label_column", LABEL_COLUMNS, columns, source)
     if label not in columns:
         raise ValueError(f"column {label!r} is not in {source}: its columns are {columns}")
     return label

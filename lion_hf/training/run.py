@@ -17,6 +17,7 @@ from .callbacks import Curves
 from .checkpoints import RESUME, find_checkpoint
 from .data_record import check_data, write_data
 from .lock import run_lock
+from .model_record import check_model
 from .run_state import on_first_process
 from .settings import SETTINGS_FILE, differences, load_yaml, resolved_settings, save_settings
 from .trainer import LionTrainer
@@ -90,8 +91,9 @@ def run(
         The metrics of the last evaluation and prediction, and loss and speed of the training.
 
     Raises:
-        ValueError: for `resume` as in `find_checkpoint`, for other data than the run began with,
-            if another run uses the folder, and if there is nothing to do, or nothing to do it with.
+        ValueError: for `resume` as in `find_checkpoint`, for other data or another model than the
+            run began with, if another run uses the folder, and if there is nothing to do, or
+            nothing to do it with.
         FloatingPointError: if the loss, the gradient or the model is not finite.
         OSError: if a checkpoint cannot be written, or the folder not be uploaded.
     """
@@ -134,6 +136,8 @@ def _train(
     if data is not None:
         record = write_data if checkpoint is None else check_data
         on_first_process(args, lambda: record(args.output_dir, data))
+    if checkpoint is not None:
+        check_model(checkpoint, getattr(trainer.model, "config", None))
     if args.should_save:
         if checkpoint is not None:
             for change in _changes(Path(args.output_dir), resolved_settings(*settings, args)):

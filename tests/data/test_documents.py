@@ -1,13 +1,17 @@
 """Documents from files of every kind and encoding, or one line about what is wrong with them."""
 
+import bz2
 import gzip
+import lzma
 import os
 import re
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from lion_hf.data.documents import find_files, read_files
+from lion_hf.data.text_files import MOST_ENLARGEMENT
 from lion_hf.data.text_stream import TextStream
 
 
@@ -106,6 +110,19 @@ def test_an_empty_file_among_others_is_left_out(tmp_path):
         ("a.json", '{"text": "x"}'.encode("utf-16"), "a.json is in UTF-16: JSON is in UTF-8, so"),
         ("a.jsonl", '{"txt": "x"}\n', "there is no column 'text': the data has txt"),
         ("a.parquet", "x", "a.parquet cannot be read as parquet: "),
+        ("a.txt", bz2.compress(b"x"), "a.txt is packed (bzip2): unpack it first"),
+        ("a.txt", lzma.compress(b"x"), "a.txt is packed (xz): unpack it first"),
+        ("a.txt", b"PK\3\4\24\0", "a.txt is packed (zip): unpack it first"),
+        (
+            "a.txt.gz",
+            gzip.compress(gzip.compress(b"x")),
+            "a.txt.gz is packed (gzip twice): unpack it first",
+        ),
+        ("a.txt.gz", gzip.compress(b""), "all files are empty: expected text"),
+        ("a.csv", "text\n", "a.csv: a header without rows: expected text"),
+        ("a.csv", "text,text\nx,y\n", "a.csv has 2 columns 'text': rename the others"),
+        ("a::b.txt", "x", "a::b.txt: file names must not contain '::'; rename it"),
+        ("a[1].txt.gz", gzip.compress(b"x"), "and in those of packed files '[' and ']'; rename it"),
     ],
 )
 def test_files_that_cannot_be_read(name, content, message, streaming, tmp_path):
@@ -113,6 +130,22 @@ def test_files_that_cannot_be_read(name, content, message, streaming, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read(file, streaming=streaming)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_what_unpacks_to_much_more_is_refused(tmp_path):
+    """2.3 MB of gzipped JSON took 3.8 GB and two minutes; one text may stand for all rows."""
+    packed = tmp_path / "a.txt.gz"
+    with gzip.open(packed, "wb", compresslevel=1) as file:
+        for _ in range(2 * MOST_ENLARGEMENT):  # MB
+            file.write(b"a" * (1 << 20) + b"\n")
+    with pytest.raises(ValueError, match=r"a.txt.gz unpacks to more than \d+ MB, over 100 times"):
+        read(str(packed))
+    rows = {"text": ["x" * 100_000] * 4000}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet cannot be read as parquet: it unpacks to 4"):
+        read(str(tmp_path / "a.parquet"))
+    honest = write(tmp_path / "b.txt.gz", gzip.compress(b"some text\n" * 100_000))
+    assert len(read(honest)) == 100_000
 
 
 def test_another_encoding_deep_in_a_file(tmp_path):

@@ -104,7 +104,7 @@ def test_names_of_one_file_are_found_in_another_with_another_order():
 @pytest.mark.parametrize(
     "values, feature, message",
     [
-        ([["a"], ["a", "b"]], List(Value("string")), "several labels per row are not supported"),
+        ([["a"], ["a", "b"]], List(Value("string")), "problem_type='multi_label_classification'"),
         (
             [{"x": 1}],
             {"x": Value("int64")},

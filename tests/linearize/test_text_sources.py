@@ -87,6 +87,21 @@ def test_files_that_cannot_be_used(content, words, tmp_path):
         read(train_file=[str(tmp_path / name) for name in content]).train()
 
 
+@pytest.mark.parametrize("name", ["x.txt.gz", "x.csv.gz"])
+def test_what_unpacks_to_much_more_is_refused(name, tmp_path):
+    (tmp_path / name).write_bytes(gzip.compress(b"a" * (84 << 20)))
+    with pytest.raises(ValueError, match=f"{name} unpacks to more than"):
+        read(train_file=[str(tmp_path / name)]).train()
+
+
+def test_several_columns_of_labels_are_not_guessed(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label,labels\ngood,a,b\nbad,b,a\n")
+    file = [str(tmp_path / "x.csv")]
+    with pytest.raises(ValueError, match="x.csv has the columns label, labels; name the one"):
+        read(labelled=True, train_file=file).train()
+    assert len(read(train_file=file, text_columns=["text"]).train()) == 2
+
+
 def test_held_out_texts_are_spread_and_not_learnt_from():
     rows = [{"sentence1": str(n)} for n in range(100)]
     kept, held, note = hold_out(rows, most=2000)

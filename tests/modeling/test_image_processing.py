@@ -142,6 +142,7 @@ def all_ways(content: bytes, file: Path, folder: str, classify, extract) -> dict
         "pipeline, data URL": classify.preprocess(f"data:image/x;base64,{text}")["pixel_values"][0],
         "features, path": extract.preprocess(str(file))["pixel_values"][0],
         "processor": processor(Image.open(file), return_tensors="pt")["pixel_values"][0],
+        "processor, path": processor(str(file), return_tensors="pt")["pixel_values"][0],
     }
 
 
@@ -392,17 +393,34 @@ def test_a_saved_processor_carries_its_code(tmp_path):
     """It loads where lion_hf is not installed."""
     image_processor(SIDE).save_pretrained(tmp_path)
     assert (tmp_path / "image_processing_lion.py").is_file()
-    noise(0).save(tmp_path / "image.png")
+    deep = Image.fromarray(GREY16)
+    deep.save(tmp_path / "image.png")
     code = f"""
 import sys
 sys.modules["lion_hf"] = None
 from PIL import Image
 from transformers import AutoImageProcessor
 processor = AutoImageProcessor.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
-print(type(processor).__name__, processor(Image.open({str(tmp_path / "image.png")!r}),
-    return_tensors="pt")["pixel_values"].sum().item())
+path = {str(tmp_path / "image.png")!r}
+print(type(processor).__name__, *(processor(x, return_tensors="pt")["pixel_values"].sum().item()
+    for x in (Image.open(path), path)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    pixels = image_processor(SIDE)(noise(0), return_tensors="pt")["pixel_values"]
-    name, total = done.stdout.split()
-    assert name == "LionImageProcessor" and float(total) == pytest.approx(pixels.sum().item())
+    pixels = image_processor(SIDE)(upright_rgb(deep), return_tensors="pt")["pixel_values"]
+    name, *totals = done.stdout.split()
+    assert name == "LionImageProcessor"
+    assert [float(total) for total in totals] == pytest.approx([pixels.sum().item()] * 2)
+
+
+def test_the_processor_opens_paths_as_it_does_pictures(tmp_path):
+    """Also in lists; transformers would make 16-bit grey white, and read a picture of any size."""
+    processor, deep = image_processor(SIDE), Image.fromarray(GREY16)
+    deep.save(tmp_path / "deep.png")
+    expected = processor(deep, return_tensors="pt")["pixel_values"]
+    assert expected.std() > 0
+    for given in (str(tmp_path / "deep.png"), [str(tmp_path / "deep.png")]):
+        assert torch.equal(processor(given, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(ValueError, match="the limit max_bytes is 0 MB"):
+        processor(str(tmp_path / "deep.png"), max_bytes=10)
+    with pytest.raises(ValueError, match="'nowhere.png' is not an image: expected a path"):
+        processor("nowhere.png")

@@ -291,6 +291,11 @@ PAIRS = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": ["x", "y"]}
             "label_column: none of ('label', 'labels', 'target', 'class', 'score') is in t.csv",
         ),
         (
+            {"text": ["x"], "label": ["y"], "labels": ["z"]},
+            {},
+            "label_column: t.csv has the columns label, labels; name the one that is meant",
+        ),
+        (
             {"a": ["x"], "b": ["y"], "label": ["z"]},
             {},
             "sentence1_column: it is not clear which of the columns ['a', 'b', 'label']",

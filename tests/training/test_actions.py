@@ -101,6 +101,28 @@ def test_a_run_does_not_continue_with_other_data(tmp_path, change, message):
     assert run(make(tmp_path, max_steps=5), title="A run", data=DATA)["train_loss"] > 0
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier_pooling": "mean"}, "classifier_pooling was 'cls' and is 'mean'"),
+        ({"hidden_size": 48}, "hidden_size was 24 and is 48"),
+        ({"mask_type": "decay"}, "mask_type was 'selective' and is 'decay'.*choose another output"),
+    ],
+)
+def test_a_run_does_not_continue_with_another_model(tmp_path, change, message):
+    """Other pooling gave weights of both, other sizes the traceback of a library."""
+    own = {"classifier_pooling": "cls", "hidden_size": 24, "mask_type": "selective"}
+
+    def network(**fields):
+        return model("SequenceClassification", text_config(**own | fields))
+
+    run(make(tmp_path, network=network(), max_steps=4), title="A run")
+    with pytest.raises(ValueError, match=message):
+        run(make(tmp_path, network=network(**change), max_steps=8), title="A run")
+    free = network(attention_form="recurrent", hidden_dropout_prob=0.2)
+    assert run(make(tmp_path, network=free, max_steps=5), title="A run")["train_loss"] > 0
+
+
 def test_a_run_of_an_older_version_continues_with_a_warning(tmp_path, caplog):
     run(make(tmp_path, max_steps=4), title="A run")
     run(make(tmp_path, max_steps=5), title="A run", data=DATA)
