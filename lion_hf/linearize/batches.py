@@ -8,9 +8,6 @@ import torch
 from ..data.samples import SeededDataset, sample_seed
 
 TOKENS = 1024  # of a batch, if its rows are not counted
-# The same for a budget on a CPU. Four steps of a quarter take a fifth longer than one, and teach
-# much more (benchmarks/results/linearize.md).
-CPU_TOKENS = 256
 POOL_ROWS = 2048  # that are sorted by length together
 POOL_BATCHES = 16  # in a pool, if rows are counted
 FULL_ENOUGH = 0.6  # share of a batch's tokens from which it ends with its length
@@ -27,11 +24,10 @@ class Batches:
     Args:
         dataset: the rows.
         collate: makes a batch of rows.
-        batch_size: rows per batch, at most those of the data. None to count tokens.
+        batch_size: rows per batch, at most those of the data. None for about `TOKENS` tokens.
         seed: of the order.
         process: number of this process.
         processes: how many there are.
-        tokens: per batch, about, if `batch_size` is None.
     """
 
     def __init__(
@@ -42,12 +38,11 @@ class Batches:
         seed: int,
         process: int = 0,
         processes: int = 1,
-        tokens: int = TOKENS,
     ):
         self.dataset, self.collate, self.seed = dataset, collate, seed
         self.rows = max(len(dataset) // processes, 1)
         self.batch_size = None if batch_size is None else min(batch_size, self.rows)
-        self.process, self.processes, self.tokens = process, processes, tokens
+        self.process, self.processes = process, processes
         self.sorts = "input_ids" in dataset[0]
         self._epoch: tuple[int, list[int]] = (-1, [])
         self._pool: tuple[int, list[list[dict[str, Any]]]] = (-1, [])
@@ -96,8 +91,8 @@ class Batches:
             length = _length(row)
             longer = batch and length > _length(batch[-1])
             used = sum(map(_length, batch))
-            too_many = length * (len(batch) + 1) > self.tokens
-            if batch and (too_many or (longer and used >= FULL_ENOUGH * self.tokens)):
+            too_many = length * (len(batch) + 1) > TOKENS
+            if batch and (too_many or (longer and used >= FULL_ENOUGH * TOKENS)):
                 yield batch
                 batch = []
             batch.append(row)

@@ -15,7 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from ..convert.errors import ConversionError
 from ..modeling.modeling_lion import LionPreTrainedModel
-from .batches import CPU_TOKENS, TOKENS, Batches
+from .batches import Batches
 from .budget import (
     Speed,
     Wishes,
@@ -121,9 +121,8 @@ def distil(
     place = process.process_index, process.num_processes
     text = lesson.student.config.modality == "text"
     batch_size = settings.batch_size or (None if text else SAMPLES)
-    tokens = TOKENS if settings.by_steps or process.device.type != "cpu" else CPU_TOKENS
     batches = {
-        stage: Batches(train, collate, batch_size, seed + number, *place, tokens=tokens)
+        stage: Batches(train, collate, batch_size, seed + number, *place)
         for number, stage in enumerate(STAGES)
     }
     held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)

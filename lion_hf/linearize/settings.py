@@ -88,10 +88,7 @@ class Distillation:
     tau: float = field(default=1.0, metadata={"help": "Temperature of the teacher's answers."})
     batch_size: int | None = field(
         default=None,
-        metadata={
-            "help": "Samples per step. By default 64 images, or text of about 1024 tokens, on a CPU"
-            " with a budget 256."
-        },
+        metadata={"help": "Samples per step. By default 64 images, or text of about 1024 tokens."},
     )
     max_length: int | None = field(
         default=None,
