@@ -213,12 +213,12 @@ class TestPublish:
             result, _ = publish("owner/nobody")
             os.environ["HF_TOKEN"] = token
         """
-        assert author.run(code) == 2
+        assert author.run(code) == 1
         assert "401" in last_error(author) and "hf auth login" in last_error(author)
         assert ("model", "owner/nobody") not in hub.repositories
 
     def test_to_somebody_else(self, hub, author):
-        assert author.run("result = publish('stranger/lion')[0]") == 2
+        assert author.run("result = publish('stranger/lion')[0]") == 1
         assert "403" in last_error(author)
         assert ("model", "stranger/lion") not in hub.repositories
 
@@ -276,7 +276,7 @@ class TestInterruptions:
     def test_upload_that_fails_for_good(self, hub, author):
         hub.refuse_uploads = 1000
         try:
-            assert author.run("result = publish('owner/fails', seed=11)[0]", waits=False) == 2
+            assert author.run("result = publish('owner/fails', seed=11)[0]", waits=False) == 1
         finally:
             hub.refuse_uploads = 0
         message = "upload to owner/fails failed: Error while uploading 'model.safetensors'"
