@@ -65,6 +65,11 @@ def sequence_parallel(
             attention.ranks = None
 
 
+def piece_of_rank(length: int, rank: int, count: int) -> slice:
+    """The tokens of a row that one of `count` ranks holds: as many as the others, or one more."""
+    return slice(rank * length // count, (rank + 1) * length // count)
+
+
 class SequenceRanks:
     """The processes that share a row.
 
@@ -77,9 +82,8 @@ class SequenceRanks:
         self.rank, self.count = distributed.get_rank(group), distributed.get_world_size(group)
 
     def piece_of(self, length: int) -> slice:
-        """This rank's tokens of a row, which are as many as the others' or one more."""
-        starts = [rank * length // self.count for rank in (self.rank, self.rank + 1)]
-        return slice(*starts)
+        """This rank's tokens of a row."""
+        return piece_of_rank(length, self.rank, self.count)
 
     def check(
         self,

@@ -8,7 +8,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from ..modeling.lion_ranks import sequence_parallel
+from ..modeling.lion_ranks import piece_of_rank, sequence_parallel
 from .arguments import LionTrainingArguments
 from .options import SequenceOptions
 from .trainer import LionTrainer
@@ -41,13 +41,9 @@ class SequenceArguments(SequenceOptions, LionTrainingArguments):
             )
 
     @property
-    def row_groups(self) -> int:
-        """How many processes, or groups of them, have rows of their own."""
-        return self.world_size // self.sequence_parallel_size
-
-    @property
     def samples_at_once(self) -> int:
-        return self.train_batch_size * max(self.row_groups, 1)
+        groups = self.world_size // self.sequence_parallel_size
+        return self.train_batch_size * max(groups, 1)  # no group: an error that is yet to come
 
 
 class SequenceTrainer(LionTrainer):
@@ -144,9 +140,9 @@ def piece_of(batch: dict[str, Any], rank: int, count: int) -> dict[str, Any]:
         The columns of the piece, (B, about L / count), and its `position_ids`.
     """
     ids = batch["input_ids"]
-    starts = [place * ids.shape[1] // count for place in (rank, rank + 1)]
+    piece = piece_of_rank(ids.shape[1], rank, count)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     return {
-        name: x[:, slice(*starts)] if torch.is_tensor(x) and x.shape == ids.shape else x
+        name: x[:, piece] if torch.is_tensor(x) and x.shape == ids.shape else x
         for name, x in (batch | {"position_ids": positions}).items()
     }
