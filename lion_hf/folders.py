@@ -1,12 +1,21 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+WRITER = ".writer"  # in a hidden folder; its writer holds the file's lock while it lives
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,19 +59,46 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
     Yields:
         The path to write to, which does not exist yet. Its parent is hidden, beside the output, and
         belongs to this writer alone: what is left there is deleted at the end, and everything
-        after an error or an interruption.
+        after an error or an interruption. What a killed writer left, the next one deletes.
 
     Raises:
         ValueError: as `check_new_folder`, which a caller with long work to do should call before.
     """
     output = check_new_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+    _delete_leftovers(output)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary,
+        _marked(Path(temporary)),
+    ):
         folder = Path(temporary) / output.name
         yield folder
         if output.exists():
             output.rmdir()  # Windows renames onto nothing
         folder.rename(output)
+
+
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Holds a lock in a hidden folder, which the operating system drops when the process ends."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / f"{WRITER}.new").open("wb") as mark:
+        with contextlib.suppress(OSError):  # a filesystem without locks: nothing is ever deleted
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / f"{WRITER}.new").rename(folder / WRITER)
+        yield
+
+
+def _delete_leftovers(output: Path) -> None:
+    """Deletes the hidden folders of writers of this output that were killed."""
+    if fcntl is None:
+        return
+    for path in output.parent.glob(f".{glob.escape(output.name)}.*/{WRITER}"):
+        with contextlib.suppress(OSError), path.open("rb") as mark:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error if its writer lives
+            shutil.rmtree(path.parent)
 
 
 def has_weights(model: str | os.PathLike) -> bool:

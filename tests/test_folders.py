@@ -1,10 +1,23 @@
 """A folder that cannot be written is refused before there is anything to lose."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from lion_hf.folders import check_new_folder
+from lion_hf.folders import check_new_folder, new_folder
+
+WRITER = """
+import sys, time
+from lion_hf.folders import new_folder
+with new_folder(sys.argv[1]) as folder:
+    folder.mkdir()
+    (folder / "weights").write_bytes(bytes(1000))
+    print("written", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_new_and_empty_folders_are_taken(tmp_path):
@@ -28,3 +41,28 @@ def test_a_place_without_permission_is_refused(tmp_path, monkeypatch):
         check_new_folder(tmp_path / "a" / "b")
     (tmp_path / "c").mkdir()
     assert check_new_folder(tmp_path / "c" / "d")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path):
+    output = tmp_path / "out[1]"
+
+    def writer() -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(output)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "written\n"
+        return process
+
+    killed, alive = writer(), writer()
+    try:
+        assert len([*tmp_path.iterdir()]) == 2  # a living writer's folder stays
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        with new_folder(output) as folder:
+            folder.mkdir()
+            assert len([*tmp_path.iterdir()]) == 2  # the living one's and this one's
+        assert output.is_dir()
+    finally:
+        alive.terminate()
+        alive.wait()

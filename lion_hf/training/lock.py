@@ -171,7 +171,7 @@ def _busy(folder: Path, handle: BinaryIO) -> str:
             by += " (it has ended, but others of its run have not)"
     return (
         f"{folder} is in use by {by}. Wait for that run, or stop all of its processes, or choose"
-        " another output_dir"
+        " another folder to write to"
     )
 
 
