@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,18 @@ def test_shared_rows_train_as_whole_rows_do(folder, preset, more, monkeypatch):
     )
     stream = "--streaming" in more
     batch = ("--per_device_train_batch_size", "4" if stream else "2")
-    shared = options(folder, f"shared-{preset}", *model, *size, *batch)
+    saved = ("--save_strategy", "steps", "--save_steps", "2")
+    shared = options(folder, f"shared-{preset}", *model, *size, *batch, *saved)
     start([TORCHRUN if stream else FOUR], SCRIPT, *shared)
-    assert curves(folder / f"shared-{preset}") == pytest.approx(curves(one), rel=1e-3)
+    output = folder / f"shared-{preset}"
+    assert curves(output) == pytest.approx(curves(one), rel=1e-3)
+    if preset == "modern-lion-s-tiny":  # from the middle, with the rows that are due then
+        before, kept = curves(output), output / "checkpoint-2" / "trainer_state.json"
+        shutil.rmtree(output / "checkpoint-4")
+        written = kept.stat().st_mtime_ns
+        start([FOUR], SCRIPT, *shared)
+        assert (output / "checkpoint-4").is_dir() and kept.stat().st_mtime_ns == written
+        assert curves(output) == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize(
