@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetsError
 
 from .fingerprints import fingerprint
 from .tables import check_parquet, long_fields, measure_parquet
-from .text_files import check_text, check_unpacked, is_empty, open_text, text_encoding
+from .text_files import check_text, check_unpacked, is_empty_file, open_text, text_encoding
 
 LOADERS = {
     ".txt": "text",
@@ -162,7 +162,7 @@ def _check_size(name: str, kind: str, streaming: bool) -> None:
 def _holds_text(name: str) -> bool:
     """Whether a file is not empty, after a check of its beginning."""
     check_text(name, LOOKED_AT)
-    return not is_empty(name)
+    return not is_empty_file(name)
 
 
 def _encoding(files: Sequence[str], kind: str | None) -> str:

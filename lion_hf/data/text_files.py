@@ -73,7 +73,7 @@ def check_unpacked(path: str | Path) -> None:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def is_empty(path: str | Path) -> bool:
+def is_empty_file(path: str | Path) -> bool:
     """Whether a file, gzipped or not, holds nothing."""
     with _open(Path(path)) as file:
         return not file.read(1)
