@@ -190,6 +190,17 @@ def test_quick_run_of_serving(tmp_path):
 
 
 @pytest.mark.slow
+def test_quick_run_of_the_modern_block(tmp_path):
+    """Every model trains and runs in another width, after the check of LION's forms."""
+    command = [sys.executable, FOLDER / "modern_block.py", "--quick", "--width", "256"]
+    finished = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    table = (tmp_path / "modern-256.md").read_text()
+    assert table in finished.stdout
+    assert "| 64 | training step, 2 x 64 |" in table and "| 64 | forward, 2 x 64 |" in table
+
+
+@pytest.mark.slow
 def test_quick_run_of_the_errors(tmp_path):
     """The report has every family, dtype and form: nearly exact in float32, less so in bfloat16."""
     command = [sys.executable, FOLDER / "precision.py", "--quick", "--output", str(tmp_path)]

@@ -40,7 +40,7 @@ class ChunkRow(NamedTuple):
 
 # The first row that fits is taken.
 # Source: benchmarks/results/chunks-cpu.md and chunks-cpu-bfloat16.md (12 heads of 64, 1 and 16
-# rows).
+# rows); for training, short-rows-cpu.md.
 AUTO_FORMS = (
     FormRow(False, None, "", BELOW_HEAD_DIM, "attention",
             "without decay a row below head_dim costs least as scores"),
@@ -48,8 +48,8 @@ AUTO_FORMS = (
             "without decay one state of size head_dim x head_dim serves the whole row"),
     FormRow(True, False, "cpu", 16, "attention",
             "up to 16 tokens it takes 0.8 to 1.1 times one chunk's time"),
-    FormRow(True, True, "cpu", 64, "attention",
-            "up to 64 tokens it trains in 0.7 to 1.1 times one chunk's time"),
+    FormRow(True, True, "cpu", 32, "attention",
+            "up to 32 tokens it trains in 0.6 to 1.0 times one chunk's time"),
     FormRow(True, None, "", None, "chunk", "it is the fastest of all but short rows"),
 )  # fmt: skip
 # Tokens per chunk, likewise. A row of one chunk needs no states. Forward passes and training agree.

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from .lion_choice import default_chunk_size
-from .lion_numerics import prefix_sums
+from .lion_numerics import prefix_sums, sum_type
 
 # Exponents are taken to base 2: on a CPU torch.exp2 is four times as fast as torch.exp.
 LOG2_E = math.log2(math.e)
@@ -16,6 +16,11 @@ LOG2_E = math.log2(math.e)
 # sum, but products with them may be denormal numbers, which a CPU multiplies a hundred times
 # slower.
 NEGLIGIBLE = {torch.float32: -92.0, torch.float64: -850.0}
+# Sums that span so many times `NEGLIGIBLE`, taken from their middle, have powers in range, also
+# times a scale up to this one, or its inverse.
+LARGEST_RANGE, LARGEST_SCALE = 2.25, 256
+# Of larger sums the roots are in range. Squaring a root takes half the time of a power.
+MOST_ROOTS = 3
 # On the CPU rows of a batch are computed together up to this many scores: 16 heads of 128 x 128,
 # 1 MiB in float32.
 SCORES_AT_A_TIME = 2**18
@@ -54,24 +59,42 @@ class Decays:
         count = 1 if self.constant else -(-length // chunk_size)
         sums = _chunk_sums(edges, count, chunk_size)  # (2, K, B, H, N, C + 1)
         # On a GPU looking at the sums would wait for them.
-        self.small = edges.device.type == "cpu" and sums.min().item() > self.negligible
+        least = sums.min().item() if edges.device.type == "cpu" else -math.inf
+        self.roots = self._roots(least)
+        self.tiny = least <= self.negligible  # whether a mask may have negligible entries
         left, right = sums[:, 0].unbind()
         self.factors = self._factors(left, right, dtype) if length > chunk_size else {}
 
         # Their differences, token i minus token j, are the exponents of a j before i and of a j
         # after i.
-        sums = torch.stack([sums[0, ..., :-1], -sums[1, ..., :-1]])
+        half = sums[..., -1:] / 2  # a difference does not change, but powers of both signs fit
+        sums = torch.stack([(sums - half)[0, ..., :-1], (half - sums)[1, ..., :-1]])
         self.places = None if order is None else order.argsort()  # (K, L): when each token is read
         if self.places is not None:
             sums = sums.gather(-1, self.places[:, None, None, None].expand_as(sums))
-        if self.small:  # powers of all sums are in range: those of differences are their products
-            powers = sums.exp2()
-            self.parts = [powers.mul(self.scale).to(dtype), powers.reciprocal().to(dtype)]
+        if self.roots is not None:  # powers of differences are products of powers, all in range
+            root = 0.5**self.roots
+            powers = sums.mul_(root).exp2()
+            self.parts = [powers.mul(self.scale**root).to(dtype), powers.reciprocal().to(dtype)]
         else:
             self.parts = [sums.to(dtype)]
             if dtype != sums.dtype:  # what rounding takes is added when large parts have cancelled
                 self.parts.append((sums - self.parts[0]).to(dtype))
         self.kept: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {}
+
+    def _roots(self, least: float) -> int | None:
+        """How many square roots bring the powers of all sums into range; None for too many."""
+        if 1 / LARGEST_SCALE <= self.scale <= LARGEST_SCALE:
+            for roots in range(MOST_ROOTS + 1):
+                if least * 0.5**roots > LARGEST_RANGE * self.negligible:
+                    return roots
+        return None
+
+    def empty_gradients(self, inputs: ChunkInputs) -> torch.Tensor:
+        """Zeros for the gradients of the prefix sums F and R, (2, K, B, H, N, C + 1)."""
+        query, count = inputs.query, -(-inputs.query.shape[2] // self.chunk_size)
+        shape = 2, inputs.left_to_right.shape[0], *query.shape[:2], count, self.chunk_size + 1
+        return query.new_zeros(shape, dtype=self.parts[0].dtype)
 
     def _factors(
         self, left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype
@@ -125,10 +148,13 @@ class Decays:
         name = "whole" if size == self.chunk_size else "rest"
         mask = scratch(f"mask {i} {name}", *parts[0].shape[1:], size)
         both = mask, scratch("spare", *mask.shape)
-        if self.small:
+        if self.roots is not None:
             for to, at, out in zip(*parts, both):
                 torch.mul(to.unsqueeze(-1), at.unsqueeze(-2), out=out)
-            return (torch.minimum if self.scale >= 0 else torch.maximum)(*both, out=mask)
+            torch.minimum(*both, out=mask)
+            for _ in range(self.roots):
+                mask.square_()
+            return torch.threshold_(mask, self.scale * 2**self.negligible, 0) if self.tiny else mask
         for direction, out in enumerate(both):
             high, *rest = [x[direction] for x in parts]
             torch.sub(high.unsqueeze(-1), high.unsqueeze(-2), out=out)
@@ -237,6 +263,14 @@ def row_blocks(query: torch.Tensor, chunk_size: int) -> list[slice]:
     if query.device.type == "cpu":
         step = max(1, SCORES_AT_A_TIME // max(1, heads * chunk_size**2))
     return [slice(start, min(start + step, batch)) for start in range(0, batch, step)]
+
+
+def edge_gradients(sums: torch.Tensor, inputs: ChunkInputs) -> list[torch.Tensor]:
+    """Gradients of the log-decays in both directions, from those of the prefix sums F and R."""
+    like, length = inputs.left_to_right, inputs.query.shape[2]
+    later = sums.to(sum_type(sums)).flip(-1).cumsum(-1).flip(-1)
+    edges = later[..., 1:].flatten(-2)[..., :length]
+    return [x.sum_to_size(like.shape).to(like.dtype, copy=True) for x in edges]
 
 
 def powers_of_two(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

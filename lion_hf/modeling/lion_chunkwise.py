@@ -23,13 +23,20 @@ would otherwise be unrolled.
 
 import torch
 
-from .lion_chunk_parts import Block, ChunkInputs, Decays, Scratch, add_product, row_blocks
+from .lion_chunk_parts import (
+    Block,
+    ChunkInputs,
+    Decays,
+    Scratch,
+    add_product,
+    edge_gradients,
+    row_blocks,
+)
 from .lion_numerics import (
     compute_type,
     full_precision,
     gradients_again,
     needs_grad,
-    sum_type,
 )
 from .lion_portable import chunks_at_once, needs_plain_operations
 from .lion_request import Directions, along_orders
@@ -212,28 +219,21 @@ def _gradients(
     inputs: ChunkInputs, grad: torch.Tensor, states: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What `chunkwise_backward` returns."""
-    query, key, value, left_to_right = inputs[:4]
+    query, key, value = inputs[:3]
     if states.dim() == 1:  # exported programs do not keep them
         states = _forward(inputs, True)[1]
-    length, dtype, chunk_size = query.shape[2], compute_type(value), inputs.tokens_per_chunk()
+    dtype, chunk_size = compute_type(value), inputs.tokens_per_chunk()
     grads = [torch.empty_like(x) for x in (query, key, value)]
     with full_precision(value):
         decays, scratch = Decays(inputs, chunk_size, dtype), Scratch(query, dtype)
-        count, orders = -(-length // chunk_size), left_to_right.shape[0]
-        # gradients with respect to the prefix sums F and R
-        sums = query.new_zeros(2, orders, *query.shape[:2], count, chunk_size + 1, dtype=dtype)
+        sums = decays.empty_gradients(inputs)
         for rows in row_blocks(query, chunk_size):
             block = Block(inputs, decays, scratch, rows)
             results = [block.chunks(x) for x in grads]
             _backward_block(
                 block, block.chunks(grad), states[:, :, rows], results, sums[:, :, rows]
             )
-        edges = (
-            sums.to(sum_type(sums)).flip(-1).cumsum(-1).flip(-1)[..., 1:].flatten(-2)[..., :length]
-        )
-    left, right = (
-        x.sum_to_size(left_to_right.shape).to(left_to_right.dtype, copy=True) for x in edges
-    )
+    left, right = edge_gradients(sums, inputs)
     return grads[0], grads[1], grads[2], left, right
 
 
@@ -266,7 +266,7 @@ def _backward_block(
     for n in range(count):
         chunk = block.read(n, grad, block.query, block.key, block.value)
         # 2. inside the chunk
-        found = _backward_inside(block, n, chunk, sums[..., n, :])
+        found = backward_inside(block, n, chunk, sums[..., n, :])
         if count > 1:
             # 3. through the states
             grad_left = grads_left.pop()
@@ -282,7 +282,7 @@ def _backward_block(
             result[n].copy_(x)
 
 
-def _backward_inside(
+def backward_inside(
     block: Block, n: int, chunk: list[torch.Tensor], sums: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value of a chunk, as far as they come from its own tokens.
@@ -290,7 +290,8 @@ def _backward_inside(
     Args:
         block: the rows.
         n: number of the chunk.
-        chunk: its gradient, query, key and value.
+        chunk: its gradient, query, key and value; the first and last may have more columns than
+            the value, which count in their products alone.
         sums: the gradients of F and R, (2, K, rows, H, C + 1), which are written.
     """
     (g, q, k, v), scratch = chunk, block.scratch
@@ -299,7 +300,7 @@ def _backward_inside(
     scores = scratch.product("scores", q, k.mT)
     grad_weights = scratch.product("grad_weights", g, v.mT)
     weights = torch.mul(scores, mask, out=scratch("spare", *scores.shape))
-    grad_v = scratch.product("grad_v", weights.mT, g)
+    grad_v = scratch.product("grad_v", weights.mT, g[..., : block.value[n].shape[-1]])
     pairs = weights if orders == 1 else scores
     pairs.mul_(grad_weights)
     grad_weights.mul_(mask)

@@ -15,6 +15,7 @@ from .lion_convolution import Grid, convolution_layout
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_layers import LionLayer, LionPooler
 from .lion_long import PIECE, LionLongOutput, encode_long, encode_row, goes_in_pieces
+from .lion_numerics import values_known
 from .lion_packing import check_rows, document_indices, repad, unpad
 from .lion_pretrained import LionPreTrainedModel
 
@@ -222,6 +223,8 @@ class LionModel(LionPreTrainedModel):
     ) -> EmbeddedRows:
         """The first hidden states of a batch of texts, without padding where that pays."""
         mask, position_ids = inputs["attention_mask"], inputs["position_ids"]
+        if mask is not None and values_known(mask) and bool((mask != 0).all()):
+            mask = None  # nothing is padding
         seq_idx, places = inputs["seq_idx"], None
         if seq_idx is None:
             cu_seq_lens = inputs["cu_seq_lens_q"], inputs["cu_seq_lens_k"]

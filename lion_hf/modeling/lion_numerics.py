@@ -125,6 +125,11 @@ def values_known(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and has_values(x)
 
 
+def plainly_on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether tensors are on the CPU, and nobody but autograd follows what is done with them."""
+    return all(values_known(x) and not has_tangent(x) for x in tensors)
+
+
 def has_tangent(x: torch.Tensor) -> bool:
     """Whether a tensor is one of torch.autograd.forward_ad, which carries a derivative along."""
     return forward_ad.unpack_dual(x).tangent is not None

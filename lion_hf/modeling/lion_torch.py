@@ -23,6 +23,7 @@ from .lion_request import (
     edges_of,
     hide_padding,
 )
+from .lion_short import is_short, short_rows
 
 
 def torch_attention(request: AttentionRequest) -> Result:
@@ -40,6 +41,8 @@ def torch_recurrent(request: AttentionRequest) -> Result:
 
 def torch_chunk(request: AttentionRequest) -> Result:
     """The chunk form: one chunk serves several orders with one matrix of scores."""
+    if is_short(request):
+        return _finish(request, short_rows(request), None)
     return _by_states(_chunks, request)
 
 

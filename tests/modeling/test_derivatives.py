@@ -147,7 +147,7 @@ def test_third_derivatives():
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-3)], ids=str
 )
-def test_the_default_above_64_tokens(dtype, tolerance):
+def test_the_default_of_longer_rows(dtype, tolerance):
     """What "auto" picks for training a row of 80 tokens, and one tensor as query and as key."""
     problem = make_problem("selective", 80, batch=1, heads=1)
     query, _, value, gates = (x.detach() for x in problem.inputs.values())

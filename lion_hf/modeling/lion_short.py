@@ -1,0 +1,239 @@
+"""Short rows on a CPU: rows of one chunk, with their feature map and their divisor in one step.
+
+Both passes are written out, which spares most of what autograd would compute and allocate. With
+features q and k, the mask M, P_ij = M_ij q_i . k_j, and the output's gradient g,
+
+    y_i = sum_j P_ij v_j / d_i     d_i = sum_j P_ij + eps     (arXiv 2502.16249, section 3)
+    h_i = g_i / d_i                G_ij = h_i . (v_j - y_i)
+    dv_j = sum_i P_ij h_i          dq_i = sum_j M_ij G_ij k_j          dk_j = sum_i M_ij G_ij q_i
+
+and P_ij G_ij gives the gradients of the decays, as in lion_chunkwise.py. Without normalisation d is
+1, and y is left out of G.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from .lion_choice import default_chunk_size
+from .lion_chunk_parts import (
+    Block,
+    ChunkInputs,
+    Decays,
+    Scratch,
+    edge_gradients,
+    row_blocks,
+)
+from .lion_chunkwise import backward_inside, chunks_again
+from .lion_naive import map_features
+from .lion_numerics import (
+    compute_type,
+    full_precision,
+    gradients_again,
+    needs_grad,
+    plainly_on_cpu,
+)
+from .lion_request import AttentionRequest, divide_by_last, edges_of, with_divisor
+
+
+class Mixing(NamedTuple):
+    """What is done beside the products; `eps` is None where nothing is divided."""
+
+    feature_map: str
+    scale: float
+    eps: float | None
+
+
+def is_short(request: AttentionRequest) -> bool:
+    """Whether `short_rows` serves a request in the chunk form.
+
+    It does not for padding, maps, other feature maps than those of the models with gates, and where
+    operations are traced or transformed.
+    """
+    edges = edges_of(request.directions)
+    tensors = request.query, request.key, request.value, *edges
+    length = request.query.shape[2]
+    longest = request.chunk_size or default_chunk_size(length, "cpu")[0]
+    if not edges or request.mask is not None or request.need_weights or length > longest:
+        return False
+    if request.feature_map not in ("identity", "normalized_silu"):
+        return False
+    return plainly_on_cpu(*tensors) and all(x.numel() > 0 for x in tensors)
+
+
+def short_rows(request: AttentionRequest) -> torch.Tensor:
+    """The operation for a request that `is_short`, (B, H, L, Dv), in float32 or float64."""
+    orders, left_to_right, right_to_left = zip(*request.directions)
+    order = None if orders[0] is None else torch.stack(orders)
+    edges = torch.stack(left_to_right), torch.stack(right_to_left)
+    tensors = request.query, request.key, request.value, *edges
+    eps = request.eps if request.normalize else None
+    mixing = Mixing(request.feature_map, request.scale, eps)
+    if needs_grad(*tensors):
+        return _ShortRows.apply(mixing, order, *tensors)
+    inputs = _inputs(mixing, order, tensors)
+    return _forward(mixing, inputs, _operands(mixing, inputs, False))[0]
+
+
+def _inputs(
+    mixing: Mixing, order: torch.Tensor | None, tensors: Sequence[torch.Tensor]
+) -> ChunkInputs:
+    query, key, value, left_to_right, right_to_left = tensors
+    edges = left_to_right, right_to_left
+    return ChunkInputs(query, key, value, *edges, order, mixing.scale, None)
+
+
+class Operands(NamedTuple):
+    """What the products are made of, in the type of the computation, contiguous if B > 1.
+
+    With the features f = u / |u| of x, a slope is du / dx / |u|.
+    """
+
+    query: torch.Tensor  # (B, H, L, D)
+    key: torch.Tensor  # (B, H, L, D)
+    value: torch.Tensor  # (B, H, L, Dv), where it is divided with a last column of ones
+    query_slopes: torch.Tensor | None  # (B, H, L, D), for the backward pass
+    key_slopes: torch.Tensor | None
+
+
+class _ShortRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mixing: Mixing, order: torch.Tensor | None, *tensors: torch.Tensor):
+        inputs = _inputs(mixing, order, tensors)
+        operands = _operands(mixing, inputs, True)
+        output, divisor = _forward(mixing, inputs, operands)
+        ctx.mixing = mixing
+        ctx.save_for_backward(order, output, divisor, *tensors, *operands)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        mixing, (order, output, divisor, *saved) = ctx.mixing, ctx.saved_tensors
+        inputs = _inputs(mixing, order, saved[:5])
+        if torch.is_grad_enabled():  # it is itself to be differentiated
+
+            def function(*tensors: torch.Tensor) -> torch.Tensor:
+                return _again(mixing, _inputs(mixing, order, tensors))
+
+            return None, None, *gradients_again(function, inputs[:5], grad)
+        operands = Operands(*saved[5:])
+        return None, None, *_gradients(inputs, operands, grad, output, divisor)
+
+
+def _again(mixing: Mixing, inputs: ChunkInputs) -> torch.Tensor:
+    """The output by operations that autograd knows."""
+    value = inputs.value
+    query, key = (map_features(mixing.feature_map, x, value) for x in inputs[:2])
+    if mixing.eps is None:
+        return chunks_again(inputs._replace(query=query, key=key))
+    total = chunks_again(inputs._replace(query=query, key=key, value=with_divisor(value)))
+    return divide_by_last(total, mixing.eps)
+
+
+def _operands(mixing: Mixing, inputs: ChunkInputs, record: bool) -> Operands:
+    value, dtype = inputs.value, compute_type(inputs.value)
+    (query, query_slopes), (key, key_slopes) = (
+        _features(mixing.feature_map, x, dtype, record) for x in inputs[:2]
+    )
+    if mixing.eps is None:
+        value = _batched(value, dtype)
+    else:
+        value = F.pad(value.to(dtype), (0, 1), value=1.0).contiguous()
+    return Operands(query, key, value, query_slopes, key_slopes)
+
+
+def _batched(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor laid out so that the heads of all rows are one batch of matrices."""
+    x = x.to(dtype)
+    return x if x.shape[0] == 1 else x.contiguous()
+
+
+def _features(
+    feature_map: str, x: torch.Tensor, dtype: torch.dtype, record: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features of queries or keys, and with `record` their slopes."""
+    if feature_map == "identity":
+        return _batched(x, dtype), None
+    x, slopes = x.to(dtype, copy=True, memory_format=torch.contiguous_format), None
+    if record:  # with s = silu(x) = x sigmoid(x): ds / dx = sigmoid(x) + s - s sigmoid(x)
+        sigmoid = x.sigmoid()
+        x.mul_(sigmoid)
+        slopes = (sigmoid + x).addcmul_(x, sigmoid, value=-1)
+    else:
+        F.silu(x, inplace=True)
+    norms = torch.linalg.vector_norm(x.add_(0.5), dim=-1, keepdim=True)  # each entry is above 0.2
+    return x.div_(norms), None if slopes is None else slopes.div_(norms)
+
+
+def _like_projections(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An empty tensor of the shape (B, H, L, D), in memory as projections are: (B, L, H, D)."""
+    batch, heads, length, size = x.shape
+    return x.new_empty(batch, length, heads, size, dtype=dtype).transpose(1, 2)
+
+
+def _forward(
+    mixing: Mixing, inputs: ChunkInputs, operands: Operands
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The output, and what it was divided by, (B, H, L, 1)."""
+    query, key, value = operands[:3]
+    length, dtype, divisor = query.shape[2], value.dtype, None
+    output = _like_projections(inputs.value, dtype)
+    if mixing.eps is not None:
+        divisor = query.new_empty(*query.shape[:3], 1)
+    with full_precision(value):
+        decays, scratch = Decays(inputs, length, dtype), Scratch(query, dtype)
+        for rows in row_blocks(query, length):
+            mask, _ = decays.masks(rows, 0, length, scratch)
+            weights = scratch.product("scores", query[rows], key[rows].mT).mul_(mask)
+            total = scratch.product("output", weights, value[rows])
+            if divisor is None or mixing.eps is None:
+                output[rows] = total
+            else:
+                divisor[rows] = total[..., -1:].add_(mixing.eps)
+                torch.div(total[..., :-1], divisor[rows], out=output[rows])
+    return output, divisor
+
+
+def _gradients(
+    inputs: ChunkInputs,
+    operands: Operands,
+    grad: torch.Tensor,
+    output: torch.Tensor,
+    divisor: torch.Tensor | None,
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of query, key, value and of the log-decays in both directions."""
+    length, dtype = output.shape[2], output.dtype
+    grads = [_like_projections(x, x.dtype) for x in inputs[:3]]
+    with full_precision(output):
+        decays, scratch = Decays(inputs, length, dtype), Scratch(output, dtype)
+        sums = decays.empty_gradients(inputs)
+        for rows in row_blocks(output, length):
+            block = Block(inputs, decays, scratch, rows)
+            q, k, v = (x[rows] for x in operands[:3])
+            if divisor is None:
+                g = scratch("grad", *v.shape).copy_(grad[rows])
+            else:
+                g = _divided(scratch, grad[rows], output[rows], divisor[rows])
+            found = backward_inside(block, 0, [g, q, k, v], sums[:, :, rows, :, 0])
+            for n, (x, features, slopes) in enumerate(
+                ((found[0], q, operands.query_slopes), (found[1], k, operands.key_slopes))
+            ):
+                if slopes is not None:  # df = (g - (g . f) f) du / |u|
+                    along = torch.linalg.vecdot(x, features).unsqueeze(-1)
+                    x.addcmul_(features, along, value=-1).mul_(slopes[rows])
+                grads[n][rows] = x
+            grads[2][rows] = found[2]
+    return *grads, *edge_gradients(sums, inputs)
+
+
+def _divided(
+    scratch: Scratch, grad: torch.Tensor, output: torch.Tensor, divisor: torch.Tensor
+) -> torch.Tensor:
+    """h, with one column more for the ones beside the values: -h_i . y_i."""
+    g = scratch("grad", *grad.shape[:3], grad.shape[3] + 1)
+    divided = torch.div(grad, divisor, out=g[..., :-1])
+    products = torch.mul(divided, output, out=scratch("output", *grad.shape))
+    torch.sum(products, -1, out=g[..., -1]).neg_()
+    return g
