@@ -11,7 +11,7 @@ and from the second half of a document.
 
 The source reads windows of as many tokens as it takes, each on its own; the first of them is all
 that it sees of a document that is cut off. The copy reads each document in one pass of
-`encode_long`, which gives the mean over the document, and over each window.
+`encode_long`, which gives the mean over the document, and over each window of the source.
 """
 
 import argparse
@@ -93,14 +93,17 @@ def read_windows(model: SentenceTransformer, texts: Sequence[str]) -> list[np.nd
 
 
 def read_whole(model: SentenceTransformer, texts: Sequence[str], size: int) -> Embedded:
-    """The mean states of each text, (texts, D), and of its windows of `size` tokens, in one pass.
+    """The mean states of each text, (texts, D), and of its windows, in one pass.
 
-    Windows are (windows, D) per text.
+    Windows are (windows, D) per text. They have the tokens of the windows that a model for `size`
+    tokens reads: two of its tokens are special.
     """
     encoder, wholes, windows = model[0].auto_model, [], []
     for text in texts:
         ids = model.tokenizer(text, truncation=False, verbose=False)["input_ids"]
-        output = encoder.encode_long(ids, spans=size, progress=False)
+        end, step = len(ids) - 1, size - 2
+        spans = [(start, min(start + step, end)) for start in range(1, end, step)]
+        output = encoder.encode_long(ids, spans=spans, progress=False)
         wholes.append(output.pooled[0].numpy())
         windows.append(output.span_embeddings[0].numpy())
     return np.stack(wholes), windows
@@ -142,6 +145,8 @@ def all_scores(options: argparse.Namespace, texts: list[str], queries: list[str]
     asked = unit(copy.encode(queries))
     whole, windows = read_whole(copy, texts, size)
     found["copy, one pass, mean of all tokens"] = asked @ unit(whole).T, True
+    mean = np.stack([unit(x).mean(0) for x in windows])
+    found[f"copy, one pass, mean of windows of {size}"] = asked @ unit(mean).T, True
     found[f"copy, one pass, best window of {size}"] = best_window(asked, windows), False
     return found
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from ..data.samples import SeededDataset, sample_seed
 
@@ -28,6 +29,8 @@ class Batches:
         seed: of the order.
         process: number of this process.
         processes: how many there are.
+        documents: long documents by any index. Each is a batch; there are as many of them as of
+            other batches.
     """
 
     def __init__(
@@ -38,11 +41,12 @@ class Batches:
         seed: int,
         process: int = 0,
         processes: int = 1,
+        documents: Dataset | None = None,
     ):
         self.dataset, self.collate, self.seed = dataset, collate, seed
         self.rows = max(len(dataset) // processes, 1)
         self.batch_size = None if batch_size is None else min(batch_size, self.rows)
-        self.process, self.processes = process, processes
+        self.process, self.processes, self.documents = process, processes, documents
         self.sorts = "input_ids" in dataset[0]
         self._epoch: tuple[int, list[int]] = (-1, [])
         self._pool: tuple[int, list[list[dict[str, Any]]]] = (-1, [])
@@ -70,6 +74,10 @@ class Batches:
             return [rows]
         rows.sort(key=_length)
         batches = list(self._cut(rows))
+        if self.documents is not None:
+            first = pool * size * self.processes + self.process  # rows are at least as many
+            places = range(first, first + len(batches) * self.processes, self.processes)
+            batches += [[self.documents[place]] for place in places]
         generator = torch.Generator().manual_seed(sample_seed(self.seed, 1, pool))
         return [batches[n] for n in torch.randperm(len(batches), generator=generator).tolist()]
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-IN_WORDS = {"layers": "on the layers", "answers": "end to end"}  # the stages
+# the stages
+IN_WORDS = {"layers": "on the layers", "answers": "end to end", "documents": "on long documents"}
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 LAYERS_SHARE = 0.3  # of the time for learning; the rest is for the whole network
 TRIAL_SHARE = 0.02  # of a stage's time, per learning rate that is tried
@@ -64,7 +65,7 @@ class Phase:
     """Part of a run with one learning rate, which rises and then falls to zero.
 
     Args:
-        stage: "layers" or "answers".
+        stage: "layers", "answers" or "documents".
         rate: the peak learning rate; None for the best one of the stage's trials.
         trial: whether it only tries the rate.
         steps: how long it is, if it is counted in steps.
@@ -128,16 +129,24 @@ class Wishes:
         given: learning rate per stage, None to find it.
         usual: learning rates that suit most models.
         layers: the share of the time that goes to the layers; 0 for no such stage.
+        documents: the share of the time that goes to long documents; of the rest, `layers` is a
+            share.
     """
 
     given: dict[str, float | None]
     usual: dict[str, float]
     layers: float = LAYERS_SHARE
+    documents: float = 0.0
 
     @property
     def shares(self) -> dict[str, float]:
         """The shares of the time of the stages that there are."""
-        shares = {"layers": self.layers, "answers": 1 - self.layers}
+        rest = 1 - self.documents
+        shares = {
+            "layers": rest * self.layers,
+            "answers": rest * (1 - self.layers),
+            "documents": self.documents,
+        }
         return {stage: share for stage, share in shares.items() if share}
 
 

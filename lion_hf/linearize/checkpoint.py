@@ -70,6 +70,7 @@ def linearize_checkpoint(
     modules = find_sentence_modules(source_folder(source))
     folder = modules.transformer_folder
     teacher, notes = load_softmax_model(source, modules.transformer)
+    options |= {"window": copying.window or modules.window}
     student, more = linearize_model(teacher, **options)
     processor, missing = _processor(folder, student.config)
     notes += more + missing
@@ -91,7 +92,8 @@ def linearize_checkpoint(
 
         process = this_process()
         alpha, tau = distillation.alpha, distillation.tau
-        lesson = Lesson(student, teacher, alpha, tau, pooling_modes(modules))
+        window = options["window"]
+        lesson = Lesson(student, teacher, alpha, tau, pooling_modes(modules), window)
         record = _record(folder, copying, distillation)
         with run_in(output, process, record) as run:
             learned = distil(lesson, processor, distillation, run, process, copying.seed)

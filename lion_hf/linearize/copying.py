@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..convert.errors import ConversionError
@@ -54,7 +55,7 @@ OPTIONAL_FIELDS = (
     "output_hidden_states",
 )
 POOLER_ROW = "lion.pooler.dense"
-POSITIONS = "embeddings.position_embeddings.weight"
+SPECIAL_TOKENS = 2  # of a text, the first and the last
 # Parameters that softmax attention has nothing to copy into.
 NEW = (".attention.gate.", ".attention.norm.", "_conv.")
 
@@ -92,8 +93,6 @@ def linearize_model(
         student = getattr(modeling_lion, HEADS[architecture].lion)(config)
 
     weights, expected = _weights(teacher, student), student.state_dict()
-    if copying.max_position_embeddings:
-        repeat_positions(weights, copying.max_position_embeddings)
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ConversionError(
@@ -102,6 +101,8 @@ def linearize_model(
             )
     student.load_state_dict(weights, strict=False)
     student.tie_weights()
+    if copying.max_position_embeddings:  # behind the draw of the gates, which do not depend on it
+        repeat_positions(student, copying.max_position_embeddings, copying.window)
     if copying.sharpness:
         sharpen(student, copying.sharpness)
     if copying.half_life:
@@ -109,17 +110,27 @@ def linearize_model(
     return student.eval(), _notes(teacher)
 
 
-def repeat_positions(weights: dict[str, torch.Tensor], longest: int) -> None:
-    """Repeats the position embeddings behind their own until there are enough, in place.
+def repeat_positions(model: LionPreTrainedModel, longest: int, window: int | None = None) -> None:
+    """Repeats the positions of the source's window behind it until there are enough, in place.
 
-    The first is left out of the repetition: it has only ever been that of the first token.
+    A document then has the positions of its windows, read one by one: between two special tokens,
+    whose positions are left out of the repetition. Behind the window the source's own positions are
+    replaced too: a document is nearer to its windows without them
+    (benchmarks/results/linearize.md).
+
+    Args:
+        model: a copy with the source's positions.
+        longest: how many positions there are to be.
+        window: tokens that the source reads at once; as many as it has positions if not given.
     """
-    name = next(name for name in weights if name.endswith(POSITIONS))
-    own = weights[name]
+    embeddings = model.base_model.embeddings
+    own = embeddings.position_embeddings.weight.detach()
+    window = min(window or len(own), len(own))
     source = torch.arange(longest)
-    beyond = source >= len(own)
-    source[beyond] = (source[beyond] - 1) % max(len(own) - 1, 1) + min(len(own) - 1, 1)
-    weights[name] = own[source]
+    beyond = source >= window
+    source[beyond] = (source[beyond] - 1) % max(window - SPECIAL_TOKENS, 1) + min(window - 1, 1)
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(own[source], freeze=False)
+    model.config.max_position_embeddings = longest
 
 
 def _notes(teacher: PreTrainedModel) -> list[str]:
@@ -177,8 +188,10 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
     same |= family.settings(theirs)
     if modality == "image" and not isinstance(theirs.patch_size, int):
         same["patch_size"] = theirs.patch_size[0]
+    if copying.window is not None and modality != "text":
+        raise ConversionError(f"window={copying.window}: expected none for images")
     if copying.max_position_embeddings is not None:
-        same["max_position_embeddings"] = _longest(copying.max_position_embeddings, modality, same)
+        _check_longest(copying.max_position_embeddings, modality, same)
     try:
         return LionConfig(
             modality=modality,
@@ -193,8 +206,8 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
         raise ConversionError(f"no LION model with these settings: {error}") from error
 
 
-def _longest(wanted: int, modality: str, same: Mapping[str, Any]) -> int:
-    """The number of positions that is asked for, if a copy can have it."""
+def _check_longest(wanted: int, modality: str, same: Mapping[str, Any]) -> None:
+    """Raises ConversionError for a number of positions that a copy cannot have."""
     if modality != "text":
         raise ConversionError(
             f"max_position_embeddings={wanted}: expected none for images, whose positions are"
@@ -205,7 +218,6 @@ def _longest(wanted: int, modality: str, same: Mapping[str, Any]) -> int:
             f"max_position_embeddings={wanted}: expected at least the source's"
             f" {same['max_position_embeddings']}"
         )
-    return wanted
 
 
 def _weights(teacher: PreTrainedModel, student: LionPreTrainedModel) -> dict[str, torch.Tensor]:

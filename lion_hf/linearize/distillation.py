@@ -2,7 +2,7 @@
 are."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from .losses import (
     relative_error,
     state_scales,
 )
-from .pooling import MEAN, pool
+from .pooling import MEAN, SPECIAL_MODES, pool
 from .softmax_models import source_name, theirs_in
 
 ATTENTION, EMBEDDINGS = ".attention.", ".embeddings."  # in the names of parameters
@@ -38,6 +38,8 @@ class Lesson(nn.Module):
             there are labels.
         tau: temperature of the answers.
         pooling: how embeddings of whole texts are made, as sentence-transformers names it.
+        window: tokens that the teacher reads at once, special ones included; by default as many as
+            it takes.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Lesson(nn.Module):
         alpha: float = 1.0,
         tau: float = 1.0,
         pooling: tuple[str, ...] = MEAN,
+        window: int | None = None,
     ):
         super().__init__()
         self.pooling = pooling
@@ -56,6 +59,8 @@ class Lesson(nn.Module):
         self.alpha, self.tau, self.stage = alpha, tau, "layers"
         self._seen: dict[str, list[torch.Tensor]] = {"input": [], "output": []}
         self.family = FAMILIES[teacher.config.model_type]
+        longest = self.longest_text
+        self.window = longest if window is None or longest is None else min(window, longest)
         for n in range(student.config.num_hidden_layers):
             first = source_name(f"lion.layers.{n}.attention.q_proj", teacher)
             last = _attention_output(n, teacher)
@@ -79,8 +84,8 @@ class Lesson(nn.Module):
     def begin(self, stage: str) -> None:
         """Makes a stage's parameters trainable.
 
-        These are the attention's for "layers", and for "answers" all but the embeddings, which fit
-        as they are.
+        These are the attention's for "layers", and for the others all but the embeddings, which
+        fit as they are.
         """
         self.stage = stage
         for name, parameter in self.student.named_parameters():
@@ -111,12 +116,27 @@ class Lesson(nn.Module):
         self.scales = state_scales(answers.hidden_states[1:], given.get("attention_mask"))
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if "windows" in batch:
+            return {"loss": self.read_document(**batch).loss(self.scales)}
         labels = batch.pop("labels", None)
         answers, hidden_states, targets = self.ask(batch)
         if self.stage == "layers":
             return {"loss": self.layer_errors(batch, hidden_states, targets).mean()}
         outputs = self.look(batch, labels)
         return {"loss": self.answers_loss(batch, labels, answers, outputs)}
+
+    def read_document(self, input_ids: torch.Tensor, windows: torch.Tensor) -> "DocumentStates":
+        """Reads a document in one pass of the student, and its windows one by one by the teacher.
+
+        Args:
+            input_ids: (1, 1 + N W + 1), between the two special tokens N windows of W tokens.
+            windows: N, (1,).
+        """
+        inner, count = input_ids[:, 1:-1], int(windows[0])
+        first, last = (x.expand(count, 1) for x in (input_ids[:, :1], input_ids[:, -1:]))
+        answers = self.ask({"input_ids": torch.cat([first, inner.view(count, -1), last], 1)})[0]
+        outputs = self.student(input_ids=input_ids, output_hidden_states=True)
+        return DocumentStates(outputs, answers, count, self.pooling)
 
     def look(self, batch: dict[str, torch.Tensor], labels: torch.Tensor | None) -> Any:
         """The student's outputs with hidden states, and with its own loss where that counts."""
@@ -193,6 +213,47 @@ class Lesson(nn.Module):
         return torch.stack(errors)
 
 
+class DocumentStates(NamedTuple):
+    """What student and teacher made of a document: see `Lesson.read_document`.
+
+    Args:
+        outputs: the student's, of the document.
+        answers: the teacher's, of its windows.
+        windows: their number.
+        pooling: as sentence-transformers names it.
+    """
+
+    outputs: Any
+    answers: Any
+    windows: int
+    pooling: tuple[str, ...]
+
+    def loss(self, scales: torch.Tensor) -> torch.Tensor:
+        """Distances of the tokens' hidden states, of the windows' vectors and of the document's."""
+        mine = [x[:, 1:-1] for x in self.outputs.hidden_states[1:]]
+        theirs = [x[:, 1:-1].reshape(1, -1, x.shape[-1]) for x in self.answers.hidden_states[1:]]
+        states = hidden_state_loss(mine, theirs, scales, None).mean()
+        return states + sum(1 - x for x in self.cosines().values())
+
+    def cosines(self) -> dict[str, torch.Tensor]:
+        """The mean cosines of the windows' vectors and of the document's with the teacher's.
+
+        The teacher's vector of a document is the mean of its windows' vectors, each of length one.
+        Where vectors are those of special tokens, windows of a single pass have none.
+        """
+        states, targets = (x.last_hidden_state for x in (self.outputs, self.answers))
+        found = {}
+        modes = tuple(x for x in self.pooling if x not in SPECIAL_MODES)
+        if modes:
+            mine = states[0, 1:-1].view(self.windows, -1, states.shape[-1])
+            pair = pool(mine, None, modes), pool(targets, None, modes)
+            found["window_cosine"] = nn.functional.cosine_similarity(*pair).mean()
+        units = nn.functional.normalize(pool(targets, None, self.pooling), dim=-1)
+        mine = pool(states, None, self.pooling)
+        found["document_cosine"] = nn.functional.cosine_similarity(mine[0], units.mean(0), dim=0)
+        return found
+
+
 def _attention_output(layer: int, teacher: PreTrainedModel) -> str:
     """The teacher's module whose output is an attention's."""
     row = FAMILIES[teacher.config.model_type].attention_output
@@ -214,6 +275,25 @@ class Measurement(NamedTuple):
     figures: dict[str, float]
     layer_errors: list[float]
     embeddings: tuple[torch.Tensor, ...] = ()
+
+
+@torch.no_grad()
+def examine_documents(lesson: Lesson, documents: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean cosines of `DocumentStates`, and in the stage "documents" its `loss`.
+
+    Args:
+        lesson: student and teacher.
+        documents: batches of one.
+    """
+    device, sums = next(lesson.student.parameters()).device, defaultdict[str, float](float)
+    for batch in documents:
+        found = lesson.read_document(**{name: x.to(device) for name, x in batch.items()})
+        figures = found.cosines()
+        if lesson.stage == "documents":
+            figures["loss"] = found.loss(lesson.scales)
+        for name, value in figures.items():
+            sums[name] += value.item() / len(documents)
+    return dict(sums)
 
 
 def measure(lesson: Lesson, data: Dataset, collate: Callable, batch_size: int) -> dict[str, float]:

@@ -1,20 +1,21 @@
 """The data that a run measures on: how many samples it can afford, and how it measures."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import Dataset, Subset
 
 from ..data.samples import spread_evenly
-from .distillation import Lesson, Measurement, examine, retrieval
+from .distillation import Lesson, Measurement, examine, examine_documents, retrieval
 
 QUICK_SAMPLES = 256  # of a measurement on the way
 SCALE_SAMPLES = 32  # from which the scales of hidden states are taken
 FULL_SHARE = 0.015  # of a budget, for one measurement of all samples
 QUICK_SHARE = 0.003
 FEWEST_SAMPLES = 32  # fewer say too little
+FEWEST_DOCUMENTS = 2  # of a thousand tokens or more
 
 
 @dataclass
@@ -27,6 +28,7 @@ class HeldOut:
         batch_size: samples per batch.
         full: samples of a full measurement, spread evenly.
         quick: samples of a measurement on the way.
+        documents: long documents, in batches of one; none for models that do not learn from them.
         quick_seconds: what the last quick measurement took.
     """
 
@@ -35,6 +37,7 @@ class HeldOut:
     batch_size: int
     full: int
     quick: int
+    documents: list[dict[str, torch.Tensor]] = field(default_factory=list)
     quick_seconds: float = 0.0
 
     @classmethod
@@ -44,11 +47,18 @@ class HeldOut:
         return cls(data, collate, batch_size, count, min(count, QUICK_SAMPLES))
 
     def examine(self, lesson: Lesson, quick: bool = False) -> Measurement:
-        """Measures; a full measurement also compares the distances between embeddings."""
+        """Measures; a full measurement also compares the distances between embeddings.
+
+        In the stage of long documents, the loss is that of texts and that of documents.
+        """
         count = self.quick if quick else self.full
         found = examine(lesson, self._spread(count), self.collate, self.batch_size)
         if not quick:
             found.figures.update(retrieval(found.embeddings))
+        if self.documents and (lesson.stage == "documents" or not quick):
+            figures = examine_documents(lesson, self.documents)
+            figures["loss"] = found.figures["loss"] + figures.get("loss", 0.0)
+            found.figures.update(figures)
         return found
 
     def sample(self, device: torch.device) -> dict[str, torch.Tensor]:
@@ -68,6 +78,21 @@ class HeldOut:
         for name, share in (("full", FULL_SHARE), ("quick", QUICK_SHARE)):
             affordable = max(int(size * share * budget / min(seconds)), FEWEST_SAMPLES)
             setattr(self, name, min(getattr(self, name), affordable))
+        if self.documents:
+            began = time.monotonic()
+            examine_documents(lesson, self.documents[:1])
+            affordable = int(QUICK_SHARE * budget / (time.monotonic() - began))
+            self.documents = self.documents[: max(affordable, FEWEST_DOCUMENTS)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How much is measured: samples of a full and of a quick measurement, documents."""
+        return [self.full, self.quick, len(self.documents)]
+
+    @sizes.setter
+    def sizes(self, sizes: Sequence[int]) -> None:
+        self.full, self.quick, documents = sizes
+        self.documents = self.documents[:documents]
 
     def _spread(self, count: int) -> Subset:
         return Subset(self.data, spread_evenly(len(self.data), count))  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from ..convert.errors import ConversionError
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .batches import Batches
 from .budget import (
+    LAYERS_SHARE,
     Speed,
     Wishes,
     plan_by_clock,
@@ -27,6 +28,7 @@ from .budget import (
 )
 from .data import lesson_data
 from .distillation import Lesson
+from .documents import check_documents, long_documents
 from .held_out import HeldOut
 from .precision import bf16_is_faster
 from .report import Report
@@ -114,9 +116,12 @@ def distil(
         FloatingPointError: if the loss is not finite.
     """
     check_student(lesson.student, processor)
+    check_documents(lesson, settings)  # an error before the data are read
     train, validation, collate, notes = lesson_data(
         lesson.student, processor, settings, seed, lesson.longest_text
     )
+    texts = train, validation.dataset  # type: ignore[attr-defined]
+    documents, measured = long_documents(lesson, texts, processor, settings, seed)
     lesson.to(process.device)
     place = process.process_index, process.num_processes
     text = lesson.student.config.modality == "text"
@@ -125,7 +130,9 @@ def distil(
         stage: Batches(train, collate, batch_size, seed + number, *place)
         for number, stage in enumerate(STAGES)
     }
+    batches["documents"].documents = documents
     held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)
+    held_out.documents = [collate([document]) for document in measured]
     found = run.load()
     state = State() if found is None else found[0]
     bf16 = settings.bf16 or bf16_is_faster(process.device)
@@ -134,7 +141,7 @@ def distil(
         if found is None:
             _prepare(learner, settings)
         else:
-            held_out.full, held_out.quick = state.samples
+            held_out.sizes = state.samples
             learner.restore(*found[1:])
             logger.info("going on after %s of learning", words_of(state.clock))
         learner.run()
@@ -205,14 +212,14 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
         else:
             plan = plan_by_clock(budget, now, speed, wishes)
         learner.state.phases = [asdict(phase) for phase in plan]
-        learner.state.samples = [held_out.full, held_out.quick]
+        learner.state.samples = held_out.sizes
 
     on_first_process(process, make_plan)
     if process.num_processes > 1:
         shared = [asdict(learner.state)]
         broadcast_object_list(shared)
         learner.state = State(**shared[0])
-        held_out.full, held_out.quick = learner.state.samples
+        held_out.sizes = learner.state.samples
     logger.info("%s", settings.in_words)
     logger.info("after an interruption the same command goes on from %s", learner.folder.path)
 
@@ -224,17 +231,17 @@ def _wishes(lesson: Lesson, settings: Distillation) -> Wishes:
     nothing there, because the other one looks at each layer's hidden states too. It is there for
     those who give it a learning rate.
     """
-    given = {"layers": settings.layer_learning_rate, "answers": settings.learning_rate}
-    if lesson.student.config.modality == "text" and given["layers"] is None:
-        return Wishes(given, settings.usual_rates, layers=0.0)
-    return Wishes(given, settings.usual_rates)
+    given = settings.given_rates
+    text = lesson.student.config.modality == "text" and given["layers"] is None
+    layers = 0.0 if text else LAYERS_SHARE
+    return Wishes(given, settings.usual_rates, layers, settings.document_share)
 
 
 def _step_seconds(learner: Learner, stage: str) -> float:
     """Seconds of a step on the longest batch, which also shows whether the memory suffices."""
     learner.lesson.begin(stage)
     learner.lesson.train()
-    if stage == "answers":
+    if stage != "layers":
         learner.lesson.scale(learner.held_out.sample(learner.process.device))
     batch, seconds = learner.batches[stage].longest(), []
     for _ in range(2):  # the first one also warms up

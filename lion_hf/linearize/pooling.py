@@ -18,6 +18,7 @@ OLD_NAMES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 MEAN = ("mean",)
+SPECIAL_MODES = ("cls", "lasttoken")  # vectors of special tokens, which only whole texts have
 
 
 def pooling_modes(modules: SentenceModules) -> tuple[str, ...]:

@@ -21,12 +21,19 @@ from .timing import TOKENS, Times, faster_from
 FIGURES_FILE = "linearize.json"
 PICTURES = ("quality.png", "layer_errors.png")
 BEFORE = "## Citation"  # the section of a card that the report goes before
-COLUMNS = {"copied": "copied weights", "layers": "after the layers", "end": "at the end"}
+COLUMNS = {
+    "copied": "copied weights",
+    "layers": "after the layers",
+    "answers": "before long documents",
+    "end": "at the end",
+}
 # Figure -> its name on the card, and the source's value: a number, or the name of a figure.
 ROWS: dict[str, tuple[str, float | str]] = {
     "cosine": ("cosine of embeddings with the source's", 1.0),
     "retrieval": ("embeddings whose nearest of the source's is their own", 1.0),
     "similarity": ("rank correlation of all pairs' similarities", 1.0),
+    "window_cosine": ("cosine of windows of one pass with the source's windows", 1.0),
+    "document_cosine": ("cosine of long documents with the mean of the source's windows", 1.0),
     "agreement": ("same class as the source", 1.0),
     "accuracy": ("accuracy", "teacher_accuracy"),
     "layer_error": ("mean error of the layers' attention", 0.0),

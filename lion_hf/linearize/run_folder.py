@@ -37,7 +37,7 @@ class State:
         place: of the next batch.
         best: the lowest held-out loss in it.
         measured: seconds on the clock after the last measurement.
-        samples: held-out samples of a full and of a quick measurement.
+        samples: held-out samples of a full and of a quick measurement, and long documents.
         trials: per stage, the held-out loss that each tried learning rate led to.
         rates: the learning rate of each stage.
         steps: steps of each stage, without those of trials that were not kept.

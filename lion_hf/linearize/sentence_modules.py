@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..convert.errors import ConversionError
+from .settings import SHORTEST_WINDOW
 from .sources import MOST_JSON_BYTES, read_json, read_weights
 
 MODULES_FILE = "modules.json"
@@ -20,6 +21,7 @@ TRANSFORMER_FILES = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 
+TOKENIZER_FILE = "tokenizer_config.json"
 PIPELINES = ("SentenceTransformer", "CrossEncoder", "SparseEncoder")
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 
@@ -59,6 +61,25 @@ class SentenceModules:
     def transformer_folder(self) -> Path:
         return self.folder / self.transformer
 
+    @property
+    def window(self) -> int | None:
+        """Tokens that the source reads at once, if the folder says so.
+
+        Recent versions of sentence-transformers say it in the tokenizer's settings alone.
+        """
+        tokenizer = self.transformer_folder / TOKENIZER_FILE
+        places = (self._transformer_file(), "max_seq_length"), (tokenizer, "model_max_length")
+        for file, name in places:
+            settings = read_json(file) if file is not None and file.is_file() else {}
+            window = settings.get(name) if isinstance(settings, dict) else None
+            if isinstance(window, int) and window >= SHORTEST_WINDOW:
+                return window
+        return None
+
+    def _transformer_file(self) -> Path | None:
+        files = (self.transformer_folder / name for name in TRANSFORMER_FILES)
+        return next((file for file in files if file.is_file()), None)
+
     def copy_to(self, output: Path, longest: int | None = None) -> None:
         """Writes them beside a LION model, which takes the transformer's place in the root.
 
@@ -68,8 +89,7 @@ class SentenceModules:
         """
         if (self.folder / PIPELINE_FILE).is_file():
             shutil.copyfile(self.folder / PIPELINE_FILE, output / PIPELINE_FILE)
-        settings = (self.transformer_folder / name for name in TRANSFORMER_FILES)
-        found = next((file for file in settings if file.is_file()), None)
+        found = self._transformer_file()
         if found is not None:
             settings_now = read_json(found)
             if longest is not None:

@@ -4,12 +4,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..convert.errors import ConversionError
-from .budget import seconds_of
+from .budget import IN_WORDS, seconds_of
 
 DEFAULT_BUDGET = "30m"
+SHORTEST_WINDOW = 3  # tokens: the two special ones of a text, and one between them
 DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
 # Peak learning rates of the stages: around these a run looks for its own.
-LAYER_LEARNING_RATE, LEARNING_RATE = 1e-3, 1e-3
+LAYER_LEARNING_RATE, LEARNING_RATE, DOCUMENT_LEARNING_RATE = 1e-3, 1e-3, 1.5e-4
+
+STEPS_OPTIONS = ("layer_steps", "steps", "document_steps")
+RATE_OPTIONS = {  # by stage
+    "layers": "layer_learning_rate",
+    "answers": "learning_rate",
+    "documents": "document_learning_rate",
+}
 
 # What the fields of `Copying` left at None become: what came nearest to the source in the trials
 # (benchmarks/results/linearize.md).
@@ -21,11 +29,12 @@ COPYING_DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Distillation:
-    """How a copy is taught by its source: data, and two stages of training.
+    """How a copy is taught by its source: data, and stages of training.
 
     In the first stage every layer's attention learns on its own to answer the teacher's hidden
     states as the teacher's attention does; the rest of the network waits. In the second the whole
-    network learns the teacher's answers.
+    network learns the teacher's answers. A copy that takes longer texts than its source then learns
+    from long documents, with the teacher's answers to their windows.
     """
 
     train_file: list[str] | None = field(
@@ -81,6 +90,20 @@ class Distillation:
     learning_rate: float | None = field(
         default=None, metadata={"help": "Its peak learning rate, found likewise."}
     )
+    document_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the budget for long documents, such as 0.2, of a copy that takes"
+            " longer texts than its source (--max_position_embeddings)."
+        },
+    )
+    document_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps on long documents in place of a budget, 0 by default."},
+    )
+    document_learning_rate: float | None = field(
+        default=None, metadata={"help": "Their peak learning rate, found likewise."}
+    )
     alpha: float = field(
         default=1.0,
         metadata={"help": "Weight of the teacher in the second stage; the rest is the labels'."},
@@ -116,7 +139,7 @@ class Distillation:
         if self.budget is not None:
             self.budget = str(self.budget)  # Python's users may give a number of seconds
             seconds_of(self.budget)
-        for name in ("layer_steps", "steps"):
+        for name in STEPS_OPTIONS:
             given = getattr(self, name)
             if given is not None and self.budget is not None:
                 raise ValueError(
@@ -129,10 +152,19 @@ class Distillation:
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise ValueError(f"{name}={given}: expected an integer of at least 1")
-        for name in ("layer_learning_rate", "learning_rate", "tau"):
+        for name in (*RATE_OPTIONS.values(), "tau"):
             given = getattr(self, name)
             if given is not None and not given > 0:
                 raise ValueError(f"{name}={given}: expected a positive number")
+        if not 0 <= self.document_share < 1:
+            raise ValueError(
+                f"document_share={self.document_share}: expected a number from 0 to below 1"
+            )
+        if self.document_share and self.by_steps:
+            raise ValueError(
+                f"document_share={self.document_share}: expected none in a run by steps, where"
+                " document_steps says how many are on long documents"
+            )
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: expected a number in [0, 1]")
         if not 0 < self.mask_probability < 1:
@@ -150,7 +182,7 @@ class Distillation:
     @property
     def by_steps(self) -> bool:
         """Whether the stages have numbers of steps, and not a time."""
-        return self.layer_steps is not None or self.steps is not None
+        return any(getattr(self, name) is not None for name in STEPS_OPTIONS)
 
     @property
     def time(self) -> str:
@@ -161,19 +193,30 @@ class Distillation:
     def stage_steps(self) -> dict[str, int]:
         """Steps of each stage, of a run that goes by them."""
         given = {"layers": self.layer_steps, "answers": self.steps}
-        return {name: DEFAULT_STEPS if x is None else x for name, x in given.items()}
+        steps = {name: DEFAULT_STEPS if x is None else x for name, x in given.items()}
+        return steps | {"documents": self.document_steps or 0}
 
     @property
     def usual_rates(self) -> dict[str, float]:
         """Learning rates of each stage for most models."""
-        return {"layers": LAYER_LEARNING_RATE, "answers": LEARNING_RATE}
+        return {
+            "layers": LAYER_LEARNING_RATE,
+            "answers": LEARNING_RATE,
+            "documents": DOCUMENT_LEARNING_RATE,
+        }
+
+    @property
+    def given_rates(self) -> dict[str, float | None]:
+        """Learning rates of each stage that were given; None for those to be found."""
+        return {stage: getattr(self, name) for stage, name in RATE_OPTIONS.items()}
 
     @property
     def in_words(self) -> str:
         """How long a run is."""
         if self.by_steps:
             steps = self.stage_steps
-            return f"learning: {steps['layers']} steps on the layers, {steps['answers']} end to end"
+            words = [f"{steps[stage]} {IN_WORDS[stage]}" for stage in steps if steps[stage]]
+            return f"learning, in steps: {', '.join(words) or 'none'}"
         usual = "" if self.budget else " (the default; --budget sets another)"
         return f"learning for {self.time}{usual}"
 
@@ -216,7 +259,15 @@ class Copying:
         default=None,
         metadata={
             "help": "Longest text of the copy in tokens, if that is to be above the source's."
-            " Behind the source's positions they are repeated."
+            " Behind the source's window its positions are repeated."
+        },
+    )
+    window: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that the source reads at once, whose positions are repeated behind"
+            " them. Default: max_seq_length of a sentence-transformers folder, model_max_length of"
+            " the tokenizer, or as many as the source takes."
         },
     )
     half_life: float = field(
@@ -243,6 +294,10 @@ class Copying:
         if self.half_life != 0 and not 1e-3 <= self.half_life < float("inf"):
             raise ConversionError(
                 f"half_life={self.half_life}: expected 0, or a number of tokens of at least 0.001"
+            )
+        if self.window is not None and self.window < SHORTEST_WINDOW:
+            raise ConversionError(
+                f"window={self.window}: expected at least {SHORTEST_WINDOW} tokens"
             )
         if self.sharpness is not None and not 0 < self.sharpness < float("inf"):
             raise ConversionError(f"sharpness={self.sharpness}: expected a number above 0")

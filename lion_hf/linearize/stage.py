@@ -20,6 +20,7 @@ from .budget import Clock, Phase, rate_at, words_of
 from .distillation import Lesson, Measurement
 from .held_out import HeldOut
 from .run_folder import RunFolder, State, Weights
+from .settings import RATE_OPTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ CLEARLY = 0.95  # of the best loss so far: from which on a rate replaces the usu
 MAX_GRADIENT_NORM = 1.0
 BETAS = (0.9, 0.98)
 SHOWN = ("cosine", "agreement", "layer_error")  # in the progress bar: the first that there is
-STAGES = ("layers", "answers")
+STAGES = ("layers", "answers", "documents")
 
 
 class Learner:
@@ -101,7 +102,7 @@ class Learner:
                 student.load_state_dict(self.kept["start"])
             elif phase.rate is None:
                 self._take_tried(phase)
-        if phase.stage == "answers":
+        if phase.stage != "layers":
             self.lesson.scale(self.held_out.sample(self.process.device))
         groups = [{"params": x, "factor": factor} for x, factor in self.lesson.groups()]
         self.optimizer = torch.optim.AdamW(
@@ -386,4 +387,4 @@ def weights_of(model: nn.Module) -> Weights:
 
 def option_of(stage: str) -> str:
     """The option for a stage's learning rate."""
-    return "--layer_learning_rate" if stage == "layers" else "--learning_rate"
+    return f"--{RATE_OPTIONS[stage]}"

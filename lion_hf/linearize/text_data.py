@@ -115,7 +115,7 @@ class TextSamples:
 
 
 class TextBatches:
-    """Makes a batch of rows of tokens, with the labels of rows as a whole.
+    """Makes a batch of rows of tokens, with the labels of rows as a whole, or of a long document.
 
     Args:
         pad_token_id: what short rows are filled with.
@@ -127,6 +127,8 @@ class TextBatches:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = pad_rows(rows, self.pad_token_id)
+        if "windows" in rows[0]:  # a long document, which has no labels
+            return batch | {"windows": torch.tensor([row["windows"] for row in rows])}
         if self.labelled and "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch

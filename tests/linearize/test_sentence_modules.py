@@ -113,6 +113,9 @@ class TestSentenceEncoders:
         text = "a b c d " * 20
         assert ours.tokenize([text])["input_ids"].shape == (1, 50)
         assert np.isfinite(ours.encode(text)).all()
+        positions = ours[0].auto_model.embeddings.position_embeddings.weight
+        assert torch.equal(positions[11:16], positions[1:6])  # the window of seven tokens
+        assert not torch.equal(positions[6:11], positions[1:6])
 
     def test_with_its_own_mixing_it_is_another_model(self, tmp_path):
         modules = [dense_modules.Transformer(backbone(tmp_path / "backbone")), pooling()]

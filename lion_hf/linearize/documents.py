@@ -1,0 +1,150 @@
+"""Long documents for a copy that takes more tokens than its source.
+
+The source reads windows of a document, each on its own. The copy reads the document in one pass and
+learns to give, for each window, what the source gives.
+
+Legend: W tokens of a window without its special tokens, N windows of a document.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..convert.errors import ConversionError
+from ..data.samples import SeededDataset, sample_seed
+from .copying import SPECIAL_TOKENS
+from .distillation import Lesson
+from .settings import Distillation
+from .text_sources import name_of
+
+FEWEST_WINDOWS = 2  # of a document
+LONGEST = 4096  # tokens of a document to learn from: a step has to be affordable
+HELD_OUT = 8  # documents to measure on
+HELD_OUT_WINDOWS = 4
+
+
+class Documents(Dataset):
+    """Endless documents of consecutive texts, each as long as some windows and special tokens.
+
+    A document depends on its index and the seed alone. Most are short, because a step has to be
+    affordable: of documents of 2 to 16 windows, half have at most 3.
+
+    Args:
+        texts: rows with `sentence1`, in their order.
+        tokenizer: the source's.
+        window: W.
+        windows: the least and the largest N.
+        seed: of where documents begin and of their lengths.
+    """
+
+    def __init__(
+        self,
+        texts: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int,
+        windows: tuple[int, int],
+        seed: int,
+    ):
+        self.texts, self.tokenizer, self.seed = texts, tokenizer, seed
+        self.window, self.windows = window, windows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = random.Random(sample_seed(self.seed, index))
+        least, most = self.windows
+        count = int(least * ((most + 1) / least) ** generator.random() ** 2)
+        start, wanted = generator.randrange(len(self.texts)), count * self.window
+        ids: list[int] = []
+        for found in self._tokens(start):
+            ids += found
+            if len(ids) >= wanted:
+                break
+        first, last = self.tokenizer("")["input_ids"]
+        return {"input_ids": torch.tensor([first, *ids[:wanted], last]), "windows": count}
+
+    def _tokens(self, start: int) -> Iterator[list[int]]:
+        """The tokens of texts from one on, from the first again after the last."""
+        place = start
+        while True:
+            text = self.texts[place % len(self.texts)]["sentence1"]
+            yield self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            place += 1
+
+    def count_tokens(self) -> int:
+        """Tokens of all texts, counted until they are enough for the shortest document."""
+        count = 0
+        for row in self.texts:
+            if count >= self.windows[0] * self.window:
+                break
+            tokens = self.tokenizer(row["sentence1"], add_special_tokens=False, verbose=False)
+            count += len(tokens["input_ids"])
+        return count
+
+
+def check_documents(lesson: Lesson, settings: Distillation) -> bool:
+    """Whether a run is to learn from long documents.
+
+    Raises:
+        ConversionError: if it is, and the copy cannot.
+    """
+    asked = {name: getattr(settings, name) for name in ("document_share", "document_steps")}
+    asked = {name: value for name, value in asked.items() if value}
+    if not asked:
+        return False
+    student, problem = lesson.student, ""
+    head, longest = type(student).__name__, student.config.max_position_embeddings
+    if lesson.window is None:
+        problem = "images have no windows"
+    elif head != "LionModel":
+        problem = f"long documents are for encoders without a head, and this is a {head}"
+    elif longest < (least := FEWEST_WINDOWS * (lesson.window - SPECIAL_TOKENS) + SPECIAL_TOKENS):
+        problem = (
+            f"the copy takes {longest} tokens, and the shortest document, two windows of its"
+            f" source, has {least}; --max_position_embeddings gives it more"
+        )
+    if problem:
+        name, value = next(iter(asked.items()))
+        raise ConversionError(f"{name}={value}: expected 0, because {problem}")
+    return True
+
+
+def long_documents(
+    lesson: Lesson,
+    data: tuple[SeededDataset, SeededDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Distillation,
+    seed: int,
+) -> tuple[Documents | None, list[dict[str, Any]]]:
+    """Documents to learn from, and some to measure on; none if they are not asked for.
+
+    Args:
+        lesson: copy and source.
+        data: texts to learn from and to measure on, in their order.
+        tokenizer: the source's.
+        settings: where the texts came from.
+        seed: of the documents.
+
+    Raises:
+        ConversionError: as `check_documents`, or if all texts together are too short for one.
+    """
+    if not check_documents(lesson, settings):
+        return None, []
+    assert lesson.window is not None  # as was checked
+    window = lesson.window - SPECIAL_TOKENS
+    longest = min(lesson.student.config.max_position_embeddings, LONGEST)
+    most = max((longest - SPECIAL_TOKENS) // window, FEWEST_WINDOWS)
+    train, others = (
+        Documents(x.dataset, tokenizer, window, (FEWEST_WINDOWS, n), seed)
+        for x, n in zip(data, (most, min(most, HELD_OUT_WINDOWS)))
+    )
+    for use, found in (("learn from", train), ("measure on", others)):
+        count, least = found.count_tokens(), FEWEST_WINDOWS * window
+        if count < least:
+            raise ConversionError(
+                f"{name_of(settings)}: the texts to {use} have {count} tokens in all, and a long"
+                f" document has at least {least}: expected more text, or no document_share"
+            )
+    return train, [others[n] for n in range(HELD_OUT)]
