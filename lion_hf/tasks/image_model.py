@@ -20,13 +20,15 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from ..data.image_settings import Augmentation
 from ..folders import has_weights
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_embeddings import resize_images
 from ..modeling.modeling_lion import LionForImageClassification
 from ..presets import find_preset, preset_names
 from ..training.settings import parse_mapping, parse_overrides
-from .image_settings import ModelSettings
+from .image_arguments import ImageTrainingArguments
+from .image_settings import ModelSettings, TeachingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,48 @@ def find_model(settings: ModelSettings) -> ModelSource:
         f"model={name!r} is neither a folder with config.json nor a preset or model of timm;"
         f" did you mean {nearest}?"
     )
+
+
+def check_native_resolution(
+    settings: ModelSettings,
+    augmentation: Augmentation,
+    teaching: TeachingSettings,
+    args: ImageTrainingArguments,
+) -> None:
+    """Checks that the settings of a run leave the images as they are, or that none asks for it.
+
+    Raises:
+        ValueError: for settings that need images of one size, a model that takes no others, or a
+            batch that cannot hold an image.
+    """
+    budget, most = args.patches_per_batch, augmentation.max_patches
+    if not augmentation.native_resolution:
+        if budget is not None:
+            raise ValueError(
+                f"patches_per_batch={budget} without native_resolution: expected both, or none"
+            )
+        return
+    if budget is not None and most is not None and budget < most:
+        raise ValueError(
+            f"patches_per_batch={budget} with max_patches={most}: expected at least as many,"
+            " because one image may have so many"
+        )
+    one_size = {
+        "input_size": (settings.input_size, None),
+        "softmax": (settings.softmax, False),
+        "distillation_type": (teaching.distillation_type, "none"),
+    }
+    for name, (value, legal) in one_size.items():
+        if value != legal:
+            raise ValueError(
+                f"{name}={value!r} with native_resolution: expected {legal!r}, because images keep"
+                " their size and shape"
+            )
+    if find_model(settings).path is None:
+        raise ValueError(
+            f"model={settings.model!r} with native_resolution: expected a LION model, which takes"
+            " images of any size"
+        )
 
 
 def class_order(settings: ModelSettings, names: Sequence[str], train: bool) -> list[str]:
