@@ -332,7 +332,12 @@ class LionImageProcessor(BitImageProcessor):
         for image in images:
             rows, columns = native_size(image.shape[-1], image.shape[-2], patch_size, max_patches)
             size = SizeDict(height=rows * patch_size, width=columns * patch_size)
-            if image.shape[-2:] != (size.height, size.width):
+            if tuple(image.shape[-2:]) != (size.height, size.width):
+                if not kwargs["do_resize"]:
+                    raise ValueError(
+                        f"do_resize=False with an image of {image.shape[-1]} x {image.shape[-2]}"
+                        f" pixels: expected whole patches of {patch_size}, at most max_patches"
+                    )
                 image = self.resize(image, size, resample=kwargs["resample"])
             image = self.rescale_and_normalize(image, **numbers)
             grids.append((rows, columns))

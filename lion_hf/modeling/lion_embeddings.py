@@ -94,8 +94,8 @@ class PackedImages(NamedTuple):
 class LionImageEmbeddings(nn.Module):
     """Class token, patches and (optionally) position embeddings of ViT.
 
-    They serve any height and width that the patch divides, and images of different sizes together
-    as patches (`pack`).
+    They serve any height and width that the patch divides, and images of different sizes together,
+    as patches.
     """
 
     def __init__(self, config: LionConfig, use_mask_token: bool = False):
@@ -158,7 +158,7 @@ class LionImageEmbeddings(nn.Module):
         return torch.cat([first, patches.flatten(2).mT.to(first.dtype)], dim=1)
 
     def packed_grids(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor) -> list[Grid]:
-        """Rows and columns of each of the images whose patches `pack` takes.
+        """Rows and columns of each of the images that come as patches.
 
         Raises:
             ValueError: for patches or shapes that do not fit together or the model.
@@ -196,23 +196,18 @@ class LionImageEmbeddings(nn.Module):
         return grids
 
     def pack(self, pixel_values: torch.Tensor, grids: Sequence[Grid]) -> PackedImages:
-        """Embeds images of different sizes, each with positions of its own.
+        """Embeds the patches of images of different sizes, each with positions of its own.
 
         An image that is not finite is read as zeros, so that it does not reach the others.
-
-        Args:
-            pixel_values: the patches of all images, row by row, (patches, patch_size * patch_size *
-                channels), each with the channels of a pixel side by side.
-            grids: of the images, from `packed_grids`.
         """
         sizes = [rows * columns for rows, columns in grids]
         device = pixel_values.device
         images = torch.arange(len(grids), device=device)
         seq_idx = images.repeat_interleave(torch.tensor([1 + n for n in sizes], device=device))
-        broken = [not bool(patches.isfinite().all()) for patches in pixel_values.split(sizes)]
+        finite = pixel_values.isfinite().all(1).split(sizes)
+        of_images = ~torch.stack([patches.all() for patches in finite])
         not_finite = None
-        if any(broken):
-            of_images = torch.tensor(broken, device=device)
+        if of_images.any():
             not_finite = of_images[seq_idx][None, :, None]
             patches = images.repeat_interleave(torch.tensor(sizes, device=device))
             pixel_values = pixel_values.masked_fill(of_images[patches][:, None], 0)
@@ -235,8 +230,19 @@ class LionImageEmbeddings(nn.Module):
         return module(patches.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2)).flatten(1)
 
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
-    ) -> torch.Tensor:
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None,
+        grids: Sequence[Grid] | None = None,
+    ) -> torch.Tensor | PackedImages:
+        """Embeds images of one size, (B, channels, height, width) to (B, tokens, hidden).
+
+        With `grids`, those of `packed_grids`, it embeds images of different sizes: `pixel_values`
+        are then the patches of all, (patches, patch_size * patch_size * channels), row by row, with
+        the channels of a pixel side by side.
+        """
+        if grids is not None:
+            return self.pack(pixel_values, grids)
         rows, columns = self.patch_grid(pixel_values)
         pixels = pixel_values.to(self.patch_embeddings.weight.dtype)
         embeddings = self.patch_embeddings(pixels).flatten(2).mT

@@ -276,7 +276,7 @@ class LionModel(LionPreTrainedModel):
         """The first hidden states of images of different sizes, in one row."""
         grids = self.embeddings.packed_grids(pixel_values, spatial_shapes)
         device = pixel_values.device
-        packed = self.embeddings.pack(pixel_values, grids)
+        packed = self.embeddings(pixel_values, None, grids)
         for_layers: dict[str, Any] = {"order": packed_orders(self.config, grids, device)}
         if len(grids) == 1:
             for_layers["conv_layout"] = grids[0]

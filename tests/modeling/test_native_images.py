@@ -124,6 +124,13 @@ def test_an_image_of_whole_patches_keeps_every_pixel():
     torch.testing.assert_close(as_one(processor, image)[0], (pixels - mean) / std)
 
 
+def test_without_resizing_only_whole_patches_are_taken():
+    processor = native_image_processor(4)
+    assert processor(noise(0, (12, 20)), do_resize=False)["spatial_shapes"].tolist() == [[5, 3]]
+    with pytest.raises(ValueError, match="do_resize=False with an image of 13 x 20 pixels"):
+        processor(noise(0, (13, 20)), do_resize=False)
+
+
 def test_several_images_and_paths(tmp_path):
     processor, images = native_image_processor(4), [noise(n, size) for n, size in enumerate(SIZES)]
     images[1].save(tmp_path / "one.png")

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.images import CLASSES, SIZES, losses, run
+from support.images import CLASSES, SHORT, SIZES, losses, run
+from support.launches import LAUNCHES, ROOT, start
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from lion_hf.auto import native_image_processor
@@ -20,6 +22,8 @@ from lion_hf.data.augmentation import (
 from lion_hf.data.images import Images, count_patches, open_image
 from lion_hf.data.patch_batches import PatchBatches, PatchBudget, full_batches
 from lion_hf.data.samples import SkippedSample
+from lion_hf.tasks import image_classification as script
+from lion_hf.tasks.image_model import check_native_resolution
 from lion_hf.training.speed import items_and_flops
 
 MODEL = ["--model=lion-d-snake-tiny-patch16-224"]
@@ -82,6 +86,13 @@ def test_evaluation_does_not_depend_on_the_batches(folder, tmp_path):
         assert [x[name] for x in found] == pytest.approx([found[0][name]] * 3, abs=1e-6)
 
 
+def test_a_model_of_any_size_is_not_cropped_in_silence(folder, tmp_path, caplog):
+    train(folder, tmp_path / "run", "--max_steps=2")
+    argv = ["--do_train=false", "--do_eval"]
+    run(folder, tmp_path / "evaluation", *argv, model=["--model", str(tmp_path / "run")])
+    assert "without --native_resolution, images are cropped to one size" in caplog.text
+
+
 def test_a_continued_run_gives_the_same_losses(folder, tmp_path):
     options = ["--save_strategy=steps", "--save_steps=3", "--repeated_aug=2", "--hflip=0.5"]
     options += ["--lr_scheduler_type=constant", "--warmup_steps=0"]
@@ -95,6 +106,20 @@ def test_a_continued_run_gives_the_same_losses(folder, tmp_path):
             train(folder, tmp_path / "parts", *options, "--max_steps=15", *change)
     with pytest.raises(SystemExit, match="native_resolution was .* and is gone"):
         run(folder, tmp_path / "parts", *PLAIN, *options, "--max_steps=15", model=MODEL)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_with_two_batches_per_step(folder, tmp_path):
+    options = [*MODEL, *NATIVE, *PLAIN, *SHORT, f"--data-path={folder}", "--max_steps=7"]
+    options += ["--drop_path=0"]
+    script.main([*options, "--gradient_accumulation_steps=2", f"--output_dir={tmp_path / 'one'}"])
+    program = str(ROOT / "run_scripts/run_image_classification.py")
+    start(LAUNCHES["torchrun"][0], program, *options, f"--output_dir={tmp_path / 'two'}")
+    one, two = (json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("one", "two"))
+    for name in ("train_loss", "eval_loss", "eval_accuracy"):
+        assert two[name] == pytest.approx(one[name], abs=1e-5), name
+    one, two = ([float(loss) for loss in losses(tmp_path / x)] for x in ("one", "two"))
+    assert one == pytest.approx(two, abs=1e-5) and len(set(one)) == 7
 
 
 def test_without_a_budget_a_batch_is_a_number_of_images(folder, tmp_path):
@@ -148,6 +173,7 @@ def test_errors_of_settings(folder, tmp_path, argv, message, capsys):
     [
         (["--patches_per_batch=29"], "patches_per_batch=29 with max_patches=30: expected at least"),
         (["--input_size=16"], "input_size=16 with native_resolution: expected None"),
+        (["--torch_compile"], "torch_compile=True with native_resolution: expected False"),
         (["--softmax"], "softmax=True with native_resolution: expected False"),
         (["--distillation-type=hard"], "distillation_type='hard' with native_resolution: expected"),
         (["--model=resnet10t", "--model_overrides="], "'resnet10t' with native_resolution"),
@@ -158,6 +184,13 @@ def test_errors_before_any_work(folder, tmp_path, argv, message):
     with pytest.raises(SystemExit, match=message):
         train(folder, tmp_path / "out", *argv)
     assert not (tmp_path / "out").exists()
+
+
+def test_several_gpus_in_a_process():
+    settings = script.ModelSettings(), Augmentation(native_resolution=True)
+    args = SimpleNamespace(patches_per_batch=None, torch_compile=False, n_gpu=2)
+    with pytest.raises(ValueError, match="native_resolution on 2 GPUs in one process: expected"):
+        check_native_resolution(*settings, script.TeachingSettings(), args)
 
 
 def test_a_picture_larger_than_a_batch_is_named(folder, tmp_path):
