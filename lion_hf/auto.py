@@ -17,7 +17,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .image_pipelines import register_pipelines
 from .modeling import modeling_lion
 from .modeling.configuration_lion import LionConfig
-from .modeling.image_processing_lion import LionImageProcessor
+from .modeling.image_processing_lion import LionImageProcessor, check_patches
 from .modeling.lion_pretrained import AUTO_MODELS
 from .moved import names_that_left
 
@@ -93,6 +93,28 @@ def image_processor(
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
+
+
+def native_image_processor(
+    patch_size: int = 16, max_patches: int | None = None
+) -> LionImageProcessor:
+    """An image processor for images of different sizes, as they are: no crop, no common size.
+
+    It normalises as `image_processor` does, and returns patches with `spatial_shapes`.
+
+    Args:
+        patch_size: of the model, in pixels.
+        max_patches: the most patches of an image; larger images are scaled down. None for any
+            number.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+    check_patches(patch_size, max_patches)
+    processor = image_processor()
+    processor.native_resolution, processor.patch_size = True, patch_size
+    processor.max_patches = max_patches
+    return processor
 
 
 def length_limit(config: Any) -> int | None:

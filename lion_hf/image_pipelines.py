@@ -13,7 +13,12 @@ from transformers import ImageClassificationPipeline, ImageFeatureExtractionPipe
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_lion import LionConfig
-from .modeling.image_processing_lion import LionImageProcessor, open_picture, upright_rgb
+from .modeling.image_processing_lion import (
+    LionImageProcessor,
+    open_picture,
+    reading_limits,
+    upright_rgb,
+)
 
 
 class _OpensAsTraining(Pipeline):
@@ -23,8 +28,7 @@ class _OpensAsTraining(Pipeline):
         if not self._reads_as_lion() or isinstance(image, torch.Tensor):
             return super().preprocess(image, timeout=timeout, **processor_kwargs)
         if isinstance(image, str | Image.Image):
-            limit = getattr(self.image_processor, "max_bytes", None)
-            limits = {} if limit is None else {"max_bytes": limit}
+            limits = reading_limits(self.image_processor)
             image = upright_rgb(open_picture(image, timeout), **limits)
         inputs = self.image_processor(image, return_tensors="pt", **processor_kwargs)
         return inputs.to(self.dtype)
@@ -41,6 +45,14 @@ class LionImageClassificationPipeline(_OpensAsTraining, ImageClassificationPipel
 
 class LionImageFeatureExtractionPipeline(_OpensAsTraining, ImageFeatureExtractionPipeline):
     """`ImageFeatureExtractionPipeline`, see `_OpensAsTraining`."""
+
+    def _forward(self, model_inputs: Any) -> Any:
+        outputs = super()._forward(model_inputs)
+        shapes = model_inputs.get("spatial_shapes")
+        if shapes is not None and len(shapes) > 1:  # one row of several images
+            lengths = (1 + shapes.prod(1)).tolist()
+            outputs["last_hidden_state"] = list(outputs.last_hidden_state[0].split(lengths))
+        return outputs
 
 
 PIPELINES = {

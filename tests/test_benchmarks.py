@@ -331,11 +331,37 @@ def test_figures_of_the_pages_are_those_of_the_results(page):
         "docs/long_inputs.md": 3,
         "docs/padding_and_packing.md": 1,
         "docs/speed.md": 7,
-        "docs/training.md": 5,
+        "docs/training.md": 6,
+        "docs/using.md": 1,
     }
     assert len(shown) >= least.get(page, 0)
     for row in "".join(shown).splitlines():
         assert row in reports
+
+
+def test_pictures_of_many_shapes(module, learning_data, tmp_path):
+    script = module("native_resolution")
+    for name in ("one", "two"):
+        source, counts = learning_data / "fashion_mnist", {"train": 1, "test": 1}
+        script.make_clothes(source, tmp_path / name, counts)
+    files = sorted((tmp_path / "one").glob("*/*/*.png"))
+    assert len(files) == 20
+    sizes = {Image.open(file).size for file in files}
+    assert len(sizes) > 10 and all(0.6 * 19 <= side <= 45 for size in sizes for side in size)
+    for file in files:  # every arm gets the same
+        assert file.read_bytes() == Path(str(file).replace("/one/", "/two/")).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("native", [True, False])
+def test_an_arm_on_pictures_of_many_shapes(module, learning_data, tmp_path, native, monkeypatch):
+    script = module("native_resolution")
+    script.make_clothes(learning_data / "fashion_mnist", tmp_path / "data", {"train": 1, "test": 1})
+    fields, _, side = script.TASKS["clothes"]
+    monkeypatch.setitem(script.TASKS, "clothes", (fields, ["--max_steps=1"], side))
+    row = script.train("clothes", native, tmp_path)
+    patches = float(row.split("|")[3])
+    assert (20 < patches < 49) if native else patches == 49
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ EXAMPLES = {  # what each prints last
     "fine_tune_classifier": r"held-out accuracy: (9\d|100)%\n",
     "search_a_book": r"[\d,]+ tokens, \d+ passages\. .+\n(-?0\.\d\d: .+ \.\.\.\n){3}",
     "serve_with_onnx": r"-?[01]\.\d{3} The train was late\.\n-?[01]\.\d{3} He closed .+\n",
-    "classify_any_size": r"224 x 224 pixels: .+ \(\d+%\)\n640 x 352 pixels: .+ \(\d+%\)\n",
+    "classify_any_size": r"224 x 224 pixels, 14 x 14 .+%\)\n640 x 360 pixels, 23 x 40 .+%\)\n",
 }
 
 
@@ -52,7 +52,7 @@ def test_an_example_takes_a_model_of_yours(tmp_path):
     LionForImageClassification(config).save_pretrained(tmp_path / "model")
     Image.new("RGB", (50, 30)).save(tmp_path / "picture.png")
     shown = run("classify_any_size", tmp_path, "model", "picture.png")
-    assert re.fullmatch(r"\d+ x \d+ pixels: (cat|dog) \(\d+%\)\n", shown)
+    assert re.fullmatch(r"50 x 30 pixels, 8 x 13 patches: (cat|dog) \(\d+%\)\n", shown)
 
 
 @pytest.mark.slow

@@ -12,7 +12,13 @@ from torch.utils.data import Sampler
 from torchvision import transforms
 from transformers import BaseImageProcessor
 
-from ..modeling.image_processing_lion import LONGEST_RATIO, MAX_BYTES
+from ..modeling.image_processing_lion import (
+    LONGEST_RATIO,
+    MAX_BYTES,
+    native_limits,
+    native_size,
+    patches_of,
+)
 from .image_settings import Augmentation
 from .images import UNKNOWN, open_image
 from .samples import SeededDataset, SkippedSample, sample_seed, seeded
@@ -25,8 +31,9 @@ class TrainingTransform:
 
     Args:
         augmentation: says how.
-        image_size: height and width in pixels, one integer or a pair.
-        processor: its mean, standard deviation and limit of memory count.
+        image_size: height and width in pixels, one integer or a pair. Pictures that keep their
+            size and shape are shifted by as much as those of this size.
+        processor: its mean, standard deviation, limit of memory and native resolution count.
 
     Raises:
         ValueError: if timm does not know the augmentation.
@@ -42,6 +49,7 @@ class TrainingTransform:
         size = height, width
         name = "3a" if augmentation.three_augment else augmentation.aa
         self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
+        self.native = native_limits(processor)
         try:
             self.augment = create_transform(
                 size,
@@ -66,10 +74,20 @@ class TrainingTransform:
                 size, padding=augmentation.src_padding or None, padding_mode="reflect"
             )
             self.augment.transforms[0] = transforms.Compose([ShortestSide(size), crop])
+        if self.native is not None:
+            self.augment.transforms[0] = WholePatches(*self.native)
 
     def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:
-        pixels = self.augment(open_image(sample[0], self.max_bytes))
-        return {"pixel_values": pixels, "labels": sample[1], "training": True}
+        pixels = self.augment(open_image(sample[0], self.max_bytes, self.native))
+        row = {"pixel_values": pixels, "labels": sample[1], "training": True}
+        if self.native is not None:
+            size = self.native[0]
+            shape = [side // size for side in pixels.shape[1:]]
+            row |= {
+                "pixel_values": patches_of(pixels, size),
+                "spatial_shapes": torch.tensor([shape]),
+            }
+        return row
 
 
 def operations(augment: transforms.Compose) -> Iterator[AugmentOp]:
@@ -108,12 +126,29 @@ class ShortestSide:
         return self.resize(image)
 
 
+class WholePatches:
+    """Resizes a picture as the image processor does that keeps its size and shape.
+
+    Args:
+        patch_size: height and width of a patch in pixels.
+        max_patches: the most patches of a picture; None for any number.
+    """
+
+    def __init__(self, patch_size: int, max_patches: int | None):
+        self.patch_size, self.max_patches = patch_size, max_patches
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        rows, columns = native_size(*image.size, self.patch_size, self.max_patches)
+        size = columns * self.patch_size, rows * self.patch_size
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
 class EvaluationTransform:
     """What the saved image processor does, so that a pipeline on the saved model sees the same.
 
     Args:
         processor: the image processor.
-        mark_unreadable: turn a picture that cannot be read into a row of NaN with the label
+        mark_unreadable: turn a picture that cannot be read into one of NaN with the label
             `UNKNOWN`, which losses and figures leave out, and name it in a warning; else raise
             `SkippedSample`.
     """
@@ -121,19 +156,28 @@ class EvaluationTransform:
     def __init__(self, processor: BaseImageProcessor, mark_unreadable: bool = False):
         self.processor, self.mark_unreadable = processor, mark_unreadable
         self.max_bytes = getattr(processor, "max_bytes", MAX_BYTES)
+        self.native = native_limits(processor)
 
     def __call__(self, sample: tuple[Any, int]) -> dict[str, Any]:
         try:
-            image = open_image(sample[0], self.max_bytes)
+            image = open_image(sample[0], self.max_bytes, self.native)
         except SkippedSample as reason:
             if not self.mark_unreadable:
                 raise
             logger.warning("left out: %s", reason)
+            return {**self._unreadable(), "labels": UNKNOWN}
+        inputs = self.processor(image, return_tensors="pt")
+        if self.native is None:
+            inputs = {"pixel_values": inputs["pixel_values"][0]}
+        return {**inputs, "labels": sample[1]}
+
+    def _unreadable(self) -> dict[str, torch.Tensor]:
+        """A picture of NaN, of one patch where pictures keep their size."""
+        if self.native is None:
             crop = self.processor.crop_size
-            pixels = torch.full((3, crop["height"], crop["width"]), torch.nan)
-            return {"pixel_values": pixels, "labels": UNKNOWN}
-        pixels = self.processor(image, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": pixels, "labels": sample[1]}
+            return {"pixel_values": torch.full((3, crop["height"], crop["width"]), torch.nan)}
+        pixels = torch.full((1, 3 * self.native[0] ** 2), torch.nan)
+        return {"pixel_values": pixels, "spatial_shapes": torch.ones(1, 2, dtype=torch.long)}
 
 
 class ImageCollator:
@@ -148,14 +192,17 @@ class ImageCollator:
         augmentation: says how to mix and smooth.
 
     Returns (when called with samples):
-        `pixel_values` (B, channels, height, width) and `labels`, (B, num_classes) for training,
-        else (B,).
+        `labels`, (B, num_classes) for training, else (B,), and `pixel_values` (B, channels, height,
+        width); or, of pictures that keep their size, the patches of all, and `spatial_shapes`.
+
+    Raises:
+        ValueError: if pictures of different sizes are to be mixed.
     """
 
     def __init__(self, num_classes: int, augmentation: Augmentation):
         self.num_classes, self.smoothing = num_classes, augmentation.smoothing
         self.mix = None
-        if augmentation.mixup > 0 or augmentation.cutmix > 0:
+        if augmentation.mixup or augmentation.cutmix:
             self.mix = Mixup(
                 mixup_alpha=augmentation.mixup,
                 cutmix_alpha=augmentation.cutmix,
@@ -166,18 +213,26 @@ class ImageCollator:
             )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pixels = torch.stack([row["pixel_values"] for row in rows])
         labels = torch.tensor([row["labels"] for row in rows])
+        batch = {"labels": labels}  # first, because Trainer asks the first tensor for its rows
+        if "spatial_shapes" in rows[0]:
+            for name in ("pixel_values", "spatial_shapes"):
+                batch[name] = torch.cat([row[name] for row in rows])
+        else:
+            batch["pixel_values"] = torch.stack([row["pixel_values"] for row in rows])
         if "training" not in rows[0]:
-            return {"pixel_values": pixels, "labels": labels}
+            return batch
         targets = torch.nn.functional.one_hot(labels, self.num_classes).float()
         targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
         if self.mix is not None:
+            if "spatial_shapes" in batch:
+                raise ValueError("mixup and cutmix of images of different sizes: expected 0")
+            pixels = batch["pixel_values"]
             for first in range(0, len(rows) - 1, 2):
                 pair = slice(first, first + 2)
                 with seeded(sample_seed(rows[first]["seed"], rows[first + 1]["seed"])):
                     pixels[pair], targets[pair] = self.mix(pixels[pair], labels[pair])
-        return {"pixel_values": pixels, "labels": targets}
+        return {**batch, "labels": targets}
 
 
 class RepeatedSampler(Sampler[int]):

@@ -35,12 +35,37 @@ class ImageSource:
     )
 
 
+# Fields of `Augmentation` that bring images to one size or mix them, and what leaves them out.
+NEED_ONE_SIZE = {
+    "src": False,
+    "mixup": 0,
+    "cutmix": 0,
+    "train_interpolation": "bicubic",
+    "eval_crop_ratio": 0.875,
+}
+
+
 @dataclass
 class Augmentation:
-    """How training images are changed.
+    """To which size images are brought, and how those of training are changed.
 
     Names and defaults are those of the DeiT recipe's command line (arXiv 2012.12877).
     """
+
+    native_resolution: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep every image's size and shape, rounded to whole patches, in training and"
+            " evaluation. Without it all are cropped to one size."
+        },
+    )
+    max_patches: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most patches of an image with --native_resolution; larger images are"
+            " scaled down and keep their shape."
+        },
+    )
 
     aa: str = field(
         default="rand-m9-mstd0.5-inc1",
@@ -75,8 +100,18 @@ class Augmentation:
         default=3,
         metadata={"help": "How often an image occurs in an epoch; the epoch's length stays."},
     )
-    mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup; 0 for none."})
-    cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix; 0 for none."})
+    mixup: float | None = field(
+        default=None,
+        metadata={
+            "help": "Alpha of mixup; 0 for none, as with --native_resolution; else 0.8 by default."
+        },
+    )
+    cutmix: float | None = field(
+        default=None,
+        metadata={
+            "help": "Alpha of cutmix; 0 for none, as with --native_resolution; else 1.0 by default."
+        },
+    )
     mixup_prob: float = field(
         default=1.0, metadata={"help": "Probability that a pair of images is mixed."}
     )
@@ -93,6 +128,10 @@ class Augmentation:
     )
 
     def __post_init__(self):
+        for name, usual in (("mixup", 0.8), ("cutmix", 1.0)):
+            if getattr(self, name) is None:
+                setattr(self, name, 0.0 if self.native_resolution else usual)
+        self._check_native_resolution()
         for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a probability in [0, 1]")
@@ -112,3 +151,17 @@ class Augmentation:
             raise ValueError(f"smoothing={self.smoothing}: expected a number in [0, 1)")
         if not 0 < self.eval_crop_ratio <= 1:
             raise ValueError(f"eval_crop_ratio={self.eval_crop_ratio}: expected a number in (0, 1]")
+
+    def _check_native_resolution(self) -> None:
+        if self.max_patches is not None and not self.native_resolution:
+            raise ValueError(
+                f"max_patches={self.max_patches} without native_resolution: expected both, or none"
+            )
+        if self.max_patches is not None and self.max_patches < 1:
+            raise ValueError(f"max_patches={self.max_patches}: expected an integer of at least 1")
+        for name, legal in NEED_ONE_SIZE.items() if self.native_resolution else ():
+            if getattr(self, name) != legal:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} with native_resolution: expected {legal!r},"
+                    " because images keep their size and shape"
+                )

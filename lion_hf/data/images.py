@@ -1,5 +1,6 @@
 """Data for image classification: where pictures come from, and which of them count."""
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..modeling.image_processing_lion import MAX_BYTES, upright_rgb
+from ..modeling.image_processing_lion import MAX_BYTES, native_size, upright_rgb
 from .documents import reason
 from .fingerprints import fingerprint
 from .image_settings import ImageSource
@@ -44,30 +45,62 @@ UNKNOWN = -100  # class number of a picture without label; the loss and the figu
 PROBED = 200  # pictures of each part that are read before the training starts
 
 
-def open_image(source: Any, max_bytes: int = MAX_BYTES) -> Image.Image:
+def open_image(
+    source: Any, max_bytes: int = MAX_BYTES, native: tuple[int, int | None] | None = None
+) -> Image.Image:
     """Reads a picture, upright and in RGB; see `upright_rgb`.
 
     Args:
         source: a path, encoded bytes, a PIL image, or a row {"bytes": ..., "path": ...}.
         max_bytes: memory that decoding may take.
+        native: the patch's size and the most patches of pictures that keep their size and shape,
+            which then have to fit (`native_size`).
 
     Raises:
         SkippedSample: if it cannot be read; the text names the file.
     """
-    where = source if isinstance(source, str | os.PathLike) else "an image of the table"
+    with _named(source):
+        image = _opened(source)
+        if native is not None:
+            native_size(*image.size, *native)  # before anything is decoded
+        return upright_rgb(image, max_bytes, whole=native is not None)
+
+
+def count_patches(source: Any, native: tuple[int, int | None]) -> int:
+    """The patches of a picture that keeps its size and shape, from its header.
+
+    Raises:
+        SkippedSample: as `open_image`.
+    """
+    with _named(source):
+        image = _opened(source)
+        rows, columns = native_size(*image.size, *native)
+        return rows * columns
+
+
+@contextlib.contextmanager
+def _named(source: Any) -> Iterator[None]:
+    """Turns every error into a `SkippedSample` that names the file."""
     try:
+        yield
+    except Exception as error:  # Pillow's decoders raise many kinds for broken files
+        where = source if isinstance(source, str | os.PathLike) else "an image of the table"
         if isinstance(source, dict):
             where = source.get("path") or where
-            source = source["path"] if source.get("bytes") is None else source["bytes"]
-        if source is None:
-            raise ValueError("it is empty")
-        if not isinstance(source, Image.Image):
-            source = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        return upright_rgb(source, max_bytes)
-    except Exception as error:  # Pillow's decoders raise many kinds for broken files
         raise SkippedSample(
             f"{where} cannot be read as an image ({type(error).__name__}: {error})"
         ) from error
+
+
+def _opened(source: Any) -> Image.Image:
+    """The picture, of which only the header has been read."""
+    if isinstance(source, dict):
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
+    if source is None:
+        raise ValueError("it is empty")
+    if isinstance(source, Image.Image):
+        return source
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 class Images(Sequence):
@@ -330,7 +363,13 @@ def visible_files(
             yield entry.path
 
 
-def check_readable(part: Images, title: str, most: float, max_bytes: int) -> None:
+def check_readable(
+    part: Images,
+    title: str,
+    most: float,
+    max_bytes: int,
+    native: tuple[int, int | None] | None = None,
+) -> None:
     """Reads some pictures from all over a part, so that unusable data are found before training.
 
     Args:
@@ -338,6 +377,7 @@ def check_readable(part: Images, title: str, most: float, max_bytes: int) -> Non
         title: what they are, for the message.
         most: share that may be unreadable.
         max_bytes: memory that decoding may take.
+        native: as in `open_image`.
 
     Raises:
         ValueError: if more of them are unreadable.
@@ -346,7 +386,7 @@ def check_readable(part: Images, title: str, most: float, max_bytes: int) -> Non
     reasons = []
     for place in places:
         try:
-            open_image(part.images[place], max_bytes)
+            open_image(part.images[place], max_bytes, native)
         except SkippedSample as reason:
             reasons.append(f"{part.where(place)}: {reason}")
     check_share(reasons, len(places), title, most)

@@ -9,8 +9,9 @@ import urllib.request
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from transformers import BitImageProcessor
+from transformers import BatchFeature, BitImageProcessor
 from transformers.image_utils import ImageInput, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
@@ -34,6 +35,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 STRIP = 1 << 20  # pixels converted at a time
+PATCH_SIZE = 16  # in pixels, if none is given
 
 
 def open_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
@@ -68,7 +70,7 @@ def open_picture(source: str | Image.Image, timeout: float | None = None) -> Ima
         ) from error
 
 
-def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
+def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES, whole: bool = False) -> Image.Image:
     """Returns the picture as training, evaluation, image processor and pipelines see it.
 
     - It is turned upright by its EXIF orientation.
@@ -76,11 +78,13 @@ def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
       as Pillow does for 16-bit colour. Floats (mode F) are clipped to 0..255.
     - Everything else is what Pillow's conversion to RGB makes of it: transparency is dropped and
       colour profiles are ignored. Of an animation it is the current frame, which is the first.
-    - More than `MOST_PIXELS` pixels, or a side above `LONGEST_SIDE`, are shrunk by a whole factor.
+    - More than `MOST_PIXELS` pixels, or a side above `LONGEST_SIDE`, are shrunk by a whole factor,
+      unless `whole`.
 
     Args:
         image: a picture of any mode; it may be opened and not yet decoded. It is not changed.
         max_bytes: memory that decoding may take, estimated from the header before it starts.
+        whole: whether the picture keeps its pixels, however many they are.
 
     Returns:
         A picture of mode RGB; the same object if nothing had to change.
@@ -99,6 +103,8 @@ def upright_rgb(image: Image.Image, max_bytes: int = MAX_BYTES) -> Image.Image:
     if turn is not None:
         rgb = rgb.transpose(turn)
         rgb.info = {}  # its EXIF would turn it once more
+    if whole:
+        return rgb
     factor = max(
         math.ceil(math.sqrt(rgb.width * rgb.height / MOST_PIXELS)),
         math.ceil(max(rgb.size) / LONGEST_SIDE),
@@ -179,13 +185,100 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return grey
 
 
+def reading_limits(processor: Any) -> dict[str, Any]:
+    """Arguments of `upright_rgb` with which an image processor of any kind reads pictures."""
+    limit = getattr(processor, "max_bytes", None)
+    whole = bool(getattr(processor, "native_resolution", None))
+    return {"max_bytes": limit or MAX_BYTES, "whole": whole}
+
+
+def native_size(
+    width: int, height: int, patch_size: int, max_patches: int | None = None
+) -> tuple[int, int]:
+    """Rows and columns of patches of a picture that keeps its size and shape.
+
+    Each side goes to the nearest whole number of patches. A picture of more than `max_patches`
+    patches is scaled down first, so that its longer side has as many as fit.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        patch_size: height and width of a patch in pixels.
+        max_patches: the most patches of a picture; None for any number.
+
+    Raises:
+        ValueError: if a side is smaller than a patch, or so much longer than the other that the
+            picture cannot keep its shape with `max_patches`.
+    """
+    check_patches(patch_size, max_patches)
+    short, long = sorted((width, height))
+    if short < patch_size:
+        raise ValueError(
+            f"image of {width} x {height} pixels: expected at least a patch, {patch_size} x"
+            f" {patch_size}"
+        )
+    few, many = _nearest(short / patch_size), _nearest(long / patch_size)
+    if max_patches is not None and few * many > max_patches:
+        if long > max_patches * short:
+            raise ValueError(
+                f"image of {width} x {height} pixels: expected sides of at most 1 to"
+                f" max_patches={max_patches}, or a larger max_patches"
+            )
+        ratio = short / long
+        most = (0.5 + math.sqrt(0.25 + 4 * ratio * max_patches)) / (2 * ratio)
+        many = min(many, math.floor(most) + 1)
+        while (few := _nearest(short * many / long)) * many > max_patches:
+            many -= 1
+    return (few, many) if height <= width else (many, few)
+
+
+def native_limits(processor: Any) -> tuple[int, int | None] | None:
+    """Arguments of `native_size` for an image processor of any kind; None if it makes squares."""
+    if not getattr(processor, "native_resolution", None):
+        return None
+    return processor.patch_size or PATCH_SIZE, processor.max_patches
+
+
+def check_patches(patch_size: int, max_patches: int | None) -> None:
+    """Raises ValueError for numbers that `native_size` cannot compute with."""
+    for name, value in (("patch_size", patch_size), ("max_patches", max_patches)):
+        legal = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not legal and (value is not None or name == "patch_size"):
+            raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
+
+
+def _nearest(patches: float) -> int:
+    return max(1, math.floor(patches + 0.5))
+
+
+def patches_of(image: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """The patches of an image (channels, height, width), row by row, as SigLIP2 and NaFlex have.
+
+    Returns:
+        (patches, patch_size * patch_size * channels), with the channels of a pixel side by side.
+    """
+    patches = image.unflatten(2, (-1, patch_size)).unflatten(1, (-1, patch_size))
+    return patches.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+
+
 class LionImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
     max_bytes (`int`, *optional*):
         Memory that decoding a picture may take, in bytes.
+    native_resolution (`bool`, *optional*):
+        Whether pictures keep their size and shape, but for rounding to whole patches. They then
+        come as `pixel_values`, the patches of all pictures (patches, patch_size * patch_size *
+        channels), and `spatial_shapes`, rows and columns of patches of each (pictures, 2).
+    patch_size (`int`, *optional*):
+        Height and width of these patches, those of the model; 16 if none.
+    max_patches (`int`, *optional*):
+        The most patches of a picture. A larger one is scaled down and keeps its shape.
     """
 
     max_bytes: int
+    native_resolution: bool
+    patch_size: int
+    max_patches: int
 
 
 class LionImageProcessor(BitImageProcessor):
@@ -193,11 +286,15 @@ class LionImageProcessor(BitImageProcessor):
 
     It differs from `BitImageProcessor` in what it does with PIL images: it turns them by their EXIF
     orientation, keeps the upper bits of deep ones, and refuses those that need too much memory. Of
-    long strips only the middle is resized.
+    long strips only the middle is resized. With `native_resolution` no picture is cropped, and none
+    is resized by more than `native_size` says.
     """
 
     valid_kwargs = LionImageKwargs
     max_bytes = MAX_BYTES
+    native_resolution: bool | None = None
+    patch_size: int | None = None
+    max_patches: int | None = None
     _auto_class = "AutoImageProcessor"  # saved folders carry this file, for remote code
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -206,10 +303,47 @@ class LionImageProcessor(BitImageProcessor):
             return open_picture(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)
 
-    def process_image(self, image: ImageInput, max_bytes: int | None = None, **kwargs):
+    def process_image(
+        self,
+        image: ImageInput,
+        max_bytes: int | None = None,
+        native_resolution: bool | None = None,
+        **kwargs,
+    ):
         if isinstance(image, Image.Image):
-            image = upright_rgb(image, max_bytes or self.max_bytes)
+            image = upright_rgb(image, max_bytes or self.max_bytes, bool(native_resolution))
         return super().process_image(image, **kwargs)
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        *args,
+        native_resolution: bool | None = None,
+        patch_size: int | None = None,
+        max_patches: int | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        if not native_resolution:
+            return super()._preprocess(images, *args, **kwargs)
+        patch_size = PATCH_SIZE if patch_size is None else patch_size
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        numbers = {name: kwargs[name] for name in names}
+        grids, patches = [], []
+        for image in images:
+            rows, columns = native_size(image.shape[-1], image.shape[-2], patch_size, max_patches)
+            size = SizeDict(height=rows * patch_size, width=columns * patch_size)
+            if tuple(image.shape[-2:]) != (size.height, size.width):
+                if not kwargs["do_resize"]:
+                    raise ValueError(
+                        f"do_resize=False with an image of {image.shape[-1]} x {image.shape[-2]}"
+                        f" pixels: expected whole patches of {patch_size}, at most max_patches"
+                    )
+                image = self.resize(image, size, resample=kwargs["resample"])
+            image = self.rescale_and_normalize(image, **numbers)
+            grids.append((rows, columns))
+            patches.append(patches_of(image, patch_size))
+        data = {"pixel_values": torch.cat(patches), "spatial_shapes": torch.tensor(grids)}
+        return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
     def resize(self, image, size: SizeDict, **kwargs):
         if size.shortest_edge:

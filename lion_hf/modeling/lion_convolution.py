@@ -3,6 +3,8 @@
 Legend: B rows, L places of a row, C channels, W width of the kernel, T tokens that are not padding.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,18 +15,21 @@ from .configuration_lion import LionConfig
 from .lion_checks import values_known
 
 
-class SpacedRows(NamedTuple):
-    """Tokens moved together, with W // 2 zeros between documents: a plain convolution serves them.
+class SpacedPlanes(NamedTuple):
+    """Tokens moved together, with W // 2 zeros between documents: plain convolutions serve them.
 
     Fields:
         tokens: the tokens' places in the flattened batch, (T,).
-        places: their places in the flattened spaced rows, (T,).
-        length: places of a spaced row.
+        places: their places in the flattened planes, which follow each other, (T,).
+        planes: batch, rows and columns of each plane.
+        others_stay: whether the batch's other places stay as they are, as class tokens do, or
+            become zeros.
     """
 
     tokens: torch.Tensor
     places: torch.Tensor
-    length: int
+    planes: tuple[tuple[int, int, int], ...]
+    others_stay: bool = False
 
 
 class Neighbours(NamedTuple):
@@ -67,7 +72,7 @@ def convolution_layout(
     shape: tuple[int, int],
     attention_mask: torch.Tensor | None,
     seq_idx: torch.Tensor | None,
-) -> SpacedRows | CompactRows | Neighbours | None:
+) -> SpacedPlanes | CompactRows | Neighbours | None:
     """What a convolution has to know of a batch of texts, made once for all layers.
 
     Args:
@@ -77,8 +82,8 @@ def convolution_layout(
         seq_idx: (B or 1, L), documents.
 
     Returns:
-        None if every row is one document without padding. `SpacedRows` where the values of the mask
-        may be looked at, which is faster, else `CompactRows` for one document per row, and
+        None if every row is one document without padding. `SpacedPlanes` where the values of the
+        mask may be looked at, which is faster, else `CompactRows` for one document per row, and
         `Neighbours` for several.
     """
     if attention_mask is None and seq_idx is None:
@@ -112,12 +117,42 @@ def _documents(mask: torch.Tensor, seq_idx: torch.Tensor | None) -> torch.Tensor
 
 def _spaced_rows(
     gap: int, mask: torch.Tensor, rank: torch.Tensor, documents: torch.Tensor
-) -> SpacedRows:
+) -> SpacedPlanes:
     tokens = mask.flatten().nonzero().squeeze(1)
     places = rank + gap * documents
     length = int(places.max()) + 1 if places.numel() else 1
     rows = torch.arange(mask.shape[0], device=mask.device)[:, None] * max(length, 1)
-    return SpacedRows(tokens, (places + rows).flatten()[tokens], max(length, 1))
+    plane = (mask.shape[0], 1, max(length, 1))
+    return SpacedPlanes(tokens, (places + rows).flatten()[tokens], (plane,))
+
+
+def packed_layout(
+    width: int, grids: Sequence[tuple[int, int]], device: torch.device | None = None
+) -> SpacedPlanes:
+    """What a convolution has to know of images packed into one row, each behind its class token.
+
+    Images of equally many columns stand below each other in one plane.
+
+    Args:
+        width: W, patches that the kernel covers in both directions.
+        grids: rows and columns of patches of each image.
+        device: where the row is.
+    """
+    columns_of = torch.tensor([columns for _, columns in grids])
+    sizes = [rows * columns for rows, columns in grids]
+    # an image's first patch, behind the class tokens up to its own
+    first = [1, *(n + 2 + patches for n, patches in enumerate(accumulate(sizes)))]
+    tokens, places, planes, before = [], [], [], 0
+    for columns in columns_of.unique().tolist():
+        height = 0
+        for n in (columns_of == columns).nonzero().flatten().tolist():
+            patches = torch.arange(sizes[n], device=device)
+            tokens.append(patches + first[n])
+            places.append(patches + before + height * columns)
+            height += grids[n][0] + width // 2
+        planes.append((1, height, columns))
+        before += height * columns
+    return SpacedPlanes(torch.cat(tokens), torch.cat(places), tuple(planes), others_stay=True)
 
 
 def _slots(mask: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
@@ -151,7 +186,7 @@ def _neighbours(
     return Neighbours(torch.stack(index), torch.stack(valid))
 
 
-Layout = Grid | SpacedRows | CompactRows | Neighbours | None
+Layout = Grid | SpacedPlanes | CompactRows | Neighbours | None
 
 
 class LionConvolution(nn.Module):
@@ -189,21 +224,21 @@ class LionConvolution(nn.Module):
 
         Args:
             hidden_states: (B, L, C).
-            layout: where the neighbours are: a `Grid` for images, for texts what
-                `convolution_layout` returns.
+            layout: where the neighbours are: a `Grid` for images, for packed ones what
+                `packed_layout` returns, for texts what `convolution_layout` returns.
 
         Raises:
-            ValueError: for an image without a grid.
+            ValueError: for images without a layout of theirs.
         """
         if isinstance(layout, Grid):
             cls_token, patches = hidden_states[:, :1], hidden_states[:, 1:].unflatten(1, layout)
             return torch.cat([cls_token, self._convolve(patches).flatten(1, 2)], dim=1)
+        if isinstance(layout, SpacedPlanes):
+            return self._convolve_spaced(hidden_states, layout)
         if self.weight.shape[2] > 1:
             raise ValueError(f"conv_layout={layout!r}: expected the Grid of the image's patches")
         if layout is None:
             return self._convolve(hidden_states[:, None]).squeeze(1)
-        if isinstance(layout, SpacedRows):
-            return self._convolve_spaced(hidden_states, layout)
         if isinstance(layout, CompactRows):
             return self._convolve_compact(hidden_states, layout)
         taps = self.weight[:, 0, 0].to(hidden_states.dtype).unbind(1)
@@ -221,15 +256,20 @@ class LionConvolution(nn.Module):
         planes = planes.permute(0, 3, 1, 2)
         return F.conv2d(planes, weight, padding=padding, groups=weight.shape[0]).permute(0, 2, 3, 1)
 
-    def _convolve_spaced(self, hidden_states: torch.Tensor, layout: SpacedRows) -> torch.Tensor:
-        batch, length, channels = hidden_states.shape
-        flat = hidden_states.reshape(batch * length, channels)
-        spaced = flat.new_zeros(batch * layout.length, channels)
+    def _convolve_spaced(self, hidden_states: torch.Tensor, layout: SpacedPlanes) -> torch.Tensor:
+        channels = hidden_states.shape[-1]
+        flat = hidden_states.reshape(-1, channels)
+        sizes = [batch * rows * columns for batch, rows, columns in layout.planes]
+        spaced = flat.new_zeros(sum(sizes), channels)
         spaced = spaced.index_copy(0, layout.places, flat.index_select(0, layout.tokens))
-        spaced = self._convolve(spaced.view(batch, 1, layout.length, channels))
-        answers = spaced.reshape(batch * layout.length, channels).index_select(0, layout.places)
-        output = torch.zeros_like(flat).index_copy(0, layout.tokens, answers)
-        return output.view(batch, length, channels)
+        planes = [
+            self._convolve(plane.view(*shape, channels)).reshape(-1, channels)
+            for plane, shape in zip(spaced.split(sizes), layout.planes)
+        ]
+        spaced = planes[0] if len(planes) == 1 else torch.cat(planes)
+        answers = spaced.index_select(0, layout.places)
+        others = flat if layout.others_stay else torch.zeros_like(flat)
+        return others.index_copy(0, layout.tokens, answers).view(hidden_states.shape)
 
     def _convolve_compact(self, hidden_states: torch.Tensor, layout: CompactRows) -> torch.Tensor:
         """Shifted rows times taps, which ONNX Runtime computes without transposing anything."""

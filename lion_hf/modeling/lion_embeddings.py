@@ -1,6 +1,7 @@
 """From token ids or pixels to the first hidden states."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -8,7 +9,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from .configuration_lion import LionConfig
-from .lion_checks import check_ids, check_tensors
+from .lion_checks import check_ids, check_integers, check_tensors
+from .lion_convolution import Grid
+from .lion_numerics import has_values
 from .lion_orders import reading_orders
 
 
@@ -74,10 +77,25 @@ class LionTextEmbeddings(nn.Module):
         return self.dropout(self.norm(embeddings))
 
 
+class PackedImages(NamedTuple):
+    """Images packed into one row, one behind the other, each a class token and its patches.
+
+    Fields:
+        hidden_states: their first hidden states, (1, T, hidden).
+        seq_idx: the image of each token, (1, T).
+        not_finite: tokens of images with pixels that are not finite, (1, T, 1); None if all are.
+    """
+
+    hidden_states: torch.Tensor
+    seq_idx: torch.Tensor
+    not_finite: torch.Tensor | None
+
+
 class LionImageEmbeddings(nn.Module):
     """Class token, patches and (optionally) position embeddings of ViT.
 
-    They serve any height and width that the patch divides.
+    They serve any height and width that the patch divides, and images of different sizes together,
+    as patches.
     """
 
     def __init__(self, config: LionConfig, use_mask_token: bool = False):
@@ -109,7 +127,7 @@ class LionImageEmbeddings(nn.Module):
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values {tuple(pixel_values.shape)}: expected"
-                f" (batch, {self.num_channels}, height, width)"
+                f" (batch, {self.num_channels}, height, width), or patches with spatial_shapes"
             )
         height, width, size = *pixel_values.shape[2:], self.patch_size
         if min(height, width) < size or height % size or width % size:
@@ -139,9 +157,92 @@ class LionImageEmbeddings(nn.Module):
         patches = F.interpolate(patches, size=size, mode="bicubic", align_corners=False)
         return torch.cat([first, patches.flatten(2).mT.to(first.dtype)], dim=1)
 
+    def packed_grids(self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor) -> list[Grid]:
+        """Rows and columns of each of the images that come as patches.
+
+        Raises:
+            ValueError: for patches or shapes that do not fit together or the model.
+        """
+        check_tensors(pixel_values=pixel_values)
+        check_tensors(spatial_shapes=spatial_shapes)  # may be on another device
+        check_integers("spatial_shapes", spatial_shapes)
+        if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or not len(spatial_shapes):
+            raise ValueError(
+                f"spatial_shapes {tuple(spatial_shapes.shape)}: expected (images, 2), the rows and"
+                " columns of patches of each image"
+            )
+        numbers = self.patch_size**2 * self.num_channels
+        real = pixel_values.is_floating_point()
+        if not real or pixel_values.dim() != 2 or pixel_values.shape[1] != numbers:
+            raise ValueError(
+                f"pixel_values {tuple(pixel_values.shape)} of {pixel_values.dtype} with"
+                f" spatial_shapes: expected real numbers, (patches, patch_size * patch_size *"
+                f" channels) = (patches, {numbers})"
+            )
+        if not has_values(spatial_shapes):
+            raise ValueError(
+                "spatial_shapes is traced: expected values, because the images' shapes decide what"
+                " is computed; export or compile the model for images of one size"
+            )
+        grids = [Grid(*shape) for shape in spatial_shapes.tolist()]
+        smallest, patches = min(map(min, grids)), sum(rows * columns for rows, columns in grids)
+        if smallest < 1:
+            raise ValueError(f"spatial_shapes has {smallest}: expected integers of at least 1")
+        if patches != len(pixel_values):
+            raise ValueError(
+                f"spatial_shapes of {patches} patches with pixel_values of {len(pixel_values)}:"
+                " expected as many"
+            )
+        return grids
+
+    def pack(self, pixel_values: torch.Tensor, grids: Sequence[Grid]) -> PackedImages:
+        """Embeds the patches of images of different sizes, each with positions of its own.
+
+        An image that is not finite is read as zeros, so that it does not reach the others.
+        """
+        sizes = [rows * columns for rows, columns in grids]
+        device = pixel_values.device
+        images = torch.arange(len(grids), device=device)
+        seq_idx = images.repeat_interleave(torch.tensor([1 + n for n in sizes], device=device))
+        finite = pixel_values.isfinite().all(1).split(sizes)
+        of_images = ~torch.stack([patches.all() for patches in finite])
+        not_finite = None
+        if of_images.any():
+            not_finite = of_images[seq_idx][None, :, None]
+            patches = images.repeat_interleave(torch.tensor(sizes, device=device))
+            pixel_values = pixel_values.masked_fill(of_images[patches][:, None], 0)
+        embeddings = self._embed_patches(pixel_values.to(self.patch_embeddings.weight.dtype))
+        cls_token = self.cls_token[0].to(embeddings.dtype)
+        positions: dict[Grid, torch.Tensor] = {}
+        if self.position_embeddings is not None:
+            positions = {grid: self.positions(*grid)[0] for grid in set(grids)}
+        packed = []
+        for grid, patches in zip(grids, embeddings.split(sizes)):
+            image = torch.cat([cls_token, patches])
+            packed.append(image + positions[grid] if positions else image)
+        return PackedImages(self.dropout(torch.cat(packed))[None], seq_idx[None], not_finite)
+
+    def _embed_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """The patch embeddings of (patches, patch_size * patch_size * channels)."""
+        module, size = self.patch_embeddings, self.patch_size
+        if type(module) is nn.Conv2d:  # as a product, in a third of the time
+            return F.linear(patches, module.weight.permute(0, 2, 3, 1).flatten(1), module.bias)
+        return module(patches.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2)).flatten(1)
+
     def forward(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
-    ) -> torch.Tensor:
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None,
+        grids: Sequence[Grid] | None = None,
+    ) -> torch.Tensor | PackedImages:
+        """Embeds images of one size, (B, channels, height, width) to (B, tokens, hidden).
+
+        With `grids`, those of `packed_grids`, it embeds images of different sizes: `pixel_values`
+        are then the patches of all, (patches, patch_size * patch_size * channels), row by row, with
+        the channels of a pixel side by side.
+        """
+        if grids is not None:
+            return self.pack(pixel_values, grids)
         rows, columns = self.patch_grid(pixel_values)
         pixels = pixel_values.to(self.patch_embeddings.weight.dtype)
         embeddings = self.patch_embeddings(pixels).flatten(2).mT

@@ -11,11 +11,12 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lion import LionConfig
-from .lion_convolution import Grid, convolution_layout
+from .lion_convolution import Grid, convolution_layout, packed_layout
 from .lion_embeddings import LionImageEmbeddings, LionTextEmbeddings
 from .lion_layers import LionLayer, LionPooler
 from .lion_long import PIECE, LionLongOutput, encode_long, encode_row, goes_in_pieces
 from .lion_numerics import values_known
+from .lion_orders import packed_orders
 from .lion_packing import check_rows, document_indices, repad, unpad
 from .lion_pretrained import LionPreTrainedModel
 
@@ -27,6 +28,8 @@ class EmbeddedRows(NamedTuple):
     for_layers: dict[str, Any]  # keyword arguments of every layer
     places: torch.Tensor | None = None  # of the tokens in the batch, if padding was taken out
     shape: tuple[int, int] = (0, 0)  # (B, L) of the batch
+    lengths: list[int] | None = None  # tokens of each image, if images are packed into one row
+    not_finite: torch.Tensor | None = None  # tokens of packed images that are not finite, (1, T, 1)
 
 
 class LionModel(LionPreTrainedModel):
@@ -95,6 +98,7 @@ class LionModel(LionPreTrainedModel):
         cu_seq_lens_k: torch.Tensor | None = None,
         max_length_q: int | torch.Tensor | None = None,
         max_length_k: int | torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encodes a batch.
@@ -106,7 +110,9 @@ class LionModel(LionPreTrainedModel):
             position_ids: (B or 1, L). Where they restart, a new document begins, which does not see
                 the others.
             inputs_embeds: (B, L, hidden) in place of `input_ids`.
-            pixel_values: (B, channels, height, width); image models.
+            pixel_values: (B, channels, height, width); image models. With `spatial_shapes` the
+                patches of all images, (patches, patch_size * patch_size * channels), as
+                `LionImageProcessor` makes them with `native_resolution`.
             bool_masked_pos: (B, patches), nonzero where the mask token replaces a patch.
             seq_idx: (B or 1, L), integers that change where a new document begins.
             cu_seq_lens_q: offsets of the documents, (documents + 1,) in one flat row (B = 1), or
@@ -114,11 +120,15 @@ class LionModel(LionPreTrainedModel):
             cu_seq_lens_k: the same; collators pass both.
             max_length_q: not read. Named because collators pass it beside the offsets.
             max_length_k: not read.
+            spatial_shapes: rows and columns of patches of each image, (images, 2), for images of
+                different sizes, which are packed into one row and do not see each other.
             **kwargs: `output_attentions`, `output_hidden_states`, `return_dict`.
 
         Returns:
             `last_hidden_state` (B, L, hidden), not to be read at padding, and `pooler_output`
-            (B, hidden), which knows nothing of packing. With `output_attentions` also the layers'
+            (B, hidden), which knows nothing of packed texts. With `spatial_shapes` they are
+            (1, tokens of all images, hidden), where 1 + rows * columns tokens belong to an image,
+            and (images, hidden). With `output_attentions` also the layers'
             mixing matrices, (B, heads, L, L), in any form.
 
         Raises:
@@ -127,7 +137,7 @@ class LionModel(LionPreTrainedModel):
                 length.
         """
         if self.config.modality == "text":
-            if pixel_values is not None:
+            if pixel_values is not None or spatial_shapes is not None:
                 raise ValueError(
                     "a text model takes either input_ids or inputs_embeds (and no pixel_values)"
                 )
@@ -151,7 +161,7 @@ class LionModel(LionPreTrainedModel):
                 raise ValueError(
                     "an image model takes pixel_values (and no input_ids or inputs_embeds)"
                 )
-            rows = self._embed_images(pixel_values, bool_masked_pos)
+            rows = self._embed_images(pixel_values, bool_masked_pos, spatial_shapes)
         recorded = kwargs.get("output_attentions", self.config.output_attentions) or False
         hidden_states = rows.hidden_states
         for layer in self.layers:
@@ -161,7 +171,11 @@ class LionModel(LionPreTrainedModel):
         last_norm = self.last_norm or self.norm
         if last_norm is not None:
             hidden_states = last_norm(hidden_states)
-        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
+        if rows.not_finite is not None:
+            hidden_states = hidden_states.masked_fill(rows.not_finite, torch.nan)
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(hidden_states, attention_mask, rows.lengths)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
     def encode_long(
@@ -244,13 +258,39 @@ class LionModel(LionPreTrainedModel):
         return EmbeddedRows(hidden_states, for_layers, places, shape)
 
     def _embed_images(
-        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None,
+        spatial_shapes: torch.Tensor | None,
     ) -> EmbeddedRows:
         """The first hidden states of a batch of images."""
+        if spatial_shapes is not None:
+            if bool_masked_pos is not None:
+                raise ValueError("bool_masked_pos with spatial_shapes: expected images of one size")
+            return self._embed_packed_images(pixel_values, spatial_shapes)
         order = self.embeddings.reading_orders(pixel_values)
         grid = Grid(*self.embeddings.patch_grid(pixel_values))
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         return EmbeddedRows(hidden_states, {"order": order, "conv_layout": grid})
+
+    def _embed_packed_images(
+        self, pixel_values: torch.Tensor, spatial_shapes: torch.Tensor
+    ) -> EmbeddedRows:
+        """The first hidden states of images of different sizes, in one row."""
+        grids = self.embeddings.packed_grids(pixel_values, spatial_shapes)
+        device = pixel_values.device
+        packed = self.embeddings(pixel_values, None, grids)
+        for_layers: dict[str, Any] = {"order": packed_orders(self.config, grids, device)}
+        if len(grids) == 1:
+            for_layers["conv_layout"] = grids[0]
+        else:
+            for_layers["seq_idx"] = packed.seq_idx
+            width = self.config.conv_kernel_size
+            if width is not None:
+                for_layers["conv_layout"] = packed_layout(width, grids, device)
+        lengths = [1 + rows * columns for rows, columns in grids]
+        hidden_states, _, not_finite = packed
+        return EmbeddedRows(hidden_states, for_layers, lengths=lengths, not_finite=not_finite)
 
 
 __all__ = ["LionModel"]

@@ -1,5 +1,6 @@
 """The parts of a layer: gates, attention, MLP, residual block and pooler."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .configuration_lion import LionConfig
 from .lion_convolution import Layout, LionConvolution
 from .lion_numerics import autocasts, full_precision
 from .lion_ops import lion_attention
-from .lion_packing import pool
+from .lion_packing import first_tokens, pool
 from .lion_ranks import SequenceRanks
 
 # Tokens at a time of an MLP on a CPU, without gradients: its wide intermediates stay in memory at
@@ -24,11 +25,21 @@ def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
-    """Stochastic depth (arXiv 1603.09382): drops a residual branch, (B, ...), for whole samples."""
+def drop_path(
+    x: torch.Tensor, rate: float, training: bool, seq_idx: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Stochastic depth (arXiv 1603.09382): drops a residual branch, (B, ...), for whole samples.
+
+    Samples are the rows, or with `seq_idx` (B or 1, L) the documents of x (B, L, hidden).
+    """
     if not training or rate == 0.0:
         return x
-    keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= rate
+    if seq_idx is None:
+        keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= rate
+    else:
+        documents = first_tokens(seq_idx).cumsum(1) - 1
+        draws = torch.rand(x.shape[:2], device=x.device)
+        keep = draws.gather(1, documents.expand(x.shape[:2]))[..., None] >= rate
     return x * (keep / (1 - rate)).to(x.dtype)
 
 
@@ -74,11 +85,14 @@ class LionAttention(nn.Module):
         self.o_proj = nn.Linear(size, size)
         self.ranks: SequenceRanks | None = None  # set by `sequence_parallel`
 
-    def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+    def log_decay(
+        self, hidden_states: torch.Tensor, seq_idx: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         """Logarithms of the gates for the layer's input.
 
         Args:
             hidden_states: (B, L, hidden).
+            seq_idx: (1, L), the images of a packed row; their first tokens are class tokens.
 
         Returns:
             (B or 1, heads, L or 1), with curves (see `CURVES`) one such for each, or None for lit.
@@ -94,7 +108,10 @@ class LionAttention(nn.Module):
         # (curves, B, heads, L)
         gates = gates.unflatten(-1, (self.config.num_patch_orders, -1)).permute(2, 0, 3, 1)
         if self.config.mask_type == "selective" and self.config.modality == "image":
-            gates = F.pad(gates[..., 1:], (1, 0))  # the class token's gate is 1
+            if seq_idx is None:
+                gates = F.pad(gates[..., 1:], (1, 0))  # the class token's gate is 1
+            else:
+                gates = gates.masked_fill(first_tokens(seq_idx), 0)
         return gates.squeeze(0) if self.config.patch_order == "raster" else gates
 
     def project(
@@ -145,7 +162,7 @@ class LionAttention(nn.Module):
             query,
             key,
             value,
-            self.log_decay(hidden_states),
+            self.log_decay(hidden_states, seq_idx),
             attention_mask=attention_mask,
             seq_idx=seq_idx,
             order=order,
@@ -206,28 +223,33 @@ class LionLayer(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def drop(self, branch: torch.Tensor) -> torch.Tensor:
-        return drop_path(self.dropout(branch), self.drop_path_rate, self.training)
+    def drop(self, branch: torch.Tensor, seq_idx: torch.Tensor | None) -> torch.Tensor:
+        return drop_path(self.dropout(branch), self.drop_path_rate, self.training, seq_idx)
 
     def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the attention reads."""
         return self.attention_norm(hidden_states) if self.pre_norm else hidden_states
 
-    def finish(self, hidden_states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    def finish(
+        self,
+        hidden_states: torch.Tensor,
+        mixed: torch.Tensor,
+        seq_idx: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Everything after the attention, which gave `mixed` for the layer's input."""
-        hidden_states = hidden_states + self.drop(mixed)
+        hidden_states = hidden_states + self.drop(mixed, seq_idx)
         if self.pre_norm:
-            return hidden_states + self.drop(self.mlp(self.mlp_norm(hidden_states)))
+            return hidden_states + self.drop(self.mlp(self.mlp_norm(hidden_states)), seq_idx)
         hidden_states = self.attention_norm(hidden_states)
-        return self.mlp_norm(hidden_states + self.drop(self.mlp(hidden_states)))
+        return self.mlp_norm(hidden_states + self.drop(self.mlp(hidden_states), seq_idx))
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         mixed, _ = self.attention(self.attention_input(hidden_states), **kwargs)
-        return self.finish(hidden_states, mixed)
+        return self.finish(hidden_states, mixed, kwargs.get("seq_idx"))
 
 
 class LionPooler(nn.Module):
-    """One vector per row: the class token or the first token, or the mean.
+    """One vector per row or packed image: the class token or the first token, or the mean.
 
     On text it then passes a dense layer with tanh.
     """
@@ -240,9 +262,12 @@ class LionPooler(nn.Module):
             self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        return self.project(pool(hidden_states, attention_mask, self.pooling))
+        return self.project(pool(hidden_states, attention_mask, self.pooling, lengths))
 
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
         """The pooler's output for a pooled vector, (B, hidden)."""

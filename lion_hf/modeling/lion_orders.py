@@ -1,6 +1,6 @@
 """Orders in which LION reads the patches of an image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -65,3 +65,27 @@ def reading_orders(
     if curves is None or config.mask_type == "lit":  # without decay every order gives the same
         return None
     return curves(rows, columns, device=device)
+
+
+def packed_orders(
+    config: LionConfig, grids: Sequence[tuple[int, int]], device: torch.device | None = None
+) -> torch.Tensor | None:
+    """The curves over a row of images, one behind the other, each along its own curves.
+
+    Args:
+        config: the model's configuration.
+        grids: rows and columns of patches of each image, which has a class token before them.
+        device: where to build the orders.
+
+    Returns:
+        (curves, tokens of all images), or None where tokens are read as they stand.
+    """
+    orders = {grid: reading_orders(config, *grid, device=device) for grid in set(grids)}
+    packed, before = [], 0
+    for grid in grids:
+        order = orders[grid]
+        if order is None:
+            return None
+        packed.append(order + before)
+        before += order.shape[1]
+    return torch.cat(packed, dim=1)

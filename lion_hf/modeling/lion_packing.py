@@ -1,5 +1,7 @@
 """Rows of tokens with padding and several documents: which token belongs where."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -58,16 +60,28 @@ def repad(tokens: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) ->
     return padded.index_copy(0, places, tokens[0]).unflatten(0, shape)
 
 
+def first_tokens(seq_idx: torch.Tensor) -> torch.Tensor:
+    """Whether a place is the first of its document, (B or 1, L), in rows without padding."""
+    return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
+
+
 def pool(
-    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    pooling: str,
+    lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """One vector per row, (B, L, hidden) to (B, hidden).
+    """One vector per row, (B, L, hidden) to (B, hidden), or per document of one row.
 
     Args:
         hidden_states: (B, L, hidden).
         attention_mask: (B, L), nonzero for tokens, or None.
         pooling: "cls" for the first token that is not padding, "mean" for the mean of all such.
+        lengths: of the documents in a single row without padding; None for one per row.
     """
+    if lengths is not None:
+        documents = hidden_states[0].split(list(lengths))
+        return torch.cat([pool(document[None], None, pooling) for document in documents])
     if attention_mask is None:
         return hidden_states[:, 0] if pooling == "cls" else hidden_states.mean(1)
     mask = attention_mask != 0

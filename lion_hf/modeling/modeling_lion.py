@@ -24,7 +24,7 @@ from .lion_loss import (
     pixel_loss,
     span_loss,
 )
-from .lion_packing import flat_choices, refuse_packing
+from .lion_packing import flat_choices, pool, refuse_packing
 from .lion_pretrained import LionPreTrainedModel
 
 
@@ -286,19 +286,28 @@ class LionForImageClassification(LionPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        **kwargs,
     ) -> LionImageClassifierOutput:
         """Takes images (B, channels, height, width), and the labels of `classification_loss`.
+
+        Images of different sizes come as patches with `spatial_shapes` (images, 2), as
+        `LionModel` takes them.
 
         With `config.problem_type` None it is regression for one label, else classification; real
         labels (B, C) are soft targets. The loss is the classifier's. Returns `logits` (B, C), which
         outside of training are the mean with `distillation_logits`, if there are any.
         """
-        outputs = self.lion(pixel_values=pixel_values, **_for_encoder(kwargs))
+        images = {"pixel_values": pixel_values, "spatial_shapes": spatial_shapes}
+        outputs = self.lion(**images, **_for_encoder(kwargs))
         logits = self.classifier(outputs.pooler_output)
         distilled = None
         if self.distiller is not None:
-            distilled = self.distiller(outputs.last_hidden_state[:, 0])
+            lengths = None if spatial_shapes is None else (1 + spatial_shapes.prod(1)).tolist()
+            distilled = self.distiller(pool(outputs.last_hidden_state, None, "cls", lengths))
             logits = logits if self.training else (logits + distilled) / 2
         loss = None
         if labels is not None:
@@ -336,6 +345,10 @@ class LionForMaskedImageModeling(LionPreTrainedModel):
         pixels of the masked patches; with `num_items_in_batch`, the masked patches of the whole
         accumulated batch, it is the sum divided by their pixels.
         """
+        if kwargs.get("spatial_shapes") is not None:
+            raise ValueError(
+                "spatial_shapes with LionForMaskedImageModeling: expected images of one size"
+            )
         outputs = self.lion(
             pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **_for_encoder(kwargs)
         )

@@ -5,21 +5,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
-from ..auto import image_processor
+from ..auto import image_processor, native_image_processor
 from ..data.augmentation import EvaluationTransform, ImageCollator, TrainingTransform
 from ..data.image_settings import Augmentation
 from ..data.images import Images, check_readable, read_source, read_unlabelled
+from ..data.patch_batches import PatchBudget
 from ..data.samples import SeededDataset
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
-from ..modeling.image_processing_lion import LionImageProcessor
+from ..modeling.image_processing_lion import LionImageProcessor, native_limits
 from ..status import stop
 from ..training.run import log_to_terminal, run
 from ..training.settings import parse_settings
 from .image_arguments import ImageTrainingArguments
-from .image_model import build_model, class_order
+from .image_model import build_model, check_native_resolution, class_order
 from .image_results import accuracies, answers, write_predictions
 from .image_settings import USAGE, DataSettings, ModelSettings, TeachingSettings
 from .image_trainer import ImageTrainer
@@ -63,6 +64,7 @@ def train_and_evaluate(
     Raises:
         ValueError: for settings or data that do not work, before the first step where possible.
     """
+    check_native_resolution(model_settings, augmentation, teaching, args)
     train, validation = read_data(model_settings, data, args)
     trainer = build_trainer(
         model_settings, data, augmentation, teaching, args, parts=(train, validation)
@@ -70,9 +72,16 @@ def train_and_evaluate(
     to_predict, config = validation, trainer.model.config
     if data.predict_path:
         to_predict = read_unlabelled(data.predict_path, train.names)
+    if args.do_predict and trainer.patch_budget is not None:
+        trainer.patch_budget.counts(to_predict)  # one too large is an error before the training
     record = None
     if args.do_train and args.process_index == 0:
         record = {"classes": train.names, "train": train.record(), "held_out": validation.record()}
+        if augmentation.native_resolution:
+            record["native_resolution"] = {
+                "max_patches": augmentation.max_patches,
+                "patches_per_batch": args.patches_per_batch,
+            }
     source = data.data_path or data.train_file or data.validation_file or ""
     name = data.dataset or Path(source).name
     kind = " ".join(filter(None, (config.model_type, getattr(config, "mask_type", ""))))
@@ -104,7 +113,7 @@ def read_data(
     """Reads the training and the validation pictures, with the class numbers of the model.
 
     Raises:
-        ValueError: as `ImageSource`, `class_order` and `check_readable`.
+        ValueError: as `ImageSource` and `class_order`.
     """
     with args.main_process_first():  # tables are prepared once, the other processes read the cache
         train, validation = read_source(data, args.do_train)
@@ -116,10 +125,6 @@ def read_data(
         train.describe(),
         validation.describe(),
     )
-    max_bytes = data.max_image_megabytes * 1_000_000
-    if args.do_train:
-        check_readable(train, "training", data.max_unreadable, max_bytes)
-    check_readable(validation, "validation", data.max_unreadable, max_bytes)
     return train, validation
 
 
@@ -140,11 +145,17 @@ def build_trainer(
     Raises:
         ValueError: if the settings and data do not work together.
     """
+    check_native_resolution(model_settings, augmentation, teaching, args)
     train, validation = parts or read_data(model_settings, data, args)
     model = build_model(model_settings, train.names, teaching.distillation_token)
     size: Any = model_settings.input_size or getattr(model.config, "image_size", 224)
-    processor = image_processor(size, augmentation.eval_crop_ratio)
-    processor.max_bytes = data.max_image_megabytes * 1_000_000
+    processor = build_processor(model.config, size, data, augmentation)
+    check_parts(train, validation, processor, data, args)
+    native, budget = native_limits(processor), None
+    if args.patches_per_batch is not None and native is not None:
+        budget = PatchBudget(native, args.patches_per_batch)
+        budget.counts(validation)
+        args.set_batch_size(budget.images_per_batch(train if args.do_train else validation))
     teacher = None
     if teaching.distillation_type != "none" and args.do_train:
         teacher = load_teacher(
@@ -169,7 +180,40 @@ def build_trainer(
         average_decay=teaching.model_ema_decay if teaching.model_ema else None,
         average_warmup=teaching.model_ema_warmup,
         max_unreadable=data.max_unreadable,
+        patch_budget=budget,
     )
+
+
+def build_processor(
+    config: PreTrainedConfig, size: Any, data: DataSettings, augmentation: Augmentation
+) -> LionImageProcessor:
+    """The image processor that evaluates, and that is saved with the model.
+
+    Args:
+        config: the model's.
+        size: height and width of the images in pixels, one integer or a pair.
+        data, augmentation: the command's settings.
+    """
+    if augmentation.native_resolution:
+        processor = native_image_processor(config.patch_size, augmentation.max_patches)
+    else:
+        processor = image_processor(size, augmentation.eval_crop_ratio)
+    processor.max_bytes = data.max_image_megabytes * 1_000_000
+    return processor
+
+
+def check_parts(
+    train: Images,
+    validation: Images,
+    processor: LionImageProcessor,
+    data: DataSettings,
+    args: ImageTrainingArguments,
+) -> None:
+    """Reads some of the pictures; raises as `check_readable`."""
+    most, limits = data.max_unreadable, (processor.max_bytes, native_limits(processor))
+    if args.do_train:
+        check_readable(train, "training", most, *limits)
+    check_readable(validation, "validation", most, *limits)
 
 
 def evaluation_dataset(images: Images, processor: LionImageProcessor, seed: int) -> SeededDataset:

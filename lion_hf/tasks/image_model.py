@@ -1,6 +1,7 @@
 """Which image model is trained: LION by preset, folder or name, a softmax ViT, or one of timm's."""
 
 import difflib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from ..data.image_settings import Augmentation
 from ..folders import has_weights
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.lion_embeddings import resize_images
 from ..modeling.modeling_lion import LionForImageClassification
 from ..presets import find_preset, preset_names
 from ..training.settings import parse_mapping, parse_overrides
-from .image_settings import ModelSettings
+from .image_arguments import ImageTrainingArguments
+from .image_settings import ModelSettings, TeachingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,69 @@ def find_model(settings: ModelSettings) -> ModelSource:
         f"model={name!r} is neither a folder with config.json nor a preset or model of timm;"
         f" did you mean {nearest}?"
     )
+
+
+def check_native_resolution(
+    settings: ModelSettings,
+    augmentation: Augmentation,
+    teaching: TeachingSettings,
+    args: ImageTrainingArguments,
+) -> None:
+    """Checks that the settings of a run leave the images as they are, or that none asks for it.
+
+    Raises:
+        ValueError: for settings that need images of one size, a model that takes no others, or a
+            batch that cannot hold an image.
+    """
+    budget, most = args.patches_per_batch, augmentation.max_patches
+    if not augmentation.native_resolution:
+        _check_one_size(settings.model, budget)
+        return
+    if budget is not None and most is not None and budget < most:
+        raise ValueError(
+            f"patches_per_batch={budget} with max_patches={most}: expected at least as many,"
+            " because one image may have so many"
+        )
+    one_size = {
+        "input_size": (settings.input_size, None),
+        "softmax": (settings.softmax, False),
+        "distillation_type": (teaching.distillation_type, "none"),
+        "torch_compile": (args.torch_compile, False),
+    }
+    for name, (value, legal) in one_size.items():
+        if value != legal:
+            raise ValueError(
+                f"{name}={value!r} with native_resolution: expected {legal!r}, because images keep"
+                " their size and shape"
+            )
+    if args.n_gpu > 1:  # torch's DataParallel would split the row
+        raise ValueError(
+            f"native_resolution on {args.n_gpu} GPUs in one process: expected one process per GPU,"
+            " as torchrun and accelerate launch start them"
+        )
+    if find_model(settings).path is None:
+        raise ValueError(
+            f"model={settings.model!r} with native_resolution: expected a LION model, which takes"
+            " images of any size"
+        )
+
+
+def _check_one_size(folder: str, budget: int | None) -> None:
+    """Checks a run without native resolution; says if its model was trained with it."""
+    if budget is not None:
+        raise ValueError(
+            f"patches_per_batch={budget} without native_resolution: expected both, or none"
+        )
+    try:
+        content = json.loads(Path(folder, "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(content, dict) and content.get("native_resolution"):
+        logger.warning(
+            "the image processor of %s has native_resolution; without --native_resolution, images"
+            " are cropped to one size",
+            folder,
+        )
 
 
 def class_order(settings: ModelSettings, names: Sequence[str], train: bool) -> list[str]:

@@ -29,6 +29,10 @@ USAGE = """Trains LION on images with the DeiT recipe, from scratch or from a ch
     lion-hf images --model outputs/fashion-mnist --input_size 36 --data_path fashion_mnist \\
         --epochs 1 --output_dir outputs/fashion-mnist-36
 
+    # images of different sizes as they are, at most 1,024 patches of each, 8,192 at a time:
+    lion-hf images --native_resolution --max_patches 1024 --patches_per_batch 8192 \\
+        --data_path photographs --output_dir outputs/photographs
+
     # evaluation and predictions (predictions.csv) of a trained model:
     lion-hf images --model outputs/fashion-mnist --data_path fashion_mnist \\
         --do_train false --do_eval --do_predict --output_dir outputs/fashion-mnist-evaluation
@@ -216,6 +220,13 @@ class ImageRunOptions(RunOptions):
     )
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Images per device at a time in evaluation."}
+    )
+    patches_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "With --native_resolution: patches per device at a time, in training and"
+            " evaluation, in place of a number of images. A batch gets images as long as they fit."
+        },
     )
     num_train_epochs: float = field(
         default=300, metadata={"help": "Epochs.", "aliases": ["--epochs"]}

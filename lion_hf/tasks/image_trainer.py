@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import TrainerCallback
 
 from ..data.augmentation import RepeatedSampler
+from ..data.patch_batches import PatchBudget
 from ..data.samples import SeededDataset
 from ..linearize.losses import distillation_loss
+from ..training.evaluation import loader_options
 from ..training.trainer import LionTrainer
 
 AVERAGE_FILE = "ema.safetensors"
@@ -73,6 +75,8 @@ class ImageTrainer(LionTrainer):
             too (`eval_ema_...`) and part of the checkpoints; None for no average.
         average_warmup: whether the decay rises from 0, for short trainings.
         max_unreadable: share of training pictures that may be unreadable.
+        patch_budget: how many patches of pictures that keep their size are in a batch; None for a
+            number of pictures.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class ImageTrainer(LionTrainer):
         average_decay: float | None = None,
         average_warmup: bool = False,
         max_unreadable: float = 1.0,
+        patch_budget: PatchBudget | None = None,
         **kwargs,
     ):
+        self.patch_budget = patch_budget
         super().__init__(*args, compute_loss_func=self._loss, **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is computed here, with the right divisor
         self.teacher = None if teacher is None else teacher.to(self.args.device)
@@ -106,6 +112,24 @@ class ImageTrainer(LionTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         return RepeatedSampler(train_dataset or self.train_dataset)
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args, **kwargs
+    ) -> DataLoader:
+        loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        if self.patch_budget is None or not kwargs.get("is_training", False):
+            return loader
+        processes = self.args.process_index, self.args.world_size
+        order = self._get_train_sampler(dataset)
+        batches = self.patch_budget.training(dataset.dataset, order, *processes)
+        return DataLoader(
+            loader.dataset, batch_sampler=batches, **loader_options(self.args, loader)
+        )
+
+    def evaluation_batches(self, dataset: Any, batch_size: int) -> list[list[int]] | None:
+        if self.patch_budget is None:
+            return super().evaluation_batches(dataset, batch_size)
+        return self.patch_budget.evaluation(dataset.dataset)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs):
         self._pixels = inputs["pixel_values"] if model.training else None

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
 
 @contextlib.contextmanager
@@ -41,17 +42,21 @@ class SharedBatches(DataLoader):
     `samples` = 0, so that all of them call the model equally often.
 
     Args:
-        dataset: with a length.
-        batch_size: samples per batch.
+        dataset: the samples.
+        batches: the numbers of the samples of each batch.
         process: number of this process.
         processes: how many there are.
         options: other arguments of `DataLoader`.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, process: int, processes: int, **options: Any):
-        count = len(dataset)
-        starts = range(0, count, batch_size)
-        batches = [list(range(start, min(start + batch_size, count))) for start in starts]
+    def __init__(
+        self,
+        dataset: Any,
+        batches: list[list[int]],
+        process: int,
+        processes: int,
+        **options: Any,
+    ):
         rounds = -(-len(batches) // processes)
         own = batches[process::processes]
         self.counts = [len(batch) for batch in own] + [0] * (rounds - len(own))
@@ -63,6 +68,18 @@ class SharedBatches(DataLoader):
         for count, batch in zip(self.counts, super().__iter__()):
             self.samples = count
             yield batch
+
+
+def loader_options(args: TrainingArguments, loader: DataLoader) -> dict[str, Any]:
+    """What a loader with batches of our own has in common with one of Trainer's."""
+    return {
+        "collate_fn": loader.collate_fn,
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "persistent_workers": args.dataloader_persistent_workers,
+    }
 
 
 def gather_rows(

@@ -32,7 +32,11 @@ def items_and_flops(
     # a convolutional network: its operations are not counted
     if rows.dim() == 4 and not hasattr(model.config, "patch_size"):
         return rows.shape[0], 0.0
-    if rows.dim() == 4:  # images
+    shapes = inputs.get("spatial_shapes")
+    if shapes is not None:  # images in one row; their mean length stands for all
+        items, tokens = len(shapes), len(shapes) + len(rows)
+        length = tokens / items
+    elif rows.dim() == 4:  # images
         items, length = rows.shape[0], 1 + rows.shape[-2:].numel() // model.config.patch_size**2
         tokens = items * length
     else:

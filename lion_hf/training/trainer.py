@@ -19,7 +19,7 @@ from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
 from .arguments import LionTrainingArguments
 from .callbacks import LogAtCheckpoints, Progress, SetEpoch
-from .evaluation import SharedBatches, gather_rows, kept_weights
+from .evaluation import SharedBatches, gather_rows, kept_weights, loader_options
 from .finite import Watch, not_finite, optimizer_tensors, where_not_finite
 from .lock import run_lock
 from .processes import settle_fsdp, share_weights
@@ -168,24 +168,29 @@ class LionTrainer(UploadingTrainer):
             loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
-        if self.args.world_size == 1 or isinstance(dataset, IterableDataset):
+        if isinstance(dataset, IterableDataset):
+            return loader
+        batches = self.evaluation_batches(dataset, batch_size)
+        if batches is None:
             return loader
         shared = SharedBatches(
             loader.dataset,
-            batch_size,
+            batches,
             self.args.process_index,
             self.args.world_size,
-            collate_fn=loader.collate_fn,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers,
+            **loader_options(self.args, loader),
         )
         for key, kept in getattr(self, "_eval_dataloaders", {}).items():
             if kept is loader:  # for the next evaluation
                 self._eval_dataloaders[key] = shared
         return shared
+
+    def evaluation_batches(self, dataset: Dataset, batch_size: int) -> list[list[int]] | None:
+        """The samples of each batch over all processes; None where one process counts them off."""
+        if self.args.world_size == 1:
+            return None
+        places = range(len(dataset))  # type: ignore[arg-type]
+        return [list(places[n : n + batch_size]) for n in range(0, len(places), batch_size)]
 
     def evaluation_loop(self, dataloader: Any, *args, metric_key_prefix: str = "eval", **kwargs):
         """As in Trainer; a metric `exact_loss` replaces the mean of the batches' losses."""
