@@ -98,7 +98,9 @@ def photographs() -> list[Path]:
     for package, files in PHOTOGRAPHS.items():
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise SystemExit(f"photographs need {package}: install it")
+            raise SystemExit(
+                f"photographs need {package}: pip install matplotlib scikit-learn scikit-image"
+            )
         found += [Path(spec.submodule_search_locations[0], file) for file in files]
     return found
 
