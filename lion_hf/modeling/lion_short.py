@@ -54,13 +54,15 @@ def is_short(request: AttentionRequest) -> bool:
     """
     edges = edges_of(request.directions)
     tensors = request.query, request.key, request.value, *edges
+    if not edges or request.mask is not None or request.need_weights:
+        return False
+    if not plainly_on_cpu(*tensors):  # before lengths are compared, which a trace would record
+        return False
     length = request.query.shape[2]
     longest = request.chunk_size or default_chunk_size(length, "cpu")[0]
-    if not edges or request.mask is not None or request.need_weights or length > longest:
+    if length > longest or request.feature_map not in ("identity", "normalized_silu"):
         return False
-    if request.feature_map not in ("identity", "normalized_silu"):
-        return False
-    return plainly_on_cpu(*tensors) and all(x.numel() > 0 for x in tensors)
+    return all(x.numel() > 0 for x in tensors)
 
 
 def short_rows(request: AttentionRequest) -> torch.Tensor:
