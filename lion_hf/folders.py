@@ -5,6 +5,7 @@ import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-WRITER = ".writer"  # in a hidden folder; its writer holds the file's lock while it lives
+# In a hidden folder, with the host's name; its writer holds the file's lock while it lives.
+WRITER = ".writer"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,7 +86,8 @@ def _marked(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (folder / f"{WRITER}.new").open("wb") as mark:
+    with (folder / f"{WRITER}.new").open("wb", buffering=0) as mark:
+        mark.write(socket.gethostname().encode())
         with contextlib.suppress(OSError):  # a filesystem without locks: nothing is ever deleted
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (folder / f"{WRITER}.new").rename(folder / WRITER)
@@ -92,12 +95,20 @@ def _marked(folder: Path) -> Iterator[None]:
 
 
 def _delete_leftovers(output: Path) -> None:
-    """Deletes the hidden folders of writers of this output that were killed."""
+    """Deletes the hidden folders of writers of this output that were killed on this host.
+
+    Another host's locks may not be seen here.
+    """
     if fcntl is None:
         return
-    for path in output.parent.glob(f".{glob.escape(output.name)}.*/{WRITER}"):
-        with contextlib.suppress(OSError), path.open("rb") as mark:
+    random = "[a-z0-9_]" * 8  # of `tempfile`
+    for path in output.parent.glob(f".{glob.escape(output.name)}.{random}/{WRITER}"):
+        with contextlib.suppress(OSError), path.open("r+b") as mark:
+            if mark.read() != socket.gethostname().encode():
+                continue
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error if its writer lives
+            if (path.parent / output.name).exists():
+                shutil.rmtree(path.parent / output.name)  # before the mark, in case of an error
             shutil.rmtree(path.parent)
 
 

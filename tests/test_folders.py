@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from lion_hf.folders import WRITER as WRITER_FILE
 from lion_hf.folders import check_new_folder, new_folder
 
 WRITER = """
@@ -66,3 +68,14 @@ def test_the_next_writer_deletes_what_a_killed_one_left(tmp_path):
     finally:
         alive.terminate()
         alive.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+@pytest.mark.parametrize("name, host", [(".out.abcdefgh", "another"), (".out.v2.abcdefg", None)])
+def test_what_others_left_stays(name, host, tmp_path):
+    """Another host's locks may not be seen, and another output's folder is not this one's."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / WRITER_FILE).write_text(host or socket.gethostname())
+    with new_folder(tmp_path / "out") as folder:
+        folder.mkdir()
+    assert (tmp_path / name / WRITER_FILE).is_file()

@@ -173,6 +173,7 @@ def plan_by_clock(budget: float, now: float, speed: Speed, wishes: Wishes) -> li
             f"budget={words_of(budget)} is too short for one step of each stage: here a step takes"
             f" {steps}, and measuring {fixed:.1f} s. Expected at least"
             f" {math.ceil(fixed + needed)}s, or a smaller batch_size"
+            + (", or another document_share" if wishes.documents else "")
         )
     phases, begin = list[Phase](), now
     for stage, share in shares.items():

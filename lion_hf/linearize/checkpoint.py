@@ -70,7 +70,8 @@ def linearize_checkpoint(
     modules = find_sentence_modules(source_folder(source))
     folder = modules.transformer_folder
     teacher, notes = load_softmax_model(source, modules.transformer)
-    options |= {"window": copying.window or modules.window}
+    text = teacher.main_input_name == "input_ids"
+    options |= {"window": copying.window or (modules.window if text else None)}
     student, more = linearize_model(teacher, **options)
     processor, missing = _processor(folder, student.config)
     notes += more + missing

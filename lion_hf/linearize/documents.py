@@ -18,12 +18,11 @@ from ..convert.errors import ConversionError
 from ..data.samples import SeededDataset, sample_seed
 from .copying import SPECIAL_TOKENS
 from .distillation import Lesson
-from .settings import Distillation
+from .settings import HELD_OUT, Distillation
 from .text_sources import name_of
 
 FEWEST_WINDOWS = 2  # of a document
 LONGEST = 4096  # tokens of a document to learn from: a step has to be affordable
-HELD_OUT = 8  # documents to measure on
 HELD_OUT_WINDOWS = 4
 
 
@@ -84,8 +83,13 @@ class Documents(Dataset):
         return count
 
 
-def check_documents(lesson: Lesson, settings: Distillation) -> bool:
+def check_documents(lesson: Lesson, tokenizer: Any, settings: Distillation) -> bool:
     """Whether a run is to learn from long documents.
+
+    Args:
+        lesson: copy and source.
+        tokenizer: the source's, or its image processor.
+        settings: whether they are asked for.
 
     Raises:
         ConversionError: if it is, and the copy cannot.
@@ -100,6 +104,10 @@ def check_documents(lesson: Lesson, settings: Distillation) -> bool:
         problem = "images have no windows"
     elif head != "LionModel":
         problem = f"long documents are for encoders without a head, and this is a {head}"
+    elif (special := tokenizer.num_special_tokens_to_add()) != SPECIAL_TOKENS:
+        problem = (
+            f"a window has a special token at each end, and the source's tokenizer adds {special}"
+        )
     elif longest < (least := FEWEST_WINDOWS * (lesson.window - SPECIAL_TOKENS) + SPECIAL_TOKENS):
         problem = (
             f"the copy takes {longest} tokens, and the shortest document, two windows of its"
@@ -130,7 +138,7 @@ def long_documents(
     Raises:
         ConversionError: as `check_documents`, or if all texts together are too short for one.
     """
-    if not check_documents(lesson, settings):
+    if not check_documents(lesson, tokenizer, settings):
         return None, []
     assert lesson.window is not None  # as was checked
     window = lesson.window - SPECIAL_TOKENS

@@ -116,7 +116,7 @@ def distil(
         FloatingPointError: if the loss is not finite.
     """
     check_student(lesson.student, processor)
-    check_documents(lesson, settings)  # an error before the data are read
+    check_documents(lesson, processor, settings)  # an error before the data are read
     train, validation, collate, notes = lesson_data(
         lesson.student, processor, settings, seed, lesson.longest_text
     )
@@ -269,5 +269,6 @@ def memory_errors(settings: Distillation) -> Iterator[None]:
         given = f"batch_size={size}" if size else "batches of the usual size"
         raise ConversionError(
             f"out of memory with {given}: try --batch_size"
-            f" {max((size or 16) // 2, 1)}, or a smaller --max_length for text"
+            f" {max((size or 16) // 2, 1)}, or a smaller --max_length for text, or"
+            " --max_position_embeddings for long documents"
         ) from error

@@ -12,6 +12,7 @@ DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
 # Peak learning rates of the stages: around these a run looks for its own.
 LAYER_LEARNING_RATE, LEARNING_RATE, DOCUMENT_LEARNING_RATE = 1e-3, 1e-3, 1.5e-4
 
+HELD_OUT = 8  # long documents to measure on
 STEPS_OPTIONS = ("layer_steps", "steps", "document_steps")
 RATE_OPTIONS = {  # by stage
     "layers": "layer_learning_rate",
@@ -156,9 +157,13 @@ class Distillation:
             given = getattr(self, name)
             if given is not None and not given > 0:
                 raise ValueError(f"{name}={given}: expected a positive number")
-        if not 0 <= self.document_share < 1:
+        share = self.document_share
+        if isinstance(share, bool | str) or not 0 <= share < 1:
+            raise ValueError(f"document_share={share!r}: expected a number from 0 to below 1")
+        if self.document_learning_rate is not None and not (share or self.document_steps):
             raise ValueError(
-                f"document_share={self.document_share}: expected a number from 0 to below 1"
+                f"document_learning_rate={self.document_learning_rate}: expected none without"
+                " document_share or document_steps"
             )
         if self.document_share and self.by_steps:
             raise ValueError(
@@ -182,7 +187,8 @@ class Distillation:
     @property
     def by_steps(self) -> bool:
         """Whether the stages have numbers of steps, and not a time."""
-        return any(getattr(self, name) is not None for name in STEPS_OPTIONS)
+        given = self.layer_steps, self.steps, self.document_steps or None  # 0 is its default
+        return any(steps is not None for steps in given)
 
     @property
     def time(self) -> str:

@@ -11,7 +11,7 @@ from ..data.samples import SeededDataset
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
 from .pieces import FEWEST_LETTERS, in_pieces
-from .settings import Distillation
+from .settings import HELD_OUT, Distillation
 from .text_sources import TextReader, check_words, hold_out, name_of
 
 MAX_LENGTH = 256  # tokens per text, unless asked otherwise
@@ -37,7 +37,8 @@ def texts(
     rows, others, notes = reader.train(), reader.validation(), reader.notes
     check_words(rows, tokenizer, settings, masked)
     if others is None:  # whole texts, before they are cut
-        rows, others, note = hold_out(rows, settings.validation_samples)
+        runs = HELD_OUT if settings.document_share or settings.document_steps else None
+        rows, others, note = hold_out(rows, settings.validation_samples, runs)
         notes.append(note)
     if [*rows[0]] == ["sentence1"]:  # neither pairs nor labels, which are of whole texts
         rows = in_pieces(rows, seed)

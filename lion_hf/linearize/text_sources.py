@@ -169,21 +169,27 @@ def _lines(name: str) -> Rows:
     return rows
 
 
-def hold_out(rows: Rows, most: int) -> tuple[Rows, Rows, str]:
+def hold_out(rows: Rows, most: int, runs: int | None = None) -> tuple[Rows, Rows, str]:
     """The rows without some evenly spread ones, these ones, and a note.
 
     Args:
         rows: those to learn from.
         most: how many are held out at most.
+        runs: in how many pieces they follow each other, for documents of several rows; None for
+            each by itself.
     """
     length = len(rows)
     if length == 1:
         return rows, rows, "there is a single text: the figures are of what was learnt from."
     count = max(min(round(HELD_OUT_SHARE * length), most), 1)
-    places = {n * length // count + length // (2 * count) for n in range(count)}
+    size = 1 if runs is None else max(count // runs, 1)
+    pieces = count // size
+    starts = (n * length // pieces + length // (2 * pieces) - size // 2 for n in range(pieces))
+    places = {start + n for start in starts for n in range(size)}
     kept = [row for n, row in enumerate(rows) if n not in places]
     held = [row for n, row in enumerate(rows) if n in places]
-    return kept, held, f"no validation data were given: {count} of {length} texts were held out."
+    note = f"no validation data were given: {len(held)} of {length} texts were held out."
+    return kept, held, note
 
 
 def name_of(settings: Distillation) -> str:

@@ -236,7 +236,8 @@ def native_limits(processor: Any) -> tuple[int, int | None] | None:
     """Arguments of `native_size` for an image processor of any kind; None if it makes squares."""
     if not getattr(processor, "native_resolution", None):
         return None
-    return processor.patch_size or PATCH_SIZE, processor.max_patches
+    size = processor.patch_size
+    return PATCH_SIZE if size is None else size, processor.max_patches
 
 
 def check_patches(patch_size: int, max_patches: int | None) -> None:
@@ -325,6 +326,8 @@ class LionImageProcessor(BitImageProcessor):
     ) -> BatchFeature:
         if not native_resolution:
             return super()._preprocess(images, *args, **kwargs)
+        if not images:
+            raise ValueError("images is empty: expected at least one")
         patch_size = PATCH_SIZE if patch_size is None else patch_size
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         numbers = {name: kwargs[name] for name in names}

@@ -198,20 +198,22 @@ class LionImageEmbeddings(nn.Module):
     def pack(self, pixel_values: torch.Tensor, grids: Sequence[Grid]) -> PackedImages:
         """Embeds the patches of images of different sizes, each with positions of its own.
 
-        An image that is not finite is read as zeros, so that it does not reach the others.
+        An image whose patch embeddings are not finite is read as zeros, so that it does not reach
+        the others.
         """
         sizes = [rows * columns for rows, columns in grids]
         device = pixel_values.device
         images = torch.arange(len(grids), device=device)
         seq_idx = images.repeat_interleave(torch.tensor([1 + n for n in sizes], device=device))
-        finite = pixel_values.isfinite().all(1).split(sizes)
+        pixel_values = pixel_values.to(self.patch_embeddings.weight.dtype)
+        embeddings = self._embed_patches(pixel_values)
+        finite = embeddings.isfinite().all(1).split(sizes)
         of_images = ~torch.stack([patches.all() for patches in finite])
         not_finite = None
         if of_images.any():
             not_finite = of_images[seq_idx][None, :, None]
             patches = images.repeat_interleave(torch.tensor(sizes, device=device))
-            pixel_values = pixel_values.masked_fill(of_images[patches][:, None], 0)
-        embeddings = self._embed_patches(pixel_values.to(self.patch_embeddings.weight.dtype))
+            embeddings = self._embed_patches(pixel_values.masked_fill(of_images[patches, None], 0))
         cls_token = self.cls_token[0].to(embeddings.dtype)
         positions: dict[Grid, torch.Tensor] = {}
         if self.position_embeddings is not None:
@@ -225,7 +227,8 @@ class LionImageEmbeddings(nn.Module):
     def _embed_patches(self, patches: torch.Tensor) -> torch.Tensor:
         """The patch embeddings of (patches, patch_size * patch_size * channels)."""
         module, size = self.patch_embeddings, self.patch_size
-        if type(module) is nn.Conv2d:  # as a product, in a third of the time
+        changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        if type(module) is nn.Conv2d and not changed:  # as a product, in a third of the time
             return F.linear(patches, module.weight.permute(0, 2, 3, 1).flatten(1), module.bias)
         return module(patches.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2)).flatten(1)
 

@@ -85,7 +85,7 @@ def gradients_again(
     tensors: Sequence[torch.Tensor | None],
     grad: torch.Tensor,
 ) -> list[torch.Tensor | None]:
-    """Gradients of a function that can be differentiated themselves.
+    """Gradients of a function, which can be differentiated themselves where grad mode is on.
 
     Operators have a backward pass of their own, which autograd cannot look into. Where derivatives
     of derivatives are wanted, this runs the function again in its place.
@@ -98,11 +98,13 @@ def gradients_again(
     Returns:
         One gradient for each tensor, None for those that need none.
     """
-    # aliases, because one tensor may be several arguments
-    aliases = [None if x is None else x.view_as(x) for x in tensors]
-    wanted = [x for x in aliases if x is not None and x.requires_grad]
-    output = function(*aliases)
-    found = torch.autograd.grad(output, wanted, grad, create_graph=True, allow_unused=True)
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # aliases, because one tensor may be several arguments
+        aliases = [None if x is None else x.view_as(x) for x in tensors]
+        wanted = [x for x in aliases if x is not None and x.requires_grad]
+        output = function(*aliases)
+    found = torch.autograd.grad(output, wanted, grad, create_graph=recorded, allow_unused=True)
     grads = iter(found)
     return [None if x is None or not x.requires_grad else next(grads) for x in aliases]
 
@@ -127,7 +129,8 @@ def values_known(x: torch.Tensor) -> bool:
 
 def plainly_on_cpu(*tensors: torch.Tensor) -> bool:
     """Whether tensors are on the CPU, and nobody but autograd follows what is done with them."""
-    return all(values_known(x) and not has_tangent(x) for x in tensors)
+    batched = torch._C._functorch.is_legacy_batchedtensor  # of autograd, for many gradients
+    return all(values_known(x) and not has_tangent(x) and not batched(x) for x in tensors)
 
 
 def has_tangent(x: torch.Tensor) -> bool:

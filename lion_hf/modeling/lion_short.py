@@ -107,14 +107,15 @@ class _ShortRows(torch.autograd.Function):
         operands = _operands(mixing, inputs, True)
         output, divisor = _forward(mixing, inputs, operands)
         ctx.mixing = mixing
-        ctx.save_for_backward(order, output, divisor, *tensors, *operands)
+        kept = None if divisor is None else output.clone()  # the caller may write to the output
+        ctx.save_for_backward(order, kept, divisor, *tensors, *operands)
         return output
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
         mixing, (order, output, divisor, *saved) = ctx.mixing, ctx.saved_tensors
         inputs = _inputs(mixing, order, saved[:5])
-        if torch.is_grad_enabled():  # it is itself to be differentiated
+        if torch.is_grad_enabled() or not plainly_on_cpu(grad):  # differentiated again, or batched
 
             def function(*tensors: torch.Tensor) -> torch.Tensor:
                 return _again(mixing, _inputs(mixing, order, tensors))
@@ -171,8 +172,9 @@ def _features(
 
 def _like_projections(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """An empty tensor of the shape (B, H, L, D), in memory as projections are: (B, L, H, D)."""
-    batch, heads, length, size = x.shape
-    return x.new_empty(batch, length, heads, size, dtype=dtype).transpose(1, 2)
+    _, heads, length, size = x.shape
+    strides = length * heads * size, size, heads * size, 1
+    return x.new_empty_strided(x.shape, strides, dtype=dtype)  # a view could not be written to
 
 
 def _forward(
@@ -202,19 +204,23 @@ def _gradients(
     inputs: ChunkInputs,
     operands: Operands,
     grad: torch.Tensor,
-    output: torch.Tensor,
+    output: torch.Tensor | None,
     divisor: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradients of query, key, value and of the log-decays in both directions."""
-    length, dtype = output.shape[2], output.dtype
+    """Gradients of query, key, value and of the log-decays in both directions.
+
+    `output` and `divisor` are there if something is divided.
+    """
+    value = operands.value
+    length, dtype = value.shape[2], value.dtype
     grads = [_like_projections(x, x.dtype) for x in inputs[:3]]
-    with full_precision(output):
-        decays, scratch = Decays(inputs, length, dtype), Scratch(output, dtype)
+    with full_precision(value):
+        decays, scratch = Decays(inputs, length, dtype), Scratch(value, dtype)
         sums = decays.empty_gradients(inputs)
-        for rows in row_blocks(output, length):
+        for rows in row_blocks(value, length):
             block = Block(inputs, decays, scratch, rows)
             q, k, v = (x[rows] for x in operands[:3])
-            if divisor is None:
+            if divisor is None or output is None:
                 g = scratch("grad", *v.shape).copy_(grad[rows])
             else:
                 g = _divided(scratch, grad[rows], output[rows], divisor[rows])

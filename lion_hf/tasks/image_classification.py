@@ -145,7 +145,8 @@ def build_trainer(
     Raises:
         ValueError: if the settings and data do not work together.
     """
-    check_native_resolution(model_settings, augmentation, teaching, args)
+    if parts is None:
+        check_native_resolution(model_settings, augmentation, teaching, args)
     train, validation = parts or read_data(model_settings, data, args)
     model = build_model(model_settings, train.names, teaching.distillation_token)
     size: Any = model_settings.input_size or getattr(model.config, "image_size", 224)

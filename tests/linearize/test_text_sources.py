@@ -112,6 +112,16 @@ def test_held_out_texts_are_spread_and_not_learnt_from():
     assert hold_out(rows[:1], most=3)[:2] == (rows[:1], rows[:1])
 
 
+def test_held_out_texts_of_documents_follow_each_other():
+    rows = [{"sentence1": str(n)} for n in range(400)]
+    kept, held, note = hold_out(rows, most=2000, runs=8)
+    numbers = [int(row["sentence1"]) for row in held]
+    assert len(numbers) == 20 // 8 * 10 and "20 of 400" in note
+    assert all(b == a + 1 for a, b in zip(numbers[::2], numbers[1::2]))
+    assert sorted([*numbers, *(int(row["sentence1"]) for row in kept)]) == [*range(400)]
+    assert len(hold_out(rows[:30], most=2000, runs=8)[1]) == 2  # too few for a run
+
+
 def test_text_of_which_the_tokenizer_knows_no_word(text_source, tmp_path):
     (tmp_path / "greek.txt").write_text("καλή ταινία\n" * 5)
     tokenizer = AutoTokenizer.from_pretrained(text_source)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from support.models import image_config, model
 from torch import nn
+from torch.nn.utils import prune
 
 from lion_hf.modeling.configuration_lion import CLASSIFIER_POOLINGS, FORMS, MASK_TYPES, PATCH_ORDERS
 from lion_hf.modeling.lion_convolution import Grid, LionConvolution, packed_layout
@@ -136,6 +138,28 @@ def test_a_replaced_patch_embedding_is_used():
     embeddings.patch_embeddings = Adapted(embeddings.patch_embeddings)
     expected = alone(network, images)
     torch.testing.assert_close(network(**packed(images)).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_hooks_of_the_patch_embedding_run():
+    """Those of pruning, of offloading and of users."""
+    network, images = classifier(), pictures()
+    module = network.lion.embeddings.patch_embeddings
+    prune.l1_unstructured(module, "weight", 0.5)
+    with torch.no_grad():
+        module.weight_orig.mul_(2)  # the weight follows when the module is called
+    given = network(**packed(images)).logits
+    torch.testing.assert_close(given, alone(network, images), rtol=1e-10, atol=1e-10)
+    network = classifier()
+    given = network(**packed(images)).logits
+    cpu_offload(network, execution_device="cpu")
+    torch.testing.assert_close(network(**packed(images)).logits, given, rtol=1e-10, atol=1e-10)
+
+
+def test_pixels_beyond_the_range_of_the_weights_spoil_their_own_answer_alone():
+    network, images = classifier().half(), pictures(dtype=torch.float32)
+    images[1][0, 2, 3] = 1e5
+    finite = network(**packed(images)).logits.isfinite().all(1)
+    assert finite.tolist() == [True, False, True, True, True, True]
 
 
 def test_the_curves_of_packed_images_stand_one_behind_the_other():

@@ -109,6 +109,34 @@ def test_second_derivatives(served):
     assert all(served)
 
 
+@pytest.mark.parametrize("feature_map, normalize", MAPS)
+def test_the_output_and_the_gradients_can_be_written_to(feature_map, normalize, served):
+    inputs, grad, _ = problem(-0.1, 1)
+    leaves = [x.requires_grad_() for x in inputs]
+    options = {"feature_map": feature_map, "normalize": normalize, "form": "chunk"}
+    expected = torch.autograd.grad(lion_attention(*leaves, **options), leaves, 2 * grad)
+    output = lion_attention(*leaves, **options)
+    output.mul_(2)
+    found = torch.autograd.grad(output, leaves, grad)
+    torch.testing.assert_close(found, expected)
+    for x in found:
+        x.zero_()
+    assert all(served)
+
+
+@pytest.mark.parametrize("feature_map, normalize", MAPS)
+def test_many_gradients_at_once(feature_map, normalize, served):
+    inputs, grad, _ = problem(-0.1, 1)
+    leaves = [x.requires_grad_() for x in inputs]
+    output = lion_attention(*leaves, feature_map=feature_map, normalize=normalize, form="chunk")
+    grads = torch.stack([grad, grad.flip(0), -grad])
+    together = torch.autograd.grad(output, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for n, one in enumerate(grads):
+        expected = torch.autograd.grad(output, leaves, one, retain_graph=True)
+        torch.testing.assert_close([x[n] for x in together], [*expected])
+    assert all(served) and not any(x.requires_grad for x in together)
+
+
 def test_a_mask_without_padding_is_none():
     """It costs nothing then, and changes nothing."""
     torch.manual_seed(0)

@@ -215,11 +215,14 @@ class TestRefusals:
             ({"document_steps": -1}, "document_steps=-1: expected an integer of at least 0"),
             ({"document_steps": 1, "budget": "9s"}, "budget='9s' and document_steps=1: expected"),
             ({"document_learning_rate": 0.0}, "document_learning_rate=0.0: expected a positive"),
+            ({"document_learning_rate": 1e-4}, "=0.0001: expected none without document_share or"),
+            ({"document_share": "0.2"}, "document_share='0.2': expected a number"),
         ],
     )
     def test_settings(self, options, words):
         with pytest.raises(ValueError, match=words):
             Distillation(**options)
+        assert not Distillation(document_steps=0).by_steps  # which is the default
 
     @pytest.mark.parametrize(
         ("architecture", "longest", "words"),
@@ -240,6 +243,15 @@ class TestRefusals:
             with pytest.raises(ValueError, match=f"{name}={value}: expected 0, because .*{words}"):
                 long_documents(lesson, data, TOKENIZER, Distillation(**options), 0)
         assert long_documents(lesson, data, TOKENIZER, Distillation(), 0) == (None, [])
+
+    def test_a_tokenizer_without_special_tokens(self):
+        class Words:
+            def num_special_tokens_to_add(self) -> int:
+                return 1
+
+        message = "document_share=0.2: expected 0, because a window has .* tokenizer adds 1"
+        with pytest.raises(ValueError, match=message):
+            long_documents(make_lesson(), ({}, {}), Words(), Distillation(document_share=0.2), 0)
 
     def test_too_little_text(self, tmp_path):
         (tmp_path / "short.txt").write_text("a b c d e f g h\n" * 4)
