@@ -11,24 +11,18 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch
 import transformers
+from measure import anonymous_peak
 
 import lion_hf
 from lion_hf.presets import find_preset
 
 HEAD = """| model | layers | width | tokens | CPU s | us per token and layer | wall s | memory |
 |---|---:|---:|---:|---:|---:|---:|---:|"""
-
-
-def anonymous() -> int:
-    """Anonymous memory of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -39,19 +33,10 @@ def measure(args: argparse.Namespace) -> dict:
     model = lion_hf.LionModel(config).eval()
     ids = torch.randint(5, config.vocab_size, (args.length,))
     model.encode_long(ids[:1000])
-    before, most = anonymous(), [0]
-
-    def watch() -> None:
-        while True:
-            most[0] = max(most[0], anonymous())
-            time.sleep(0.02)
-
-    threading.Thread(target=watch, daemon=True).start()
     wall, cpu = time.perf_counter(), time.process_time()
-    model.encode_long(ids, spans=1000, cache=args.cache)
+    memory = anonymous_peak(lambda: model.encode_long(ids, spans=1000, cache=args.cache))
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     layers, width = config.num_hidden_layers, config.hidden_size
-    memory = (most[0] - before) / 1024
     return {"layers": layers, "width": width, "cpu": cpu, "wall": wall, "memory": memory}
 
 

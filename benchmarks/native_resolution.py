@@ -19,12 +19,12 @@ import importlib.util
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import anonymous_peak
 from PIL import Image
 
 SMALL = "num_attention_heads=2,hidden_act=relu,initializer_range=0.12,num_hidden_layers=4"
@@ -164,28 +164,15 @@ def large(preset: str) -> str:
     pixels = np.random.default_rng(0).integers(0, 255, (4096, 4096, 3), dtype=np.uint8)
     processor = native_image_processor(config.patch_size)
     inputs = processor(Image.fromarray(pixels), return_tensors="pt")
-    before, most = anonymous(), [0]
-
-    def watch() -> None:
-        while True:
-            most[0] = max(most[0], anonymous())
-            time.sleep(0.02)
-
-    threading.Thread(target=watch, daemon=True).start()
+    found = []
     start = time.process_time()
     with torch.inference_mode():
-        logits = model(**inputs).logits
+        memory = anonymous_peak(lambda: found.append(model(**inputs).logits))
     seconds = time.process_time() - start
-    assert logits.isfinite().all()
-    patches, memory = len(inputs["pixel_values"]), (most[0] - before) / 1024
+    assert found[0].isfinite().all()
+    patches = len(inputs["pixel_values"])
     parameters = model.num_parameters()
     return f"| {preset} | {parameters:,} | {patches:,} | {seconds:,.0f} | {memory:,.0f} |"
-
-
-def anonymous() -> int:
-    """Anonymous memory of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Batches of pictures of different sizes: as many as fit into a number of patches."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
 
@@ -25,10 +26,8 @@ def patches_of_all(images: Images, native: tuple[int, int | None], budget: int) 
     """
     counts = np.zeros(len(images), dtype=np.int64)
     for place, source in enumerate(images.images):
-        try:
+        with contextlib.suppress(SkippedSample):
             counts[place] = count_patches(source, native)
-        except SkippedSample:
-            counts[place] = 0
         if counts[place] > budget:
             raise ValueError(
                 f"patches_per_batch={budget}: {images.where(place)} has {counts[place]} patches;"

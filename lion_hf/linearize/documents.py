@@ -94,9 +94,7 @@ def check_documents(lesson: Lesson, tokenizer: Any, settings: Distillation) -> b
     Raises:
         ConversionError: if it is, and the copy cannot.
     """
-    asked = {name: getattr(settings, name) for name in ("document_share", "document_steps")}
-    asked = {name: value for name, value in asked.items() if value}
-    if not asked:
+    if not settings.wants_documents:
         return False
     student, problem = lesson.student, ""
     head, longest = type(student).__name__, student.config.max_position_embeddings
@@ -114,8 +112,8 @@ def check_documents(lesson: Lesson, tokenizer: Any, settings: Distillation) -> b
             f" source, has {least}; --max_position_embeddings gives it more"
         )
     if problem:
-        name, value = next(iter(asked.items()))
-        raise ConversionError(f"{name}={value}: expected 0, because {problem}")
+        name = "document_share" if settings.document_share else "document_steps"
+        raise ConversionError(f"{name}={getattr(settings, name)}: expected 0, because {problem}")
     return True
 
 

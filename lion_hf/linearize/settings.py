@@ -160,7 +160,7 @@ class Distillation:
         share = self.document_share
         if isinstance(share, bool | str) or not 0 <= share < 1:
             raise ValueError(f"document_share={share!r}: expected a number from 0 to below 1")
-        if self.document_learning_rate is not None and not (share or self.document_steps):
+        if self.document_learning_rate is not None and not self.wants_documents:
             raise ValueError(
                 f"document_learning_rate={self.document_learning_rate}: expected none without"
                 " document_share or document_steps"
@@ -183,6 +183,11 @@ class Distillation:
     def has_data(self) -> bool:
         """Whether there is anything to learn from."""
         return bool(self.train_file or self.dataset or self.data_path)
+
+    @property
+    def wants_documents(self) -> bool:
+        """Whether the copy is to learn from long documents."""
+        return bool(self.document_share or self.document_steps)
 
     @property
     def by_steps(self) -> bool:

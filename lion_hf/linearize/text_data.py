@@ -37,7 +37,7 @@ def texts(
     rows, others, notes = reader.train(), reader.validation(), reader.notes
     check_words(rows, tokenizer, settings, masked)
     if others is None:  # whole texts, before they are cut
-        runs = HELD_OUT if settings.document_share or settings.document_steps else None
+        runs = HELD_OUT if settings.wants_documents else None
         rows, others, note = hold_out(rows, settings.validation_samples, runs)
         notes.append(note)
     if [*rows[0]] == ["sentence1"]:  # neither pairs nor labels, which are of whole texts

@@ -13,6 +13,7 @@ from .lion_checks import check_ids, check_integers, check_tensors
 from .lion_convolution import Grid
 from .lion_numerics import has_values
 from .lion_orders import reading_orders
+from .lion_packing import first_tokens
 
 
 def default_positions(
@@ -31,8 +32,7 @@ def default_positions(
         tokens = (attention_mask != 0).long()
     before = tokens.cumsum(-1) - tokens
     if seq_idx is not None:
-        starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
-        before = before - torch.where(starts, before, 0).cummax(-1).values
+        before = before - torch.where(first_tokens(seq_idx), before, 0).cummax(-1).values
     return before
 
 

@@ -61,7 +61,7 @@ def repad(tokens: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) ->
 
 
 def first_tokens(seq_idx: torch.Tensor) -> torch.Tensor:
-    """Whether a place is the first of its document, (B or 1, L), in rows without padding."""
+    """Whether `seq_idx` (B or 1, L) begins or changes at a place, (B or 1, L)."""
     return F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
 
 

@@ -29,7 +29,7 @@ class ImageTrainingArguments(ImageRunOptions, LionTrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr": self.min_lr}
         self._check_patches_per_batch()
         super().__post_init__()
-        if not self.learning_rate and self.patches_per_batch is None:
+        if self.patches_per_batch is None:
             self._scale_learning_rate()
 
     def set_batch_size(self, images: float) -> None:
@@ -39,12 +39,12 @@ class ImageTrainingArguments(ImageRunOptions, LionTrainingArguments):
             images: the mean over the batches of a process.
         """
         self.per_device_train_batch_size = max(1, round(images))
-        if not self.learning_rate:
-            self._scale_learning_rate()
+        self._scale_learning_rate()
 
     def _scale_learning_rate(self) -> None:
-        batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-        self.learning_rate = self.lr * batch / 512
+        if not self.learning_rate:
+            batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.lr * batch / 512
 
     def _check_patches_per_batch(self) -> None:
         if self.patches_per_batch is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.softmax_models import softmax_model
+from support.softmax_models import softmax_model, stop_at
 from transformers import BertTokenizer
 
 from lion_hf.linearize import budget, stage
@@ -57,19 +57,6 @@ def run(words: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def stop_at(monkeypatch, step: int) -> None:
-    """Ctrl-C in a step, counted over both stages."""
-    steps, own = [], stage.Learner._step
-
-    def counted(self, *args):
-        steps.append(1)
-        if len(steps) == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        return own(self, *args)
-
-    monkeypatch.setattr(stage.Learner, "_step", counted)
 
 
 @pytest.mark.parametrize("step", [2, 6, 9])

@@ -1,17 +1,14 @@
 """Long documents: what they are made of, what a copy learns from them, and what is refused."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.softmax_models import inputs_of, softmax_model
+from support.softmax_models import inputs_of, softmax_model, stop_at
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import BertTokenizer
 
-from lion_hf.linearize import stage
 from lion_hf.linearize.budget import Speed, Wishes, plan_by_clock
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
@@ -166,15 +163,8 @@ class TestRuns:
                 encoder, tmp_path / name, distillation=lessons, max_position_embeddings=80
             )
 
-        whole, steps, own = make("whole"), [], stage.Learner._step
-
-        def stopped(self, *args):
-            steps.append(1)
-            if len(steps) == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            return own(self, *args)
-
-        monkeypatch.setattr(stage.Learner, "_step", stopped)
+        whole = make("whole")
+        steps = stop_at(monkeypatch, step)
         with pytest.raises(KeyboardInterrupt):
             make("lion")
         again = make("lion")

@@ -1,6 +1,8 @@
 """Small softmax models of transformers, inputs for them, and folders with such models."""
 
 import csv
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from support.models import SIZES, SPECIAL_TOKENS
 from torch.nn import functional as F
 from transformers import BertTokenizer, ViTImageProcessor
 
+from lion_hf.linearize import stage
 from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.families import FAMILIES, MODEL_TYPES
 from lion_hf.modeling import lion_layers
@@ -175,3 +178,17 @@ def image_source(tmp_path):
                 ) + np.uint8(100 * number)
                 Image.fromarray(pixels).save(tmp_path / "images" / part / label / f"{n}.png")
     return tmp_path / "source"
+
+
+def stop_at(monkeypatch, step: int) -> list[int]:
+    """Ctrl-C in a step of learning, counted over all stages; returns what grows with each step."""
+    steps, own = [], stage.Learner._step
+
+    def counted(self, *args):
+        steps.append(1)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return own(self, *args)
+
+    monkeypatch.setattr(stage.Learner, "_step", counted)
+    return steps
