@@ -48,6 +48,8 @@ SMALLER = {
     "lion_base_patch16_224": f"{IMAGES} --model_overrides {SIZES} --input_size 32 --no-model-ema",
     "--config images/fashion-mnist": f"{IMAGES} --model_overrides {SIZES},patch_size=4",
     "outputs/fashion-mnist": IMAGES,
+    "--native_resolution": f"{IMAGES} --model_overrides {SIZES} --max_patches 16"
+    " --patches_per_batch 64",
 }
 
 
@@ -99,14 +101,18 @@ def write_sentences(place: Path) -> None:
 
 
 def write_images(place: Path) -> None:
-    """Noise in two classes, as ImageNet and as Fashion-MNIST."""
+    """Noise in two classes, as ImageNet, as Fashion-MNIST and as photographs of several sizes."""
     pixels = np.random.default_rng(0)
-    data = {"imagenet": (32, ("train", "val")), "fashion_mnist": (28, ("train", "test"))}
-    for name, (size, parts) in data.items():
+    data = {
+        "imagenet": ((32, 32), ("train", "val")),
+        "fashion_mnist": ((28, 28), ("train", "test")),
+        "photographs": ((40, 72), ("train", "val")),
+    }
+    for name, (sizes, parts) in data.items():
         for folder in (place / name / part / label for part in parts for label in "ab"):
             folder.mkdir(parents=True)
             for n in range(4):
-                image = pixels.integers(0, 255, (size, size, 3), dtype=np.uint8)
+                image = pixels.integers(0, 255, (sizes[n % 2], sizes[0], 3), dtype=np.uint8)
                 Image.fromarray(image).save(folder / f"{n}.png")
 
 
