@@ -36,6 +36,7 @@ IMAGE_MLP = 332  # the convolutions of images have three times as many weights
 MODERN = {
     "pre_norm": True,
     "conv_kernel_size": 3,
+    "conv_placement": "inputs",
     "gated_mlp": True,
     "scale_output_init": True,
     "feature_map": "normalized_silu",
@@ -138,14 +139,8 @@ def mixed_by(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Stands in for `LionAttention.forward` of the new block, with another mixing of the tokens."""
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    convolutions = (attention.q_conv, attention.k_conv, attention.v_conv)
-    query, key, value = (
-        conv(proj(hidden_states), conv_layout).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        for proj, conv in zip(projections, convolutions)
-    )
-    output = mixing(query, key, value, attention_mask).transpose(1, 2).flatten(2)
-    return attention.o_proj(attention.norm(output)), None
+    query, key, value = attention.project(hidden_states, conv_layout)
+    return attention.merge(mixing(query, key, value, attention_mask)), None
 
 
 def with_mixing(model: PreTrainedModel, mixing: Callable) -> PreTrainedModel:
@@ -171,6 +166,7 @@ ARMS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     "modern LION-S": modern("selective"),
     "modern LION-D": modern("decay"),
     "modern LION-lit": modern("lit", intermediate_size=336),  # it has positions
+    "LION-S, convolved projections": modern("selective", conv_placement="projections"),
     "BERT": bert,
     "ModernBERT": modern_bert,
     "softmax twin": functools.partial(other_mixing, mixing=rotary_softmax),

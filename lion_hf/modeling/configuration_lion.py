@@ -28,6 +28,7 @@ BACKENDS = ("auto", "torch", "triton")
 FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu", "exponential")
 WIDER_FEATURE_MAPS = ("exponential",)  # they make two features of each number
 CLASSIFIER_POOLINGS = ("cls", "mean")
+CONV_PLACEMENTS = ("projections", "inputs")
 # Patch order -> number of curves (see lion_orders.py), each with its own gates.
 CURVES = {"raster": 1, "snake": 2}
 PATCH_ORDERS = tuple(CURVES)
@@ -42,6 +43,7 @@ CHOICES = {
     "feature_map": (None, *FEATURE_MAP_NAMES),
     "patch_order": PATCH_ORDERS,
     "classifier_pooling": (None, *CLASSIFIER_POOLINGS),
+    "conv_placement": CONV_PLACEMENTS,
 }
 
 # What a field left at None becomes, besides what `family_defaults` adds.
@@ -165,9 +167,10 @@ class LionConfig(PreTrainedConfig):
     """Configuration of a LION encoder (arXiv 2502.16249) for text (like BERT) or images (like ViT).
 
     By itself it describes the models of the paper: text models normalise after each block, image
-    models before it. `pre_norm`, `conv_kernel_size`, `gated_mlp` and `scale_output_init` make the
-    modern block of the presets `modern-lion-*`. A field left at None takes the choice of the model
-    family that `modality` and `mask_type` name, and is saved resolved.
+    models before it. `pre_norm`, `conv_kernel_size`, `conv_placement`, `gated_mlp` and
+    `scale_output_init` make the modern block of the presets `modern-lion-*`. A field left at None
+    takes the choice of the model family that `modality` and `mask_type` name, and is saved
+    resolved.
 
     Args:
         modality: "text" or "image".
@@ -203,9 +206,11 @@ class LionConfig(PreTrainedConfig):
             output projection. None: True for lit text, else False.
         pre_norm: whether the norms come before attention and MLP, with a last norm after the
             layers, and not after each of them. None: False for text, True for images.
-        conv_kernel_size: width of a depthwise convolution on queries, keys and values, an odd
-            number of tokens, or of patches in both directions of an image. It sees neither padding
-            nor other documents. None: no convolution.
+        conv_kernel_size: width of the depthwise convolutions, an odd number of tokens, or of
+            patches in both directions of an image. They see neither padding nor other documents.
+            None: no convolutions.
+        conv_placement: where the convolutions are: "projections" (on queries, keys and values) or
+            "inputs" (on what the attention reads, gates included, and on what the MLP reads).
         gated_mlp: whether the MLPs multiply their activation by a second projection, as in GeGLU
             (arXiv 2002.05202).
         scale_output_init: whether the output projections of attention and MLP start smaller by a
@@ -265,6 +270,7 @@ class LionConfig(PreTrainedConfig):
     attention_norm: Resolved[bool] = FAMILY_CHOICE
     pre_norm: Resolved[bool] = FAMILY_CHOICE
     conv_kernel_size: int | None = None
+    conv_placement: str = "projections"
     gated_mlp: bool = False
     scale_output_init: bool = False
     use_position_embeddings: Resolved[bool] = FAMILY_CHOICE
@@ -430,6 +436,11 @@ class LionConfig(PreTrainedConfig):
         """Height and width of training images in pixels."""
         sides = self.image_size
         return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
+
+    @property
+    def conv_reach(self) -> int:
+        """Tokens on one side of a token that a convolution sees."""
+        return (self.conv_kernel_size or 1) // 2
 
     @property
     def num_patch_orders(self) -> int:

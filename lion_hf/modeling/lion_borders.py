@@ -69,10 +69,14 @@ class Operands(NamedTuple):
     log_decay: torch.Tensor | None  # (B or 1, H, L or 1), None without decay
     dtype: torch.dtype  # of the model's values
 
-    @property
-    def sent(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What the piece's states are made of."""
-        return self.heads["k"], self.heads["v"], self.log_decay
+    def sent(
+        self, tokens: slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What a state of these tokens is made of: keys, values and gates."""
+        key, value, log_decay = self.heads["k"], self.heads["v"], self.log_decay
+        if log_decay is not None and log_decay.shape[-1] > 1:
+            log_decay = log_decay[..., tokens]
+        return key[:, :, tokens], value[:, :, tokens], log_decay
 
 
 def operands_of(attention: Any, inputs: torch.Tensor, inside: slice, parts: str) -> Operands:
@@ -104,7 +108,7 @@ def mix_piece(config: Any, operands: Operands, around: PieceStates) -> torch.Ten
     """The operation on a piece as a model's `LionConfig` wants it, (B, H, L, D), in its type."""
     total = attend_in_piece(
         operands.heads["q"],
-        *operands.sent,
+        *operands.sent(),
         around,
         scale=config.head_dim**-0.5,
         form=config.attention_form,

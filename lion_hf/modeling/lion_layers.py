@@ -71,7 +71,7 @@ class LionAttention(nn.Module):
         self.q_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.k_proj = nn.Linear(size, size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(size, size, bias=config.qkv_bias)
-        convolved = config.conv_kernel_size is not None
+        convolved = config.conv_kernel_size is not None and config.conv_placement == "projections"
         self.q_conv = LionConvolution(config) if convolved else None
         self.k_conv = LionConvolution(config) if convolved else None
         self.v_conv = LionConvolution(config) if convolved else None
@@ -221,31 +221,55 @@ class LionLayer(GradientCheckpointingLayer):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = LionMLP(config)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        convolved = config.conv_kernel_size is not None and config.conv_placement == "inputs"
+        self.attention_conv = LionConvolution(config) if convolved else None
+        self.mlp_conv = LionConvolution(config) if convolved else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def drop(self, branch: torch.Tensor, seq_idx: torch.Tensor | None) -> torch.Tensor:
         return drop_path(self.dropout(branch), self.drop_path_rate, self.training, seq_idx)
 
-    def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def convolve(
+        self, conv: LionConvolution | None, hidden_states: torch.Tensor, conv_layout: Layout
+    ) -> torch.Tensor:
+        """What a branch reads, through its convolution if it has one."""
+        if conv is None:
+            return hidden_states
+        ranks = self.attention.ranks
+        return (
+            conv(hidden_states, conv_layout)
+            if ranks is None
+            else ranks.convolve(conv, hidden_states)
+        )
+
+    def attention_input(
+        self, hidden_states: torch.Tensor, conv_layout: Layout = None
+    ) -> torch.Tensor:
         """What the attention reads."""
-        return self.attention_norm(hidden_states) if self.pre_norm else hidden_states
+        inputs = self.attention_norm(hidden_states) if self.pre_norm else hidden_states
+        return self.convolve(self.attention_conv, inputs, conv_layout)
 
     def finish(
         self,
         hidden_states: torch.Tensor,
         mixed: torch.Tensor,
         seq_idx: torch.Tensor | None = None,
+        conv_layout: Layout = None,
     ) -> torch.Tensor:
         """Everything after the attention, which gave `mixed` for the layer's input."""
         hidden_states = hidden_states + self.drop(mixed, seq_idx)
         if self.pre_norm:
-            return hidden_states + self.drop(self.mlp(self.mlp_norm(hidden_states)), seq_idx)
+            inputs = self.convolve(self.mlp_conv, self.mlp_norm(hidden_states), conv_layout)
+            return hidden_states + self.drop(self.mlp(inputs), seq_idx)
         hidden_states = self.attention_norm(hidden_states)
-        return self.mlp_norm(hidden_states + self.drop(self.mlp(hidden_states), seq_idx))
+        inputs = self.convolve(self.mlp_conv, hidden_states, conv_layout)
+        return self.mlp_norm(hidden_states + self.drop(self.mlp(inputs), seq_idx))
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        mixed, _ = self.attention(self.attention_input(hidden_states), **kwargs)
-        return self.finish(hidden_states, mixed, kwargs.get("seq_idx"))
+        conv_layout = kwargs.get("conv_layout")
+        inputs = self.attention_input(hidden_states, conv_layout)
+        mixed, _ = self.attention(inputs, **kwargs)
+        return self.finish(hidden_states, mixed, kwargs.get("seq_idx"), conv_layout)
 
 
 class LionPooler(nn.Module):

@@ -61,11 +61,49 @@ class LionLongOutput(BaseModelOutputWithPooling):
 
 
 class Piece(NamedTuple):
-    """Some tokens of the document, and what a convolution has to see of their neighbours."""
+    """Some tokens of the document, and what a layer has to know of their neighbours.
+
+    A convolution before the MLP sees what the attention gave for neighbours, and one before the
+    attention what the layer got for neighbours, theirs included.
+    """
 
     tokens: slice  # their places in the document
-    seen: slice  # with the neighbours on both sides
-    inside: slice  # the tokens within `seen`
+    seen: slice  # places of what the layer reads
+    attended: slice  # what the attention is computed for, within `seen`
+    inside: slice  # the piece's tokens, within `attended`
+    to_the_right: slice  # the tokens of the state that goes to the next piece, within `attended`
+    to_the_left: slice  # and of the one that goes to the piece before
+
+
+def cut(length: int, piece: int, around_attention: int, around_mlp: int) -> list[Piece]:
+    """A document of so many tokens in pieces.
+
+    Args:
+        length: L.
+        piece: tokens per piece.
+        around_attention: neighbours on one side that the attention's convolutions see.
+        around_mlp: neighbours on one side that the MLP's convolution sees.
+    """
+
+    def place(token: int) -> int:
+        return min(max(token, 0), length)
+
+    pieces = []
+    for start in range(0, length, piece):
+        end = place(start + piece)
+        first, last = place(start - around_mlp), place(end + around_mlp)
+        seen = slice(place(first - around_attention), place(last + around_attention))
+        pieces.append(
+            Piece(
+                tokens=slice(start, end),
+                seen=seen,
+                attended=slice(first - seen.start, last - seen.start),
+                inside=slice(start - first, end - first),
+                to_the_right=slice(0, place(end - around_mlp) - first),
+                to_the_left=slice(place(start + around_mlp) - first, last - first),
+            )
+        )
+    return pieces
 
 
 @torch.no_grad()
@@ -140,14 +178,9 @@ class LongDocument:
     def __init__(self, model: Any, ids: torch.Tensor, piece: int):
         self.model, self.ids, self.piece = model, ids, piece
         self.config, self.device = model.config, next(model.parameters()).device
-        reach = (self.config.conv_kernel_size or 1) // 2
-        length = len(ids)
-        self.pieces = []
-        for start in range(0, length, piece):
-            end = min(start + piece, length)
-            seen = slice(max(start - reach, 0), min(end + reach, length))
-            inside = slice(start - seen.start, end - seen.start)
-            self.pieces.append(Piece(slice(start, end), seen, inside))
+        reach = self.config.conv_reach
+        around_mlp = reach if self.config.conv_placement == "inputs" else 0
+        self.pieces = cut(len(ids), piece, reach, around_mlp)
 
     @contextlib.contextmanager
     def states(self, cache: Any, memory_if_full: bool = False) -> Iterator[LongStates]:
@@ -215,9 +248,9 @@ class LongDocument:
             hidden_states = self._read(source, piece)
             operands = self._operands(layer, hidden_states, piece, "qkv")
             mixed = mix_piece(self.config, operands, PieceStates(before, behind.pop(n, None)))
-            output = layer.finish(hidden_states[:, piece.inside], layer.attention.merge(mixed))
-            target[piece.tokens] = self._last(stage, output)[0]
-            own = state_to_the_right(*operands.sent)
+            output = layer.finish(hidden_states[:, piece.attended], layer.attention.merge(mixed))
+            target[piece.tokens] = self._last(stage, output[:, piece.inside])[0]
+            own = state_to_the_right(*operands.sent(piece.to_the_right))
             before = own if before is None else before.then(own)
             states.advance(Progress(stage, n + 1, before))
             report(piece.tokens.stop - piece.tokens.start)
@@ -232,7 +265,7 @@ class LongDocument:
             piece = self.pieces[n]
             hidden_states = self._read(source, piece)
             operands = self._operands(layer, hidden_states, piece, "kv")
-            own = state_to_the_left(*operands.sent)
+            own = state_to_the_left(*operands.sent(piece.to_the_left))
             state = own if state is None else state.then(own)
             found[n - 1] = state
         return found
@@ -244,7 +277,7 @@ class LongDocument:
         self, layer: LionLayer, hidden_states: torch.Tensor, piece: Piece, parts: str
     ) -> Operands:
         inputs = layer.attention_input(hidden_states)
-        return operands_of(layer.attention, inputs, piece.inside, parts)
+        return operands_of(layer.attention, inputs, piece.attended, parts)
 
     def _last(self, stage: int, hidden_states: torch.Tensor) -> torch.Tensor:
         """The hidden states of a stage; after the last one the model's last norm."""

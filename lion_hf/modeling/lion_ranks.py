@@ -22,6 +22,7 @@ from .lion_borders import (
     state_to_the_left,
     state_to_the_right,
 )
+from .lion_convolution import LionConvolution
 
 
 @contextlib.contextmanager
@@ -108,10 +109,17 @@ class SequenceRanks:
     def attend(self, attention: Any, inputs: torch.Tensor) -> torch.Tensor:
         """What `attention` gives for this rank's tokens, (B, L, hidden)."""
         config = attention.config
-        seen, inside = self._with_neighbours(inputs, (config.conv_kernel_size or 1) // 2)
+        reach = config.conv_reach if config.conv_placement == "projections" else 0
+        seen, inside = self._with_neighbours(inputs, reach)
         operands = operands_of(attention, seen, inside, "qkv")
-        states = PieceStates(state_to_the_right(*operands.sent), state_to_the_left(*operands.sent))
+        sent = operands.sent()
+        states = PieceStates(state_to_the_right(*sent), state_to_the_left(*sent))
         return attention.merge(mix_piece(config, operands, self.around(states)))
+
+    def convolve(self, conv: LionConvolution, inputs: torch.Tensor) -> torch.Tensor:
+        """What a convolution of this text model gives for this rank's tokens, (B, L, hidden)."""
+        seen, inside = self._with_neighbours(inputs, conv.weight.shape[-1] // 2)
+        return conv(seen)[:, inside]
 
     def around(self, own: PieceStates) -> PieceStates:
         """The states that reach this rank's piece, from what its piece sends in both directions.

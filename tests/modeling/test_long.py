@@ -35,6 +35,7 @@ MODERN = {
     "normalize_attention": True,
     "feature_map": "normalized_silu",
     "attention_norm": True,
+    "conv_placement": "inputs",
 }
 BLOCKS = {"paper": {}, "modern": MODERN}
 PIECES = (1, 7, 30, LENGTH, 100)

@@ -12,7 +12,12 @@ from torch.nn import functional as F
 import lion_hf
 from lion_hf import LionConfig, LionForMaskedLM
 from lion_hf.modeling import lion_convolution
-from lion_hf.modeling.configuration_lion import FORMS, MASK_TYPES, PATCH_ORDERS
+from lion_hf.modeling.configuration_lion import (
+    CONV_PLACEMENTS,
+    FORMS,
+    MASK_TYPES,
+    PATCH_ORDERS,
+)
 from lion_hf.modeling.lion_convolution import Grid, LionConvolution, convolution_layout
 from lion_hf.presets import find_preset, preset_names
 from lion_hf.training.trainer import LionTrainingArguments
@@ -25,6 +30,7 @@ MODERN = {
     "feature_map": "normalized_silu",
     "normalize_attention": True,
     "attention_norm": True,
+    "conv_placement": "inputs",
 }
 PADDINGS = {
     "left": [0] * 4 + [1] * 13,
@@ -119,11 +125,13 @@ def test_an_image_is_convolved_on_its_grid():
         convolution(x)
 
 
+@pytest.mark.parametrize("placement", CONV_PLACEMENTS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 @pytest.mark.parametrize("form", ["auto", *FORMS])
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_padding_changes_nothing(way, mask_type, form, padding):
-    network, real = modern("Model", mask_type), torch.tensor(PADDINGS[padding]) != 0
+def test_padding_changes_nothing(way, placement, mask_type, form, padding):
+    network = modern("Model", mask_type, conv_placement=placement)
+    real = torch.tensor(PADDINGS[padding]) != 0
     ids = token_ids(1, int(real.sum()))
     padded = token_ids(2, len(real))
     padded[:, real] = ids
@@ -133,10 +141,12 @@ def test_padding_changes_nothing(way, mask_type, form, padding):
     torch.testing.assert_close(output, expected.expand_as(output), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("placement", CONV_PLACEMENTS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 @pytest.mark.parametrize("form", ["auto", *FORMS])
-def test_packing_changes_nothing_and_no_gradient(way, mask_type, form):
-    network, documents = modern("MaskedLM", mask_type), [token_ids(1, n) for n in (5, 1, 9)]
+def test_packing_changes_nothing_and_no_gradient(way, placement, mask_type, form):
+    network = modern("MaskedLM", mask_type, conv_placement=placement)
+    documents = [token_ids(1, n) for n in (5, 1, 9)]
     network.config.attention_form = form
     packed = torch.cat(documents, dim=1)
 
@@ -155,10 +165,12 @@ def test_packing_changes_nothing_and_no_gradient(way, mask_type, form):
     assert all("_conv" not in name or gradient.any() for name, gradient in expected.items())
 
 
+@pytest.mark.parametrize("placement", CONV_PLACEMENTS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
 @pytest.mark.parametrize("patch_order", PATCH_ORDERS)
-def test_image_forms_agree(mask_type, patch_order):
-    network = modern("ImageClassification", mask_type, "image", patch_order=patch_order)
+def test_image_forms_agree(placement, mask_type, patch_order):
+    fields = {"patch_order": patch_order, "conv_placement": placement}
+    network = modern("ImageClassification", mask_type, "image", **fields)
     pixels, logits = torch.randn(2, 3, 16, 24, dtype=torch.float64), {}
     for form in FORMS:
         network.config.attention_form = form
@@ -170,12 +182,13 @@ def test_image_forms_agree(mask_type, patch_order):
 @pytest.mark.parametrize(
     "modality, head", [*(("text", h) for h in TEXT_HEADS), ("image", "ImageClassification")]
 )
-def test_gradient_checkpointing_gives_the_same_gradients(modality, head):
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(modality, head, reentrant):
     network = modern(head, modality=modality).float().train()
     inputs, found = inputs_of(head, network.config), []
     for checkpointing in (False, True):
         if checkpointing:
-            network.gradient_checkpointing_enable()
+            network.gradient_checkpointing_enable({"use_reentrant": reentrant})
         network.zero_grad()
         torch.manual_seed(3)
         network(**inputs).loss.backward()
@@ -272,13 +285,19 @@ def test_untrained_weights():
     for output in (layer.attention.o_proj, layer.mlp.fc2):  # two layers
         assert output.weight.std().item() == pytest.approx(0.05, rel=0.05)
     x = torch.randn(1, 7, 192)
-    assert torch.equal(layer.attention.q_conv(x), x)
+    for convolution in (layer.attention_conv, layer.mlp_conv):
+        assert torch.equal(convolution(x), x)
+    assert layer.attention.q_conv is None
+    network = lion_hf.LionModel(text_config(conv_kernel_size=3))
+    assert torch.equal(network.layers[0].attention.q_conv(x[..., :24]), x[..., :24])
+    assert network.layers[0].attention_conv is None
 
 
 def test_the_papers_models_have_nothing_of_it():
     for make, head in ((text_config, "MaskedLM"), (image_config, "ImageClassification")):
         network = model(head, make())
-        assert not any("_conv" in n or "last_norm" in n for n in network.state_dict())
+        modern = ("_conv", "last_norm")
+        assert not any(part in name for part in modern for name in network.state_dict())
         mlp = network.lion.layers[0].mlp
         assert mlp.fc1.out_features == mlp.fc2.in_features
 
@@ -287,7 +306,9 @@ def test_weight_decay_spares_gates_and_convolutions(tmp_path):
     network = modern("MaskedLM")
     trainer = lion_hf.LionTrainer(network, LionTrainingArguments(str(tmp_path), report_to="none"))
     decayed = trainer.get_decay_parameter_names(network)
-    assert decayed and not any("gate" in n or "_conv" in n or "norm" in n for n in decayed)
+    assert decayed and not any(
+        part in name for part in ("gate", "_conv", "norm") for name in decayed
+    )
 
 
 @pytest.mark.parametrize("width", [0, 2, -3])

@@ -7,7 +7,13 @@ from support.models import image_config, model
 from torch import nn
 from torch.nn.utils import prune
 
-from lion_hf.modeling.configuration_lion import CLASSIFIER_POOLINGS, FORMS, MASK_TYPES, PATCH_ORDERS
+from lion_hf.modeling.configuration_lion import (
+    CLASSIFIER_POOLINGS,
+    CONV_PLACEMENTS,
+    FORMS,
+    MASK_TYPES,
+    PATCH_ORDERS,
+)
 from lion_hf.modeling.lion_convolution import Grid, LionConvolution, packed_layout
 from lion_hf.modeling.lion_layers import drop_path
 from lion_hf.modeling.lion_orders import packed_orders, snake_orders
@@ -48,11 +54,13 @@ def alone(network: nn.Module, images: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pooling", CLASSIFIER_POOLINGS)
-@pytest.mark.parametrize("width", [None, 3])
+@pytest.mark.parametrize("placement", [None, *CONV_PLACEMENTS])
 @pytest.mark.parametrize("patch_order", PATCH_ORDERS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
-def test_images_in_one_row_get_what_each_gets_alone(mask_type, patch_order, width, pooling):
-    fields = {"conv_kernel_size": width, "classifier_pooling": pooling}
+def test_images_in_one_row_get_what_each_gets_alone(mask_type, patch_order, placement, pooling):
+    fields = {"classifier_pooling": pooling}
+    if placement is not None:
+        fields |= {"conv_kernel_size": 3, "conv_placement": placement}
     network, images = classifier(mask_type, patch_order, **fields), pictures()
     expected = alone(network, images).detach()
     assert (
@@ -64,9 +72,11 @@ def test_images_in_one_row_get_what_each_gets_alone(mask_type, patch_order, widt
         torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("placement", CONV_PLACEMENTS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
-def test_gradients_are_the_sum_of_those_of_each_image(mask_type):
-    network = classifier(mask_type, conv_kernel_size=3, classifier_pooling="mean")
+def test_gradients_are_the_sum_of_those_of_each_image(mask_type, placement):
+    fields = {"conv_kernel_size": 3, "conv_placement": placement, "classifier_pooling": "mean"}
+    network = classifier(mask_type, **fields)
     images, labels = pictures(), torch.tensor([0, 1, 2, 0, 1, 2])
     inputs = packed(images)
     inputs["pixel_values"].requires_grad_()

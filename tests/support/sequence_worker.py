@@ -36,6 +36,7 @@ BLOCKS = {
         "gated_mlp": True,
         "feature_map": "normalized_silu",
         "normalize_attention": True,
+        "conv_placement": "inputs",
     },
     "checkpointing": {"conv_kernel_size": 3},
 }
