@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
+from ..modeling.lion_convolution import Grid, convolution_layout
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .families import FAMILIES, without_distillation_token
 from .losses import (
@@ -199,16 +200,17 @@ class Lesson(nn.Module):
         self, batch: dict, hidden_states: list[torch.Tensor], targets: list[torch.Tensor]
     ) -> torch.Tensor:
         """`relative_error` of each layer's attention, (layers,), given the teacher's inputs."""
-        encoder = self.student.base_model
-        order = (
-            encoder.embeddings.reading_orders(batch["pixel_values"])
-            if "pixel_values" in batch
-            else None
-        )
-        tokens = batch.get("attention_mask")
+        encoder, tokens = self.student.base_model, batch.get("attention_mask")
+        options: dict[str, Any] = {"attention_mask": tokens}
+        if "pixel_values" in batch:
+            options["order"] = encoder.embeddings.reading_orders(batch["pixel_values"])
+            options["conv_layout"] = Grid(*encoder.embeddings.patch_grid(batch["pixel_values"]))
+        elif (width := encoder.config.conv_kernel_size) is not None and hidden_states:
+            rows = hidden_states[0].shape[0], hidden_states[0].shape[1]
+            options["conv_layout"] = convolution_layout(width, rows, tokens, None)
         errors = []
         for layer, x, target in zip(encoder.layers, hidden_states, targets):
-            output, _ = layer.attention(x, attention_mask=tokens, order=order)
+            output, _ = layer.attention(x, **options)
             errors.append(relative_error(output, target, tokens))
         return torch.stack(errors)
 

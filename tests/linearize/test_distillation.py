@@ -15,6 +15,7 @@ from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.data import lesson_data
 from lion_hf.linearize.distillation import Lesson, measure
 from lion_hf.linearize.families import HEADS
+from lion_hf.linearize.losses import relative_error
 from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.softmax_models import load_softmax_model
 
@@ -43,6 +44,27 @@ class TestLessons:
             worse = lesson.layer_errors(inputs, *lesson.ask(inputs)[1:])
         assert errors.shape == (2,) and errors.max() < 1e-8
         assert worse[0] < 1e-8 and worse[1] > 0.1
+
+    @pytest.mark.parametrize("architecture", ["BertModel", "ViTModel"])
+    def test_a_convolution_sees_in_a_layer_what_it_sees_in_the_model(self, architecture):
+        """Neither padding nor an image's patches as one line; the first layers get the same."""
+        teacher, inputs = softmax_model(architecture), inputs_of(architecture)
+        student = linearize_model(teacher, conv_kernel_size=3)[0]
+        for name, parameter in student.named_parameters():
+            if "_conv" in name:
+                torch.nn.init.normal_(parameter)
+        lesson, outputs = Lesson(student, teacher), []
+        layer = student.base_model.layers[0].attention
+        with torch.no_grad():
+            _, seen, targets = lesson.ask(inputs)
+            errors = lesson.layer_errors(inputs, seen, targets)
+            layer.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
+            student.config.attention_form = "attention"  # which keeps padding
+            student(**inputs)
+        tokens = inputs.get("attention_mask")
+        assert tokens is None or not tokens.all()
+        expected = relative_error(outputs[0], targets[0], tokens)
+        torch.testing.assert_close(errors[0], expected, rtol=1e-4, atol=1e-6)
 
     def test_the_first_stage_trains_the_attention_only(self):
         lesson = Lesson(
