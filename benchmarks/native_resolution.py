@@ -3,6 +3,7 @@
     python benchmarks/native_resolution.py clothes FASHION_MNIST OUTPUT
     python benchmarks/native_resolution.py photographs OUTPUT
     python benchmarks/native_resolution.py large OUTPUT [--preset P]
+    python benchmarks/native_resolution.py steps OUTPUT
 
 `clothes` scales and crops the pictures of Fashion-MNIST (train/ and test/, one folder per class) to
 random sizes and shapes. `photographs` does so with parts of the photographs that matplotlib,
@@ -10,7 +11,9 @@ scikit-learn and scikit-image ship; a picture's class is the photograph that it 
 write the pictures to OUTPUT/data, the same for every arm, and train a small LION-D on them: as
 squares (`lion-hf images` as usual: the shorter side resized, a crop of the middle), and with
 --native_resolution and at most as many patches as a square has. The two arms run side by side,
-each in a process with one thread. `large` classifies one picture of 4,096 x 4,096 pixels. The rows
+each in a process with one thread. `large` classifies one picture of 4,096 x 4,096 pixels. `steps`
+times forward and backward passes on 64 pictures of 6 x 6 to 12 x 12 patches, each beside one on 64
+squares with about as many patches; times are medians of 3, after one that does not count. The rows
 of the report are printed, and appended to OUTPUT/rows.md.
 """
 
@@ -32,6 +35,8 @@ HEAD = """| pictures | arm | patches per picture | test accuracy (%) | CPU s, tr
 |---|---|---:|---:|---:|"""
 LARGE_HEAD = """| model | parameters | patches | CPU s | memory (MiB) |
 |---|---:|---:|---:|---:|"""
+STEPS_HEAD = """| model | convolution | patches | packed (CPU s) | squares (CPU s) | ratio |
+|---|---|---:|---:|---:|---:|"""
 # What the tasks' arms have in common, and the side of a square in patches.
 TASKS = {
     "clothes": (
@@ -175,9 +180,52 @@ def large(preset: str) -> str:
     return f"| {preset} | {parameters:,} | {patches:,} | {seconds:,.0f} | {memory:,.0f} |"
 
 
+def steps(mask_type: str, width: int | None) -> str:
+    """Times a small model's steps on pictures of different sizes and on squares; a row."""
+    import lion_hf
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    shapes = torch.randint(6, 13, (64, 2), generator=generator)
+    patches = int(shapes.prod(1).sum())
+    side = round((patches / 64) ** 0.5)
+    pixels = torch.randn(patches, 48, generator=generator)
+    arms = (
+        {"pixel_values": pixels, "spatial_shapes": shapes},
+        {"pixel_values": torch.randn(64, 3, 4 * side, 4 * side, generator=generator)},
+    )
+    config = lion_hf.LionConfig(
+        modality="image", mask_type=mask_type, patch_order="snake", conv_kernel_size=width,
+        hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        patch_size=4, image_size=36, num_labels=10, classifier_pooling="mean",
+    )  # fmt: skip
+    model = lion_hf.LionForImageClassification(config).train()
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(4):
+        for inputs, seconds in zip(arms, times):
+            model.zero_grad()
+            start = time.process_time()
+            model(**inputs, labels=torch.arange(64) % 10).loss.backward()
+            if turn > 0:
+                seconds.append(time.process_time() - start)
+    one, squares = (float(np.median(seconds)) for seconds in times)
+    of_squares = 64 * side * side
+    return (
+        f"| {mask_type} | {width or 'none'} | {patches:,}, {of_squares:,} | {one:.2f} |"
+        f" {squares:.2f} | {one / squares:.2f} |"
+    )
+
+
+def write(rows: list[str], output: Path) -> None:
+    """Prints the rows of a report, and appends them to the file."""
+    with open(output / "rows.md", "a", encoding="utf-8") as file:
+        print(*rows, sep="\n", file=file)
+    print(*rows, sep="\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("task", choices=[*TASKS, "large"])
+    parser.add_argument("task", choices=[*TASKS, "large", "steps"])
     parser.add_argument("paths", nargs="+", type=Path, help="the source, if any, and OUTPUT")
     parser.add_argument("--preset", default="lion-s-snake-tiny-patch16-224")
     parser.add_argument("--arm", choices=("squares", "native", "large"), help=argparse.SUPPRESS)
@@ -192,6 +240,13 @@ def main() -> None:
         (output / f"{args.arm}.json").write_text(json.dumps(row))
         return
     output.mkdir(parents=True, exist_ok=True)
+    if args.task == "steps":
+        rows = [
+            STEPS_HEAD,
+            *(steps(x, width) for width in (None, 3) for x in ("selective", "decay")),
+        ]
+        write(rows, output)
+        return
     if args.task != "large" and not (output / "data").is_dir():
         make, counts = MAKERS[args.task]
         make(args.paths[0], output / "data", counts)
@@ -202,9 +257,7 @@ def main() -> None:
         if process.wait() != 0:
             raise SystemExit(f"{arm} failed: its error stands above")
         rows.append(json.loads((output / f"{arm}.json").read_text()))
-    with open(output / "rows.md", "a", encoding="utf-8") as file:
-        print(*rows, sep="\n", file=file)
-    print(*rows, sep="\n")
+    write(rows, output)
 
 
 if __name__ == "__main__":

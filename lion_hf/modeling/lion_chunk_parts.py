@@ -34,7 +34,7 @@ class ChunkInputs(NamedTuple):
     value: torch.Tensor  # (B, H, L, Dv)
     left_to_right: torch.Tensor  # (K, B or 1, H or 1, L or 1)
     right_to_left: torch.Tensor  # likewise
-    order: torch.Tensor | None  # (K, L), for rows of one chunk
+    order: torch.Tensor | None  # (K, L) or (K, B, L), for rows of one chunk
     scale: float
     chunk_size: int | None
 
@@ -69,9 +69,13 @@ class Decays:
         # after i.
         half = sums[..., -1:] / 2  # a difference does not change, but powers of both signs fit
         sums = torch.stack([(sums - half)[0, ..., :-1], (half - sums)[1, ..., :-1]])
-        self.places = None if order is None else order.argsort()  # (K, L): when each token is read
-        if self.places is not None:
-            sums = sums.gather(-1, self.places[:, None, None, None].expand_as(sums))
+        self.places = None  # when each token is read, (K, B or 1, L)
+        if order is not None:
+            places = order.argsort()
+            self.places = places[:, None] if places.dim() == 2 else places
+            shape = torch.broadcast_shapes(sums.shape, (*self.places.shape[:2], 1, 1, length))
+            index = self.places[:, :, None, None].expand(shape)
+            sums = sums.expand(shape).gather(-1, index)
         if self.roots is not None:  # powers of differences are products of powers, all in range
             root = 0.5**self.roots
             powers = sums.mul_(root).exp2()
@@ -233,6 +237,13 @@ class Block:
 
     def factor(self, name: str, n: int, size: int | None = None) -> torch.Tensor:
         return self.decays.factor(name, self.rows, n, size)
+
+    def places(self, i: int) -> torch.Tensor | None:
+        """When order i reads each token, (rows or 1, 1, L); None for tokens as they stand."""
+        if self.decays.places is None:
+            return None
+        places = self.decays.places[i]
+        return (places if places.shape[0] == 1 else places[self.rows])[:, None]
 
     def masks(self, n: int, size: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         return self.decays.masks(self.rows, n, size, self.scratch)

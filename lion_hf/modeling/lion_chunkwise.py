@@ -65,9 +65,9 @@ def chunkwise(
         scale: factor of the scores.
         chunk_size: tokens per chunk, None for that of `CHUNK_SIZES`; the last chunk may be shorter.
             Without decay there are no chunks.
-        order: (K, L), reading orders of a row that fits into one chunk. The decays then have a
-            leading dimension K and are in reading order; the mask is the mean of the masks along
-            each order. Not where `needs_plain_operations`.
+        order: (K, L) or (K, B, L), reading orders of rows that fit into one chunk. The decays then
+            have a leading dimension K and are in reading order; the mask is the mean of the masks
+            along each order. Not where `needs_plain_operations`.
 
     Returns:
         (B, H, L, Dv) in float32, or in float64 if `value` is.
@@ -312,15 +312,17 @@ def backward_inside(
         # a token has no edge to itself: its part would leave rounding
         pairs.diagonal(dim1=-2, dim2=-1).zero_()
         change = pairs.sum(-2) - pairs.sum(-1)
-        places: slice | torch.Tensor = slice(size)
-        if block.decays.places is None:
+        places = block.places(i)
+        if places is None:
             pairs.tril_(-1)
         else:
-            places = read = block.decays.places[i]
-            pairs.mul_(read[:, None] > read)
+            pairs.mul_(places[..., None] > places[..., None, :])
         earlier = pairs.sum(-1) - pairs.sum(-2)
-        sums[0, i][..., places] = earlier
-        sums[1, i][..., places] = change.add_(earlier)
+        for direction, x in enumerate((earlier, change.add_(earlier))):
+            if places is None:
+                sums[direction, i, ..., :size] = x
+            else:
+                sums[direction, i].scatter_(-1, places.expand_as(x), x)
     return grad_q, grad_k, grad_v
 
 

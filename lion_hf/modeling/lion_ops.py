@@ -123,8 +123,8 @@ def lion_attention(
         (B, H, L, Dv) in the type of `value`; with `need_weights` a pair of it and the weights,
         (B, H, L, L).
 
-        A token that is not finite reaches its whole row and head, other documents of `seq_idx`
-        included, and no other.
+        A token that is not finite reaches its whole document and head, may reach the other
+        documents of its row, and reaches no other row or head.
 
     Raises:
         ValueError: for an unknown form or feature map, a shape, type or device that does not fit, a
@@ -173,6 +173,7 @@ def lion_attention(
             chunk_size=None if chunk_size is None else min(chunk_size, sys.maxsize),
             feature_map=feature_map,
             need_weights=need_weights,
+            seq_idx=seq_idx,
         )
         output, weights = _choose_backend(request, backend)(request)
     return output if weights is None else (output, weights)

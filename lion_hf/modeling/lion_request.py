@@ -24,7 +24,7 @@ class Directions(NamedTuple):
     None without decay.
     """
 
-    order: torch.Tensor | None  # (L,), None for the tokens as they stand
+    order: torch.Tensor | None  # (L,) or one per row (B, L); None for the tokens as they stand
     left_to_right: torch.Tensor | None  # index t holds the edge t -> t+1
     right_to_left: torch.Tensor | None  # index t holds the edge t+1 -> t
 
@@ -45,6 +45,7 @@ class AttentionRequest(NamedTuple):
     chunk_size: int | None
     feature_map: str
     need_weights: bool
+    seq_idx: torch.Tensor | None = None  # (B or 1, L), whose documents the decays keep apart
 
 
 # The output (B, H, L, Dv) and, where they are asked for, the weights (B, H, L, L).
@@ -109,10 +110,17 @@ def along_orders(
     """
     outputs = []
     for order, *edges in directions:
-        inputs = operands if order is None else [x.index_select(2, order) for x in operands]
+        inputs = operands if order is None else [permuted(x, order) for x in operands]
         output = form(*inputs, *edges, scale / len(directions), chunk_size)
-        outputs.append(output if order is None else output.index_select(2, order.argsort()))
+        outputs.append(output if order is None else permuted(output, order.argsort()))
     return sum(outputs[1:], outputs[0])
+
+
+def permuted(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The tokens of (B, H, L, any) in an order, (L,) or one per row (B, L)."""
+    if order.dim() == 1:
+        return x.index_select(2, order)
+    return x.gather(2, order[:, None, :, None].expand_as(x))
 
 
 def each_order(form: Callable[..., torch.Tensor], request: AttentionRequest) -> torch.Tensor:

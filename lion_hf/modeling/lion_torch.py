@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .lion_choice import default_chunk_size
 from .lion_chunkwise import chunkwise
+from .lion_documents import document_rows, run_documents
 from .lion_naive import attention_weights, decay_mask, map_features, recurrent
 from .lion_numerics import compute_type, saturated
 from .lion_portable import needs_plain_operations
@@ -43,7 +44,16 @@ def torch_chunk(request: AttentionRequest) -> Result:
     """The chunk form: one chunk serves several orders with one matrix of scores."""
     if is_short(request):
         return _finish(request, short_rows(request), None)
+    rows = document_rows(request)
+    if rows is not None:
+        return _finish(request, run_documents(_of_documents, request, rows), None)
     return _by_states(_chunks, request)
+
+
+def _of_documents(request: AttentionRequest) -> torch.Tensor:
+    if is_short(request):
+        return short_rows(request)
+    return divide(_chunks, _with_features(request))
 
 
 def _by_states(

@@ -7,6 +7,7 @@ from support.models import image_config, model
 from torch import nn
 from torch.nn.utils import prune
 
+from lion_hf.modeling import lion_torch
 from lion_hf.modeling.configuration_lion import (
     CLASSIFIER_POOLINGS,
     CONV_PLACEMENTS,
@@ -20,6 +21,8 @@ from lion_hf.modeling.lion_orders import packed_orders, snake_orders
 
 # Rows and columns of patches: one patch, strips, the grid of training, one shape twice.
 SHAPES = [(3, 4), (1, 7), (1, 1), (4, 4), (5, 1), (3, 4)]
+# More tokens than a chunk, so that the operation lays the images out as rows.
+MANY = [*SHAPES, (9, 9), (12, 10), (8, 11), (17, 17)]
 HALF = {torch.bfloat16: 0.05, torch.float16: 0.05 / 8}
 
 
@@ -72,12 +75,29 @@ def test_images_in_one_row_get_what_each_gets_alone(mask_type, patch_order, plac
         torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("placement", CONV_PLACEMENTS)
+@pytest.mark.parametrize("pooling", CLASSIFIER_POOLINGS)
+@pytest.mark.parametrize("patch_order", PATCH_ORDERS)
 @pytest.mark.parametrize("mask_type", MASK_TYPES)
-def test_gradients_are_the_sum_of_those_of_each_image(mask_type, placement):
+def test_more_images_than_fit_into_a_chunk(mask_type, patch_order, pooling, monkeypatch):
+    laid_out, run = [], lion_torch.run_documents
+    monkeypatch.setattr(lion_torch, "run_documents", lambda *x: laid_out.append(x) or run(*x))
+    fields = {"conv_kernel_size": 3, "classifier_pooling": pooling}
+    network, images = classifier(mask_type, patch_order, **fields), pictures(MANY)
+    expected = alone(network, images).detach()
+    assert not laid_out
+    logits = network(**packed(images)).logits
+    assert len(laid_out) == network.config.num_hidden_layers
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("placement", CONV_PLACEMENTS)
+@pytest.mark.parametrize("patch_order", PATCH_ORDERS)
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+@pytest.mark.parametrize("shapes", (SHAPES, MANY), ids=("few", "many"))
+def test_gradients_are_the_sum_of_those_of_each_image(shapes, mask_type, patch_order, placement):
     fields = {"conv_kernel_size": 3, "conv_placement": placement, "classifier_pooling": "mean"}
-    network = classifier(mask_type, **fields)
-    images, labels = pictures(), torch.tensor([0, 1, 2, 0, 1, 2])
+    network = classifier(mask_type, patch_order, **fields)
+    images, labels = pictures(shapes), torch.arange(len(shapes)) % 3
     inputs = packed(images)
     inputs["pixel_values"].requires_grad_()
     network(**inputs, labels=labels, num_items_in_batch=1).loss.backward()
