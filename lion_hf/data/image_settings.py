@@ -1,6 +1,6 @@
 """Settings of image data: where pictures come from, and how they change. They load no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass
@@ -35,14 +35,9 @@ class ImageSource:
     )
 
 
-# Fields of `Augmentation` that bring images to one size or mix them, and what leaves them out.
-NEED_ONE_SIZE = {
-    "src": False,
-    "mixup": 0,
-    "cutmix": 0,
-    "train_interpolation": "bicubic",
-    "eval_crop_ratio": 0.875,
-}
+# Fields of `Augmentation` that bring images to one size or mix them. Images that keep their size
+# and shape leave them at their defaults.
+NEED_ONE_SIZE = ("src", "mixup", "cutmix", "train_interpolation", "eval_crop_ratio")
 
 
 @dataclass
@@ -159,7 +154,9 @@ class Augmentation:
             )
         if self.max_patches is not None and self.max_patches < 1:
             raise ValueError(f"max_patches={self.max_patches}: expected an integer of at least 1")
-        for name, legal in NEED_ONE_SIZE.items() if self.native_resolution else ():
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in NEED_ONE_SIZE if self.native_resolution else ():
+            legal = 0 if defaults[name] is None else defaults[name]
             if getattr(self, name) != legal:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} with native_resolution: expected {legal!r},"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
 from ..convert.conversion import Conversion
 from ..convert.errors import ConversionError
@@ -17,7 +17,7 @@ from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
 from ..training.finite import not_finite
-from .copying import _copying, linearize_model
+from .copying import _copying, check_window, linearize_model, source_positions
 from .pooling import pooling_modes
 from .sentence_modules import SentenceModules, find_sentence_modules
 from .settings import Copying, Distillation
@@ -70,8 +70,9 @@ def linearize_checkpoint(
     modules = find_sentence_modules(source_folder(source))
     folder = modules.transformer_folder
     teacher, notes = load_softmax_model(source, modules.transformer)
-    text = teacher.main_input_name == "input_ids"
-    options |= {"window": copying.window or (modules.window if text else None)}
+    window = _window(copying, distillation, teacher.config, modules)
+    repeated = copying.max_position_embeddings is not None
+    options |= {"window": window if repeated else None}
     student, more = linearize_model(teacher, **options)
     processor, missing = _processor(folder, student.config)
     notes += more + missing
@@ -93,7 +94,6 @@ def linearize_checkpoint(
 
         process = this_process()
         alpha, tau = distillation.alpha, distillation.tau
-        window = options["window"]
         lesson = Lesson(student, teacher, alpha, tau, pooling_modes(modules), window)
         record = _record(folder, copying, distillation)
         with run_in(output, process, record) as run:
@@ -142,6 +142,20 @@ class _Card:
             self.modules.copy_to(new, self.longest)
             if report is not None:
                 report.write(new)
+
+
+def _window(
+    copying: Copying,
+    distillation: Distillation | None,
+    theirs: PreTrainedConfig,
+    modules: SentenceModules,
+) -> int | None:
+    """Tokens that the source reads at once, as given or as its folder says; None if unknown."""
+    if copying.window is not None:
+        check_window(copying, theirs, distillation is not None and distillation.wants_documents)
+        return copying.window
+    longest = source_positions(theirs)
+    return None if longest is None or modules.window is None else min(modules.window, longest)
 
 
 def _check_finite(student: LionPreTrainedModel, source: str | os.PathLike) -> None:

@@ -86,6 +86,8 @@ def linearize_model(
     copying = _copying(options)
     theirs, architecture = teacher.config, type(teacher).__name__
     check_softmax_config(theirs, architecture)
+    if copying.window is not None:
+        check_window(copying, theirs)
     copying = copying.resolved(FAMILIES[theirs.model_type].modality)
     config = _config(theirs, copying)
     with torch.random.fork_rng(devices=[]):
@@ -188,8 +190,6 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
     same |= family.settings(theirs)
     if modality == "image" and not isinstance(theirs.patch_size, int):
         same["patch_size"] = theirs.patch_size[0]
-    if copying.window is not None and modality != "text":
-        raise ConversionError(f"window={copying.window}: expected none for images")
     if copying.max_position_embeddings is not None:
         _check_longest(copying.max_position_embeddings, modality, same)
     try:
@@ -204,6 +204,33 @@ def _config(theirs: PreTrainedConfig, copying: Copying) -> LionConfig:
         )
     except Exception as error:  # the strict configuration raises classes of its own
         raise ConversionError(f"no LION model with these settings: {error}") from error
+
+
+def source_positions(theirs: PreTrainedConfig) -> int | None:
+    """Tokens that a source takes, which may be fewer than its positions; None for images."""
+    settings = FAMILIES[theirs.model_type].settings(theirs)
+    return {**theirs.to_dict(), **settings}.get("max_position_embeddings")
+
+
+def check_window(copying: Copying, theirs: PreTrainedConfig, documents: bool = False) -> None:
+    """Raises ConversionError for a window that a source does not have, or that changes nothing.
+
+    Args:
+        copying: with a window.
+        theirs: the source's configuration.
+        documents: whether the copy learns from long documents, which are read in windows.
+    """
+    window, longest = copying.window, source_positions(theirs)
+    assert window is not None
+    if longest is None:
+        raise ConversionError(f"window={window}: expected none for images")
+    if window > longest:
+        raise ConversionError(f"window={window}: expected at most the source's {longest} tokens")
+    if copying.max_position_embeddings is None and not documents:
+        raise ConversionError(
+            f"window={window} without max_position_embeddings: expected both, or none, because"
+            " positions are repeated only behind the window of a copy that takes longer texts"
+        )
 
 
 def _check_longest(wanted: int, modality: str, same: Mapping[str, Any]) -> None:

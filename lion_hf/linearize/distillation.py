@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.lion_convolution import Grid, convolution_layout
 from ..modeling.modeling_lion import LionPreTrainedModel
+from .copying import source_positions
 from .families import FAMILIES, without_distillation_token
 from .losses import (
     answer_loss,
@@ -74,13 +75,8 @@ class Lesson(nn.Module):
 
     @property
     def longest_text(self) -> int | None:
-        """Tokens that the teacher takes; None for images.
-
-        They may be fewer than its positions, and than what the student takes.
-        """
-        config = self.teacher.config
-        sizes = {**config.to_dict(), **self.family.settings(config)}
-        return sizes.get("max_position_embeddings")
+        """Tokens that the teacher takes; None for images. The student may take more."""
+        return source_positions(self.teacher.config)
 
     def begin(self, stage: str) -> None:
         """Makes a stage's parameters trainable.

@@ -15,6 +15,7 @@ SCALE_SAMPLES = 32  # from which the scales of hidden states are taken
 FULL_SHARE = 0.015  # of a budget, for one measurement of all samples
 QUICK_SHARE = 0.003
 FEWEST_SAMPLES = 32  # fewer say too little
+TIMED_SAMPLES = 4  # with which the time of a measurement is estimated first
 FEWEST_DOCUMENTS = 2  # of a thousand tokens or more
 
 
@@ -67,22 +68,35 @@ class HeldOut:
         batch = self.collate([data[n] for n in range(len(data))])
         return {name: x.to(device) for name, x in batch.items()}
 
-    def limit(self, lesson: Lesson, budget: float) -> None:
-        """Takes as many samples as a budget, in seconds, has time for."""
-        size = min(self.batch_size, self.full)
-        seconds = []
-        for _ in range(2):  # the first one also warms up
-            began = time.monotonic()
-            examine(lesson, self._spread(size), self.collate, size)
-            seconds.append(time.monotonic() - began)
+    def limit(self, lesson: Lesson, budget: float) -> float:
+        """Takes as many samples as a budget, in seconds, has time for.
+
+        Returns:
+            About how many seconds a full measurement takes.
+        """
+        size = min(self.batch_size, self.full, TIMED_SAMPLES)
+        each = min(self._seconds(lesson, size) for _ in range(2)) / size  # the first warms up
+        whole = min(self.batch_size, self.full)
+        if each * whole < FULL_SHARE * budget:  # larger batches take less time for each sample
+            each = self._seconds(lesson, whole) / whole
         for name, share in (("full", FULL_SHARE), ("quick", QUICK_SHARE)):
-            affordable = max(int(size * share * budget / min(seconds)), FEWEST_SAMPLES)
+            affordable = max(int(share * budget / each), FEWEST_SAMPLES)
             setattr(self, name, min(getattr(self, name), affordable))
+        seconds = self.full * each
         if self.documents:
             began = time.monotonic()
             examine_documents(lesson, self.documents[:1])
-            affordable = int(QUICK_SHARE * budget / (time.monotonic() - began))
+            took = time.monotonic() - began
+            affordable = int(QUICK_SHARE * budget / took)
             self.documents = self.documents[: max(affordable, FEWEST_DOCUMENTS)]
+            seconds += len(self.documents) * took
+        return seconds
+
+    def _seconds(self, lesson: Lesson, size: int) -> float:
+        """What a measurement of some samples in one batch takes."""
+        began = time.monotonic()
+        examine(lesson, self._spread(size), self.collate, size)
+        return time.monotonic() - began
 
     @property
     def sizes(self) -> list[int]:

@@ -199,9 +199,13 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
     budget = None if settings.by_steps else seconds_of(settings.time)
     wishes, steps = _wishes(learner.lesson, settings), dict[str, float]()
     if budget is not None:
+        logger.info("timing a step of each stage, and a measurement")
         steps = {stage: _step_seconds(learner, stage) for stage in wishes.shares}
         learner.lesson.begin(STAGES[0])
-        held_out.limit(learner.lesson, budget)
+        about = Speed(steps, held_out.limit(learner.lesson, budget))
+        later = learner.clock.elapsed + about.measurement
+        # a budget that is too short is an error before the copy is measured
+        on_first_process(process, lambda: plan_by_clock(budget, later, about, wishes))
     began = time.monotonic()
     learner.measure_all("copied")
     speed, now = Speed(steps, time.monotonic() - began), learner.clock.elapsed

@@ -277,8 +277,9 @@ class Copying:
         default=None,
         metadata={
             "help": "Tokens that the source reads at once, whose positions are repeated behind"
-            " them. Default: max_seq_length of a sentence-transformers folder, model_max_length of"
-            " the tokenizer, or as many as the source takes."
+            " them, with --max_position_embeddings or for long documents. Default: max_seq_length"
+            " of a sentence-transformers folder, model_max_length of the tokenizer, or as many as"
+            " the source takes."
         },
     )
     half_life: float = field(

@@ -36,6 +36,7 @@ TURNS = {
 }
 STRIP = 1 << 20  # pixels converted at a time
 PATCH_SIZE = 16  # in pixels, if none is given
+LARGEST_PIXEL = 1e6  # after normalising; far larger ones would overflow beside other pictures
 
 
 def open_picture(source: str | Image.Image, timeout: float | None = None) -> Image.Image:
@@ -252,6 +253,21 @@ def _nearest(patches: float) -> int:
     return max(1, math.floor(patches + 0.5))
 
 
+def check_pixels(image: torch.Tensor, number: int) -> None:
+    """Raises ValueError if a normalised image could spoil others, which share a row with it.
+
+    Args:
+        image: the pixels.
+        number: its place among the images, for the message.
+    """
+    largest = image.abs().amax().item()
+    if not largest <= LARGEST_PIXEL:
+        raise ValueError(
+            f"images[{number}] has pixels of {largest:.3g} after normalising: expected finite"
+            f" numbers of at most {LARGEST_PIXEL:.0e} in magnitude"
+        )
+
+
 def patches_of(image: torch.Tensor, patch_size: int) -> torch.Tensor:
     """The patches of an image (channels, height, width), row by row, as SigLIP2 and NaFlex have.
 
@@ -331,7 +347,8 @@ class LionImageProcessor(BitImageProcessor):
         patch_size = PATCH_SIZE if patch_size is None else patch_size
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         numbers = {name: kwargs[name] for name in names}
-        grids, patches = [], []
+        grids: list[tuple[int, int]] = []
+        patches = []
         for image in images:
             rows, columns = native_size(image.shape[-1], image.shape[-2], patch_size, max_patches)
             size = SizeDict(height=rows * patch_size, width=columns * patch_size)
@@ -343,6 +360,7 @@ class LionImageProcessor(BitImageProcessor):
                     )
                 image = self.resize(image, size, resample=kwargs["resample"])
             image = self.rescale_and_normalize(image, **numbers)
+            check_pixels(image, len(grids))
             grids.append((rows, columns))
             patches.append(patches_of(image, patch_size))
         data = {"pixel_values": torch.cat(patches), "spatial_shapes": torch.tensor(grids)}

@@ -160,10 +160,11 @@ def _features(
     if feature_map == "identity":
         return _batched(x, dtype), None
     x, slopes = x.to(dtype, copy=True, memory_format=torch.contiguous_format), None
-    if record:  # with s = silu(x) = x sigmoid(x): ds / dx = sigmoid(x) + s - s sigmoid(x)
+    if record:  # with s = silu(x) = x sigmoid(x): ds / dx = sigmoid(x) + s (1 - sigmoid(x))
         sigmoid = x.sigmoid()
         x.mul_(sigmoid)
-        slopes = (sigmoid + x).addcmul_(x, sigmoid, value=-1)
+        complement = 1 - sigmoid  # s - s sigmoid(x) would lose digits where s is large
+        slopes = sigmoid.addcmul_(x, complement)
     else:
         F.silu(x, inplace=True)
     norms = torch.linalg.vector_norm(x.add_(0.5), dim=-1, keepdim=True)  # each entry is above 0.2

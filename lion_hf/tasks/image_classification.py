@@ -15,12 +15,12 @@ from ..data.patch_batches import PatchBudget
 from ..data.samples import SeededDataset
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
-from ..modeling.image_processing_lion import LionImageProcessor, native_limits
+from ..modeling.image_processing_lion import LionImageProcessor
 from ..status import stop
 from ..training.run import log_to_terminal, run
 from ..training.settings import parse_settings
 from .image_arguments import ImageTrainingArguments
-from .image_model import build_model, check_native_resolution, class_order
+from .image_model import build_model, check_native_resolution, class_order, read_lion_config
 from .image_results import accuracies, answers, write_predictions
 from .image_settings import USAGE, DataSettings, ModelSettings, TeachingSettings
 from .image_trainer import ImageTrainer
@@ -148,11 +148,13 @@ def build_trainer(
     if parts is None:
         check_native_resolution(model_settings, augmentation, teaching, args)
     train, validation = parts or read_data(model_settings, data, args)
-    model = build_model(model_settings, train.names, teaching.distillation_token)
+    described = model_settings, train.names, teaching.distillation_token
+    config = read_lion_config(*described) if augmentation.native_resolution else None
+    native = None if config is None else (config.patch_size, augmentation.max_patches)
+    check_parts(train, validation, native, data, args)  # before the model takes its time
+    model, budget = build_model(*described), None
     size: Any = model_settings.input_size or getattr(model.config, "image_size", 224)
     processor = build_processor(model.config, size, data, augmentation)
-    check_parts(train, validation, processor, data, args)
-    native, budget = native_limits(processor), None
     if args.patches_per_batch is not None and native is not None:
         budget = PatchBudget(native, args.patches_per_batch)
         budget.counts(validation)
@@ -199,19 +201,24 @@ def build_processor(
         processor = native_image_processor(config.patch_size, augmentation.max_patches)
     else:
         processor = image_processor(size, augmentation.eval_crop_ratio)
-    processor.max_bytes = data.max_image_megabytes * 1_000_000
+    processor.max_bytes = _most_bytes(data)
     return processor
+
+
+def _most_bytes(data: DataSettings) -> int:
+    """Memory that decoding a picture may take."""
+    return data.max_image_megabytes * 1_000_000
 
 
 def check_parts(
     train: Images,
     validation: Images,
-    processor: LionImageProcessor,
+    native: tuple[int, int | None] | None,
     data: DataSettings,
     args: ImageTrainingArguments,
 ) -> None:
-    """Reads some of the pictures; raises as `check_readable`."""
-    most, limits = data.max_unreadable, (processor.max_bytes, native_limits(processor))
+    """Reads some of the pictures; raises as `check_readable`, where `native` is explained."""
+    most, limits = data.max_unreadable, (_most_bytes(data), native)
     if args.do_train:
         check_readable(train, "training", most, *limits)
     check_readable(validation, "validation", most, *limits)

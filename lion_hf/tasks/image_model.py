@@ -182,31 +182,52 @@ def build_model(
     Raises:
         ValueError: if there is no such model, or it is not one for images.
     """
-    source = find_model(settings)
-    labels = {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {label: n for n, label in enumerate(names)},
-    }
-    if source.path is None:
+    source, labels = find_model(settings), _labels(names)
+    config = read_lion_config(settings, names, distillation_head)
+    if source.path is None or config is None:
         return build_timm_model(settings, labels)
+    if settings.softmax:
+        return softmax_model(config, labels)
+    if not source.weights:
+        return AutoModelForImageClassification.from_config(config)
+    return _with_weights(settings, source.path, config)
+
+
+def read_lion_config(
+    settings: ModelSettings, names: Sequence[str], distillation_head: bool = False
+) -> LionConfig | None:
+    """The configuration of the model that `build_model` builds; None for a model of timm.
+
+    Args:
+        settings, names, distillation_head: as in `build_model`.
+
+    Raises:
+        ValueError: as `build_model`.
+    """
+    source = find_model(settings)
+    if source.path is None:
+        return None
     before = _read_config(settings, source.path)
     if not isinstance(before, LionConfig) or before.modality != "image":
         raise ValueError(
             f"model={settings.model!r} is a {before.model_type}: expected a LION model for images"
         )
     fields = settings.overrides(source.original_words)
-    fields |= parse_overrides(settings.model_overrides, before) | labels
+    fields |= parse_overrides(settings.model_overrides, before) | _labels(names)
     if distillation_head:
         fields["distillation_head"] = True
     if settings.input_size and not source.weights:
         fields["image_size"] = settings.input_size
-    config = LionConfig.from_pretrained(source.path, **fields)
-    if settings.softmax:
-        return softmax_model(config, labels)
-    if not source.weights:
-        return AutoModelForImageClassification.from_config(config)
-    return _with_weights(settings, source.path, before, config)
+    return LionConfig.from_pretrained(source.path, **fields)
+
+
+def _labels(names: Sequence[str]) -> dict[str, Any]:
+    """The classes as fields of a configuration."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {label: n for n, label in enumerate(names)},
+    }
 
 
 def softmax_model(config: LionConfig, labels: dict[str, Any]) -> ViTForImageClassification:
@@ -249,9 +270,10 @@ def build_timm_model(
 
 
 def _with_weights(
-    settings: ModelSettings, path: str, before: LionConfig, config: LionConfig
+    settings: ModelSettings, path: str, config: LionConfig
 ) -> LionForImageClassification:
     """The model of a folder, with a new classifier if its classes are not those of the data."""
+    before = _read_config(settings, path)
     known = [before.id2label[number] for number in range(before.num_labels)]
     names = [config.id2label[number] for number in range(config.num_labels)]
     keep = known == names or _unnamed(known, names)

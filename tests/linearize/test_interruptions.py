@@ -1,5 +1,6 @@
 """`lion-hf linearize` keeps its budget, and goes on after a kill or Ctrl-C where it stopped."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from transformers import BertTokenizer
 
 from lion_hf.linearize import budget, stage
 from lion_hf.linearize.checkpoint import linearize_checkpoint
+from lion_hf.linearize.held_out import HeldOut
 from lion_hf.linearize.settings import Distillation
 from lion_hf.training.checkpoints import checkpoints, damage
 
@@ -151,6 +153,51 @@ def test_a_killed_command_goes_on(name, encoder, tmp_path):
     assert (tmp_path / "lion" / "model.safetensors").is_file() and not seen.exists()
 
 
+@pytest.mark.slow
+def test_a_killed_command_goes_on_with_its_long_documents(encoder, tmp_path):
+    """SIGKILL in the last stage, by the clock."""
+    more = ["--max_position_embeddings", "80", "--document_share", "0.7"]
+    more += ["--validation_file", str(tmp_path / "other.txt")]
+    words = [sys.executable, "-c", OFTEN, *command(tmp_path, "--budget", "20s", *more)[4:]]
+    seen, late = tmp_path / "lion.run", time.monotonic() + LONG_ENOUGH
+    first = run(words)
+    while first.poll() is None and time.monotonic() < late and not _in_documents(seen):
+        time.sleep(0.1)
+    assert first.poll() is None, first.communicate()
+    first.kill()
+    _, errors = first.communicate(timeout=LONG_ENOUGH)
+    before = _state(seen)
+    assert first.returncode == -9 and not (tmp_path / "lion").exists(), errors
+    assert _in_documents(seen)
+    second = run(words)
+    printed, errors = second.communicate(timeout=LONG_ENOUGH)
+    assert second.returncode == 0, errors
+    assert "going on after" in errors and " cosine 0." in printed
+    figures = json.loads((tmp_path / "lion" / "linearize.json").read_text())
+    assert figures["steps"]["answers"] == before["steps"]["answers"]  # none of them was repeated
+    assert figures["steps"]["documents"] > before["step"]
+    assert figures["history"][: len(before["history"])] == before["history"]
+    assert figures["clock"] < 30 and not seen.exists()
+
+
+def _state(folder: Path) -> dict:
+    """The plain values of the newest whole checkpoint; none if there is none."""
+    for path in reversed(checkpoints(folder)):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            if damage(path) is None:
+                return torch.load(path / "state.pt", weights_only=True)["state"]
+    return {}
+
+
+def _in_documents(folder: Path) -> bool:
+    """Whether some steps on long documents are saved."""
+    state = _state(folder)
+    if not state or state["phase"] >= len(state["phases"]) or state["step"] < 2:
+        return False
+    phase = state["phases"][state["phase"]]
+    return phase["stage"] == "documents" and not phase["trial"]
+
+
 def _newest(folder: Path) -> int:
     return max((int(path.name[11:]) for path in checkpoints(folder)), default=0)
 
@@ -179,6 +226,18 @@ def test_a_budget_that_is_too_short(encoder, tmp_path):
     with pytest.raises(ValueError, match=r"budget=0 s is too short for .*Expected at least \d+s"):
         linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.txt", "source", "train.txt"]
+
+
+def test_a_slow_measurement_is_found_with_few_samples(encoder, tmp_path, monkeypatch):
+    """And a budget that it leaves no time for is refused before the copy is measured."""
+    sizes = []
+    monkeypatch.setattr(HeldOut, "_seconds", lambda _, lesson, size: (sizes.append(size), size)[1])
+    monkeypatch.setattr(stage.Learner, "measure_all", lambda *_: pytest.fail("was measured"))
+    other = str(tmp_path / "other.txt")
+    lessons = options(tmp_path, layer_steps=None, steps=None, budget="20s", validation_file=other)
+    with pytest.raises(ValueError, match=r"too short .* and measuring 4\d.* least 4\ds"):
+        linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons)
+    assert sizes == [4, 4] and not (tmp_path / "lion.run").exists()
 
 
 @pytest.mark.parametrize("text", ["5 minutes", "0", "-3", "m", "1.5.2s", ""])

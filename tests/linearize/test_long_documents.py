@@ -128,6 +128,30 @@ class TestPositions:
         torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
         assert other(input_ids=torch.randint(5, 60, (1, 4096))).last_hidden_state.isfinite().all()
 
+    @pytest.mark.parametrize("architecture", ["BertModel", "RobertaModel"])
+    def test_a_window_that_is_not_the_sources(self, architecture):
+        teacher = softmax_model(architecture)
+        longest = 20 if architecture == "BertModel" else 18  # behind that of the padding token
+        with pytest.raises(ValueError, match=f"window=21: expected at most the source's {longest}"):
+            linearize_model(teacher, max_position_embeddings=40, window=21)
+        linearize_model(teacher, max_position_embeddings=40, window=longest)
+
+    def test_a_window_that_nothing_is_behind(self, encoder, tmp_path):
+        words = "window=9 without max_position_embeddings: expected both, or none"
+        with pytest.raises(ValueError, match=words):
+            linearize_model(softmax_model("BertModel"), window=9)
+        for lessons in (None, settings(tmp_path, document_steps=0)):
+            with pytest.raises(ValueError, match=words):
+                linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons, window=9)
+        assert sorted(x.name for x in tmp_path.iterdir()) == ["source", "train.txt"]
+
+    def test_long_documents_have_windows_within_the_sources_positions(self, encoder, tmp_path):
+        made = linearize_checkpoint(
+            encoder, tmp_path / "lion", distillation=settings(tmp_path), window=9
+        )
+        assert made.config.max_position_embeddings == 20
+        assert "document_cosine" in made.metrics
+
     def test_windows_that_are_none(self):
         with pytest.raises(ValueError, match="window=2: expected at least 3 tokens"):
             linearize_model(softmax_model("BertModel"), window=2)

@@ -131,6 +131,28 @@ def test_without_resizing_only_whole_patches_are_taken():
         processor(noise(0, (13, 20)), do_resize=False)
 
 
+@pytest.mark.parametrize("value", [1e30, -1e30, 1e9, float("inf"), float("nan")])
+def test_pixels_that_would_spoil_other_images_are_refused(value):
+    processor, images = native_image_processor(4), np.zeros((2, 3, 8, 12), np.float32)
+    assert processor(list(images), input_data_format="channels_first")
+    images[1, 2, 3, 5] = value
+    with pytest.raises(ValueError, match=r"images\[1\] has pixels of .* expected finite numbers"):
+        processor(list(images), input_data_format="channels_first")
+
+
+@pytest.mark.parametrize("mask_type", ["lit", "decay", "selective"])
+def test_the_largest_pixels_leave_other_images_as_they_are(mask_type):
+    network = model("ImageClassification", image_config(mask_type=mask_type))
+    grids = torch.tensor([(2, 3), (1, 1), (3, 2)])
+    patches = torch.randn(13, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(pixel_values=patches, spatial_shapes=grids).logits
+        patches[6] = processing.LARGEST_PIXEL
+        found = network(pixel_values=patches, spatial_shapes=grids).logits
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=0)
+
+
 def test_several_images_and_paths(tmp_path):
     processor, images = native_image_processor(4), [noise(n, size) for n, size in enumerate(SIZES)]
     images[1].save(tmp_path / "one.png")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lion_hf import LionConfig, LionModel, lion_attention
-from lion_hf.modeling import lion_torch
+from lion_hf.modeling import lion_short, lion_torch
 from lion_hf.modeling.lion_chunk_parts import LARGEST_RANGE, LOG2_E, NEGLIGIBLE, Decays
 
 # mean log2 of the first head's gates, for 40 tokens -> roots that masks are made of (None: powers
@@ -154,3 +154,15 @@ def test_a_mask_without_padding_is_none():
     mask[0, 3] = 0
     assert not torch.equal(model(input_ids, mask).last_hidden_state, outputs[0])
     assert seen[:2] == [None, None] and seen[2] is not None
+
+
+@pytest.mark.parametrize("size", [30.0, 100.0, 1000.0])
+def test_the_slope_of_large_features_keeps_its_digits(size):
+    """silu'(x) is 1 there; as sigmoid + s - s sigmoid it was wrong by a rounding of s."""
+    x = torch.linspace(-size, size, 400).view(1, 1, 50, 8)
+    _, slopes = lion_short._features("normalized_silu", x, torch.float32, record=True)
+    exact = x.double().requires_grad_()
+    silu = torch.nn.functional.silu(exact)
+    (expected,) = torch.autograd.grad(silu.sum(), exact)
+    norms = torch.linalg.vector_norm(silu.detach() + 0.5, dim=-1, keepdim=True)
+    torch.testing.assert_close(slopes.double() * norms, expected, atol=1e-6, rtol=0)

@@ -347,6 +347,16 @@ def test_unreadable_validation_images_are_left_out(folder, tmp_path, caplog):
     assert not (tmp_path / "other").exists()
 
 
+def test_unreadable_images_are_an_error_before_the_model_is_built(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "data")
+    for file in (tmp_path / "data/train/red").iterdir():
+        file.write_bytes(b"no image")
+    monkeypatch.setattr(script, "build_model", lambda *_: pytest.fail("was built"))
+    with pytest.raises(SystemExit, match="training images cannot be read, which is more than"):
+        run(tmp_path / "data", tmp_path / "out", *PLAIN, "--max_steps=2")
+    assert not (tmp_path / "out").exists()
+
+
 def answers_of(model: Path, folder: Path) -> list[bool]:
     """Whether a pipeline names the class of each validation image."""
     classify = pipeline("image-classification", model=str(model), device="cpu")
