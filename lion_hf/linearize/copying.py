@@ -105,8 +105,7 @@ def linearize_model(
     student.tie_weights()
     if copying.max_position_embeddings:  # behind the draw of the gates, which do not depend on it
         repeat_positions(student, copying.max_position_embeddings, copying.window)
-    if copying.sharpness:
-        sharpen(student, copying.sharpness)
+    sharpen(student, copying.sharpness)
     if copying.half_life:
         set_half_life(student, copying.half_life)
     return student.eval(), _notes(teacher)

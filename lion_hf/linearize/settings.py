@@ -1,7 +1,6 @@
 """How a softmax model is copied into LION, and how the copy is taught."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..convert.errors import ConversionError
 from .budget import IN_WORDS, seconds_of
@@ -20,12 +19,9 @@ RATE_OPTIONS = {  # by stage
     "documents": "document_learning_rate",
 }
 
-# What the fields of `Copying` left at None become: what came nearest to the source in the trials
-# (benchmarks/results/linearize.md).
-COPYING_DEFAULTS: dict[str, dict[str, Any]] = {
-    "text": {"feature_map": "exponential", "sharpness": 1.0, "conv_kernel_size": 3},
-    "image": {"feature_map": "elu_plus_one", "sharpness": 2.0, "conv_kernel_size": 0},
-}
+# Width of the convolutions where none is asked for. This and the defaults of `Copying` came nearest
+# to the source in the trials (benchmarks/results/linearize.md).
+CONVOLUTIONS = {"text": 3, "image": 0}
 
 
 @dataclass
@@ -238,7 +234,7 @@ class Copying:
 
     Softmax attention is positive and its rows sum to one, so a positive feature map and division by
     the row sum are the nearest to it. It is also sharper than most products of features:
-    `sharpness` multiplies queries and keys, which makes elu(x) + 1 nearer to relu(x).
+    `sharpness` multiplies queries and keys; it helps elu(x) + 1, which is then nearer to relu(x).
     """
 
     mask_type: str = field(default="selective", metadata={"help": "lit, decay or selective."})
@@ -248,12 +244,9 @@ class Copying:
     patch_order: str = field(
         default="raster", metadata={"help": "raster, or snake for both S-curves of an image."}
     )
-    feature_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "exponential, elu_plus_one, normalized_silu or identity. Default: exponential"
-            " for text, elu_plus_one for images."
-        },
+    feature_map: str = field(
+        default="exponential",
+        metadata={"help": "exponential, elu_plus_one, normalized_silu or identity."},
     )
     conv_kernel_size: int | None = field(
         default=None,
@@ -288,11 +281,9 @@ class Copying:
             "help": "Tokens in which gates halve at first; 0 for LION's own, which vary by head."
         },
     )
-    sharpness: float | None = field(
-        default=None,
-        metadata={
-            "help": "Factor of queries and keys, above 0. Default: 1 for text, 2 for images."
-        },
+    sharpness: float = field(
+        default=1.0,
+        metadata={"help": "Factor of queries and keys, above 0; 2 suits elu_plus_one."},
     )
     seed: int = field(
         default=0, metadata={"help": "Of the gates' weights in LION-S, and of the distillation."}
@@ -311,14 +302,13 @@ class Copying:
             raise ConversionError(
                 f"window={self.window}: expected at least {SHORTEST_WINDOW} tokens"
             )
-        if self.sharpness is not None and not 0 < self.sharpness < float("inf"):
+        if not 0 < self.sharpness < float("inf"):
             raise ConversionError(f"sharpness={self.sharpness}: expected a number above 0")
         if not 0 <= self.seed < 2**32 - 1:
             raise ConversionError(f"seed={self.seed}: expected an integer from 0 to {2**32 - 2}")
 
     def resolved(self, modality: str) -> "Copying":
-        """The same with the defaults of "text" or "image" in place of None."""
-        defaults = COPYING_DEFAULTS[modality]
-        return replace(
-            self, **{name: x for name, x in defaults.items() if getattr(self, name) is None}
-        )
+        """The same with the default of "text" or "image" in place of None."""
+        if self.conv_kernel_size is not None:
+            return self
+        return replace(self, conv_kernel_size=CONVOLUTIONS[modality])

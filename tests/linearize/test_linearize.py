@@ -146,11 +146,11 @@ class TestCopy:
                 expected = factor * getattr(getattr(one, name), parameter)
                 torch.testing.assert_close(getattr(getattr(three, name), parameter), expected)
 
-    def test_text_and_images_have_defaults_of_their_own(self):
+    def test_texts_and_images_have_defaults(self):
         text = linearize_model(softmax_model("BertModel"))[0]
         assert (text.config.feature_map, text.config.conv_kernel_size) == ("exponential", 3)
         image = linearize_model(softmax_model("ViTModel"))[0]
-        assert (image.config.feature_map, image.config.conv_kernel_size) == ("elu_plus_one", None)
+        assert (image.config.feature_map, image.config.conv_kernel_size) == ("exponential", None)
 
     def test_what_is_asked_for_is_not_replaced(self):
         options = {"feature_map": "elu_plus_one", "conv_kernel_size": 0}
