@@ -3,6 +3,7 @@
     python benchmarks/learning.py run --data DATA     # everything, for hours; skips what is done
     python benchmarks/learning.py run --data DATA --tasks mlm-128 --arms "modern LION-S" ModernBERT
     python benchmarks/learning.py run --data DATA --quick --output OUT     # in minutes, a few steps
+    python benchmarks/learning.py time --data DATA    # seconds per step, of all models in turns
     python benchmarks/learning.py report
 
 DATA holds a folder for each kind of data: `speeches` with `train.txt` and `validation.txt`, a
@@ -11,13 +12,15 @@ paragraph per line; `sentiment` and `pairs` with `train.csv` and `validation.csv
 `learning.jsonl` in the output folder, so the command goes on where it was stopped. For each arm the
 learning rate is chosen on the tuning seed 0. The other seeds are paired: all arms see the same
 rows, in the same order, with the same masks. Tasks that start from pretrained weights take those of
-the same seed. `report` writes `learning.md` and the curves.
+the same seed. `time` measures the steps of all arms beside each other, because runs of different
+days do not compare them. `report` writes `learning.md` and the curves.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +41,7 @@ WARMUP = 0.06
 WEIGHT_DECAY = 0.01
 CURVE_POINTS = 5  # validations of a run
 VALIDATION_ROWS, QUICK_ROWS = 512, 16
+TIMES = "learning_times.jsonl"
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -48,14 +52,7 @@ def train(
 
     The curve has steps, CPU seconds of all threads, and what was measured.
     """
-    groups = [
-        {
-            "params": [p for p in model.parameters() if p.dim() >= 2],
-            "weight_decay": WEIGHT_DECAY,
-        },
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    optimizer = optimizer_of(model, rate)
     warmup = max(1, round(WARMUP * task.steps))
     batches, seconds, cpu_seconds = data.batches(task.batch, seed), 0.0, 0.0
     curve: list[tuple[int, float, dict[str, float]]] = []
@@ -66,11 +63,7 @@ def train(
                 rate * min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
             )
         batch, start, cpu_start = next(batches), time.perf_counter(), time.process_time()
-        loss = model.train()(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = take_step(model, optimizer, batch)
         seconds += time.perf_counter() - start
         cpu_seconds += time.process_time() - cpu_start
         if (step + 1) % max(1, task.steps // CURVE_POINTS) == 0 or not loss.isfinite():
@@ -85,6 +78,53 @@ def train(
         "curve": curve,
         **curve[-1][2],
     }
+
+
+def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """AdamW without weight decay on vectors."""
+    groups = [
+        {
+            "params": [p for p in model.parameters() if p.dim() >= 2],
+            "weight_decay": WEIGHT_DECAY,
+        },
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+
+
+def take_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """One step of training; returns the loss."""
+    loss = model.train()(**batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def time_steps(args: argparse.Namespace) -> None:
+    """Notes the median CPU seconds of a step of every arm, all arms in turns."""
+    for name in args.tasks:
+        task = TASKS[name]
+        data = load(task, args.data, args.output)
+        arms = [arm for arm in (IMAGE_ARMS if task.kind == "images" else ARMS) if arm in args.arms]
+        models = [build(arm, task.kind, task.length, data.classes, None) for arm in arms]
+        optimizers = [optimizer_of(model, RATES[0]) for model in models]
+        batches, seconds = data.batches(task.batch, TUNING_SEED), [[] for _ in arms]
+        for _ in range(1 + args.turns):
+            batch = next(batches)
+            for model, optimizer, mine in zip(models, optimizers, seconds):
+                start = time.process_time()
+                take_step(model, optimizer, batch)
+                mine.append(time.process_time() - start)
+        with (args.output / TIMES).open("a", encoding="utf-8") as file:
+            for arm, mine in zip(arms, seconds):
+                median = statistics.median(mine[1:])  # the first one warms up
+                entry = {"task": name, "arm": arm, "step_seconds": median, "turns": args.turns}
+                file.write(json.dumps(entry) + "\n")
+                print(f"{name}, {arm}: {1000 * median:.0f} ms", flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -153,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("run", "report"))
+    parser.add_argument("command", choices=("run", "time", "report"))
     parser.add_argument("--data", type=Path, help="folder with speeches/ and the others")
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="folder of log, table, curves and weights"
@@ -172,16 +212,19 @@ def main(argv: list[str] | None = None) -> None:
         "--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds of the best rate"
     )
     parser.add_argument(
+        "--turns", type=int, default=20, help="steps of each model that `time` measures"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="a few steps of each, to see that everything runs"
     )
     args = parser.parse_args(argv)
     if args.command == "report":
-        report(read_log(args.output / "learning.jsonl"), args.output)
+        report(read_log(args.output / "learning.jsonl"), read_log(args.output / TIMES), args.output)
         return
     if args.data is None or not (args.data / "speeches" / "train.txt").is_file():
         parser.error(f"--data {args.data}: expected a folder with speeches/train.txt")
     try:
-        run(args)
+        (run if args.command == "run" else time_steps)(args)
     except FileNotFoundError as error:
         parser.error(str(error))
 

@@ -150,10 +150,10 @@ def with_mixing(model: PreTrainedModel, mixing: Callable) -> PreTrainedModel:
     return model
 
 
-def other_mixing(vocab_size: int, length: int, mixing: Callable) -> PreTrainedModel:
+def other_mixing(vocab_size: int, length: int, mixing: Callable, **fields: Any) -> PreTrainedModel:
     """The new block with another mixing; it has no gates, and padding is not taken out."""
-    fields = {"mask_type": "lit", "use_position_embeddings": False, "attention_form": "attention"}
-    return with_mixing(lion(vocab_size, length, **MODERN, **fields), mixing)
+    plain = {"mask_type": "lit", "use_position_embeddings": False, "attention_form": "attention"}
+    return with_mixing(lion(vocab_size, length, **(MODERN | plain | fields)), mixing)
 
 
 def modern(mask_type: str, **fields: Any) -> Callable[[int, int], PreTrainedModel]:
@@ -170,6 +170,9 @@ ARMS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     "BERT": bert,
     "ModernBERT": modern_bert,
     "softmax twin": functools.partial(other_mixing, mixing=rotary_softmax),
+    "softmax twin, convolved projections": functools.partial(
+        other_mixing, mixing=rotary_softmax, conv_placement="projections"
+    ),
     "convolution only": functools.partial(other_mixing, mixing=no_mixing),
 }
 

@@ -12,29 +12,32 @@ from learning_tasks import TASKS, Task
 TUNING_SEED = 0
 # 97.5 % quantiles by degrees of freedom
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
-OURS = ("modern LION-S", "modern LION-D", "modern LION-lit")
-PEERS = ("ModernBERT", "softmax twin", "BERT", "ViT")
+OURS = ("modern LION-S", "modern LION-D", "modern LION-lit", "LION-S, convolved projections")
+PEERS = ("ModernBERT", "softmax twin", "softmax twin, convolved projections", "BERT", "ViT")
 # How much worse "at least as good" may be: 0.3 points of accuracy, 0.01 nats.
 TOLERANCE = {"accuracy": 0.003, "loss": 0.01}
 
 Run = dict[str, Any]
 
 
-def report(runs: Sequence[Run], output: Path) -> None:
+def report(runs: Sequence[Run], times: Sequence[Run], output: Path) -> None:
     """Writes `learning.md` and a picture for each task that was run.
 
     Args:
         runs: the lines of the log.
+        times: the steps' times, if they were measured.
         output: folder.
     """
+    runs = [timed(run, times) for run in runs]
     command = " ".join(["benchmarks/learning.py", *sys.argv[1:]])
     parts = [
         "# What an equal budget teaches\n\n"
         f"Made by `python {command}` from `learning.jsonl`. The learning rate of every model is the"
         " best of those that were tried on one seed; the figures are those of other seeds, on which"
         " all models see the same data in the same order. ± is half of the 95 % interval of a mean"
-        " (Student's t). Seconds are CPU seconds of the training steps, of all threads together, in"
-        " the fastest run of each model."
+        " (Student's t). Seconds are CPU seconds of the training steps, of all threads together: of"
+        " steps that all models took in turns (`learning.py time`), else of each model's fastest"
+        " run."
     ]
     for name, task in TASKS.items():
         arms = list(IMAGE_ARMS if task.kind == "images" else ARMS)
@@ -45,6 +48,18 @@ def report(runs: Sequence[Run], output: Path) -> None:
             parts += [_table(name, found), *_differences(task, found)]
             _plot(name, found, output / f"learning-{name}.png")
     (output / "learning.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def timed(run: Run, times: Sequence[Run]) -> Run:
+    """The run as if each of its steps had taken the time that was measured, if one was.
+
+    Runs are made on different days, beside other jobs. Their own times do not compare models.
+    """
+    steps = [t["step_seconds"] for t in times if (t["task"], t["arm"]) == (run["task"], run["arm"])]
+    if not steps:
+        return run
+    curve = [(step, step * steps[-1], found) for step, _, found in run["curve"]]
+    return {**run, "curve": curve, "cpu_seconds": curve[-1][1]}
 
 
 def _table(name: str, found: dict[str, list[Run]]) -> str:

@@ -409,6 +409,10 @@ def test_learning_runs_goes_on_and_reports(module, learning_data, tmp_path, caps
         assert max(sizes) <= 1.01 * min(sizes), task
     learning.main(command)
     assert log.read_text(encoding="utf-8").splitlines() == lines
+    arms = ["--tasks", "mlm-128", "--arms", "modern LION-S", "ModernBERT", "--turns", "1"]
+    learning.main(["time", *command[1:3], "--output", str(tmp_path / "out"), *arms])
+    times = (tmp_path / "out" / learning.TIMES).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["arm"] for line in times] == ["modern LION-S", "ModernBERT"]
     learning.main(["report", "--output", str(tmp_path / "out")])
     table = (tmp_path / "out" / "learning.md").read_text(encoding="utf-8")
     assert all(f"| {arm} |" in table for arm in [*learning.ARMS, *learning.IMAGE_ARMS])
@@ -444,6 +448,11 @@ def test_learning_compares_paired_seeds_at_equal_time(module):
     assert reports.at_seconds(slow, "loss", 15.0) == 4.5
     assert reports.at_seconds(fast, "loss", 15.0) == 5.0
     assert reports.paired([learning_run(0, 1.0), slow]) == {1: slow}
+    slow |= {"task": "mlm-128", "arm": "LION", "cpu_seconds": 20.0}
+    steps = [{"task": "mlm-128", "arm": "LION", "step_seconds": x} for x in (9.0, 3.0)]
+    timed = reports.timed(slow, steps)  # the last measurement counts
+    assert timed["cpu_seconds"] == 6.0 and [point[1] for point in timed["curve"]] == [3.0, 6.0]
+    assert reports.timed(slow, [steps[0] | {"arm": "BERT"}]) == slow
     assert reports.half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
