@@ -169,8 +169,7 @@ class LionConfig(PreTrainedConfig):
     By itself it describes the models of the paper: text models normalise after each block, image
     models before it. `pre_norm`, `conv_kernel_size`, `conv_placement`, `gated_mlp` and
     `scale_output_init` make the modern block of the presets `modern-lion-*`. A field left at None
-    takes the choice of the model family that `modality` and `mask_type` name, and is saved
-    resolved.
+    takes the choice of its family, which `modality` and `mask_type` name, and is saved resolved.
 
     Args:
         modality: "text" or "image".
@@ -207,8 +206,7 @@ class LionConfig(PreTrainedConfig):
         pre_norm: whether the norms come before attention and MLP, with a last norm after the
             layers, and not after each of them. None: False for text, True for images.
         conv_kernel_size: width of the depthwise convolutions, an odd number of tokens, or of
-            patches in both directions of an image. They see neither padding nor other documents.
-            None: no convolutions.
+            patches both ways. They see neither padding nor other documents. None: no convolutions.
         conv_placement: where the convolutions are: "projections" (on queries, keys and values) or
             "inputs" (on what the attention reads, gates included, and on what the MLP reads).
         gated_mlp: whether the MLPs multiply their activation by a second projection, as in GeGLU
