@@ -5,6 +5,7 @@ of its folder.
 """
 
 import ast
+from collections import Counter
 
 from support.sources import ROOT, imports, module, tracked, tree
 
@@ -122,6 +123,12 @@ def test_files_that_travel_import_each_other_by_name():
 
 def test_no_module_imports_a_script():
     assert not [file for file in PACKAGE if any("run_scripts" in name for name in imports(file))]
+
+
+def test_names_of_test_files_are_unique():
+    """pytest takes two of one name for the same module, and runs neither."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_files_are_short():
