@@ -22,15 +22,16 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from learning_arms import ARMS, IMAGE_ARMS, build
+from learning_arms import ARMS, IMAGE_ARMS, arms_of, build
 from learning_report import TUNING_SEED, report
 from learning_tasks import TASKS, Data, Task, load
-from measure import read_log
+from measure import in_turns, read_log
 from safetensors.torch import save_model
 from torch import nn
 from tqdm import tqdm
@@ -104,24 +105,24 @@ def take_step(
     return loss
 
 
+def steps_on(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> Callable[[], object]:
+    """What takes a step on the next of these batches whenever it is called."""
+    optimizer, left = optimizer_of(model, RATES[0]), iter(batches)
+    return lambda: take_step(model, optimizer, next(left))
+
+
 def time_steps(args: argparse.Namespace) -> None:
     """Notes the median CPU seconds of a step of every arm, all arms in turns."""
     for name in args.tasks:
         task = TASKS[name]
         data = load(task, args.data, args.output)
-        arms = [arm for arm in (IMAGE_ARMS if task.kind == "images" else ARMS) if arm in args.arms]
-        models = [build(arm, task.kind, task.length, data.classes, None) for arm in arms]
-        optimizers = [optimizer_of(model, RATES[0]) for model in models]
-        batches, seconds = data.batches(task.batch, TUNING_SEED), [[] for _ in arms]
-        for _ in range(1 + args.turns):
-            batch = next(batches)
-            for model, optimizer, mine in zip(models, optimizers, seconds):
-                start = time.process_time()
-                take_step(model, optimizer, batch)
-                mine.append(time.process_time() - start)
+        arms = [arm for arm in arms_of(task) if arm in args.arms]
+        models = {arm: build(arm, task.kind, task.length, data.classes, None) for arm in arms}
+        batches = list(islice(data.batches(task.batch, TUNING_SEED), 1 + args.turns))
+        steps = {arm: steps_on(model, batches) for arm, model in models.items()}
         with (args.output / TIMES).open("a", encoding="utf-8") as file:
-            for arm, mine in zip(arms, seconds):
-                median = statistics.median(mine[1:])  # the first one warms up
+            for arm, seconds in in_turns(steps, args.turns).items():
+                median = statistics.median(seconds)
                 entry = {"task": name, "arm": arm, "step_seconds": median, "turns": args.turns}
                 file.write(json.dumps(entry) + "\n")
                 print(f"{name}, {arm}: {1000 * median:.0f} ms", flush=True)
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
                 task, batch=4, length=min(task.length, 64), steps=3, pairs=min(task.pairs, 4)
             )
         data = load(task, args.data, args.output)
-        for arm in IMAGE_ARMS if task.kind == "images" else ARMS:
+        for arm in arms_of(task):
             if arm in args.arms:
                 run_arm(args, name, arm, task, data)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from learning_tasks import VOCABULARY
+from learning_tasks import VOCABULARY, Task
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -220,6 +220,11 @@ IMAGE_ARMS: dict[str, Callable[[], PreTrainedModel]] = {
     "ViT": vit,
     "softmax twin": image_twin,
 }
+
+
+def arms_of(task: Task) -> list[str]:
+    """The names of the arms that can learn a task."""
+    return list(IMAGE_ARMS if task.kind == "images" else ARMS)
 
 
 class Answer(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learning_arms import ARMS, IMAGE_ARMS
+from learning_arms import arms_of
 from learning_tasks import TASKS, Task
 
 TUNING_SEED = 0
@@ -40,9 +40,8 @@ def report(runs: Sequence[Run], times: Sequence[Run], output: Path) -> None:
         " run."
     ]
     for name, task in TASKS.items():
-        arms = list(IMAGE_ARMS if task.kind == "images" else ARMS)
         mine = [run for run in runs if run["task"] == name]
-        found = {arm: [run for run in mine if run["arm"] == arm] for arm in arms}
+        found = {arm: [run for run in mine if run["arm"] == arm] for arm in arms_of(task)}
         found = {arm: entries for arm, entries in found.items() if entries}
         if found:
             parts += [_table(name, found), *_differences(task, found)]

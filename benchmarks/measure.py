@@ -12,7 +12,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -182,6 +182,18 @@ def peak_memory(function: Callable[[], object], device: str) -> float:
     before = _status("VmRSS")
     function()
     return (_status("VmHWM") - before) / 2**10
+
+
+def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """CPU seconds of every call, one after the other in each turn, behind one that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(1 + turns):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if turn > 0:
+                times[name].append(time.process_time() - start)
+    return times
 
 
 def anonymous_peak(function: Callable[[], object]) -> float:

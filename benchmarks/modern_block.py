@@ -11,14 +11,14 @@ the gradient of the words must be the same in the chunk and in the attention for
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import learning_arms
 import torch
-from measure import Row, assert_close, environment, save
+from learning import take_step
+from measure import Row, assert_close, environment, in_turns, save
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -70,13 +70,8 @@ def measure(args: argparse.Namespace, length: int, batch: int, what: str) -> Row
             calls[name] = torch.no_grad()(partial(model.eval().base_model, **inputs))
         else:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-            calls[name] = partial(step, model.train(), optimizer, inputs | {"labels": labels})
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(args.turns):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
+            calls[name] = partial(take_step, model, optimizer, inputs | {"labels": labels})
+    times = in_turns(calls, args.turns)
     row = Row("modern block", length, f"{what}, {batch} x {length}", BASELINE, {})
     row.repeats = args.turns
     for name, found in times.items():
@@ -106,14 +101,6 @@ def rebuilt(config) -> dict:
     return {name: value for name, value in config.to_dict().items() if name not in left_out}
 
 
-def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, inputs: dict) -> None:
-    """As in learning.py."""
-    model(**inputs).loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 def check(name: str, model: PreTrainedModel, inputs: dict) -> None:
     """Raises AssertionError unless chunk and attention form give the words the same gradient."""
     weight, found = model.get_input_embeddings().weight, {}
@@ -121,13 +108,6 @@ def check(name: str, model: PreTrainedModel, inputs: dict) -> None:
         model.eval().config.attention_form = form
         found[form] = torch.autograd.grad(model(**inputs).loss, weight)[0]
     assert_close(found["auto"], found["attention"].double(), 1e-3, f"gradient of {name}")
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """CPU seconds of a call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ of the report are printed, and appended to OUTPUT/rows.md.
 import argparse
 import importlib.util
 import json
+import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure import anonymous_peak
+from measure import anonymous_peak, in_turns
 from PIL import Image
 
 SMALL = "num_attention_heads=2,hidden_act=relu,initializer_range=0.12,num_hidden_layers=4"
@@ -190,25 +192,23 @@ def steps(mask_type: str, width: int | None) -> str:
     patches = int(shapes.prod(1).sum())
     side = round((patches / 64) ** 0.5)
     pixels = torch.randn(patches, 48, generator=generator)
-    arms = (
-        {"pixel_values": pixels, "spatial_shapes": shapes},
-        {"pixel_values": torch.randn(64, 3, 4 * side, 4 * side, generator=generator)},
-    )
+    arms = {
+        "packed": {"pixel_values": pixels, "spatial_shapes": shapes},
+        "squares": {"pixel_values": torch.randn(64, 3, 4 * side, 4 * side, generator=generator)},
+    }
     config = lion_hf.LionConfig(
         modality="image", mask_type=mask_type, patch_order="snake", conv_kernel_size=width,
         hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
         patch_size=4, image_size=36, num_labels=10, classifier_pooling="mean",
     )  # fmt: skip
     model = lion_hf.LionForImageClassification(config).train()
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(4):
-        for inputs, seconds in zip(arms, times):
-            model.zero_grad()
-            start = time.process_time()
-            model(**inputs, labels=torch.arange(64) % 10).loss.backward()
-            if turn > 0:
-                seconds.append(time.process_time() - start)
-    one, squares = (float(np.median(seconds)) for seconds in times)
+
+    def pass_both_ways(inputs: dict[str, torch.Tensor]) -> None:
+        model.zero_grad()
+        model(**inputs, labels=torch.arange(64) % 10).loss.backward()
+
+    calls = {name: partial(pass_both_ways, inputs) for name, inputs in arms.items()}
+    one, squares = (statistics.median(seconds) for seconds in in_turns(calls, 3).values())
     of_squares = 64 * side * side
     return (
         f"| {mask_type} | {width or 'none'} | {patches:,}, {of_squares:,} | {one:.2f} |"

@@ -235,12 +235,9 @@ class LionLayer(GradientCheckpointingLayer):
         """What a branch reads, through its convolution if it has one."""
         if conv is None:
             return hidden_states
-        ranks = self.attention.ranks
-        return (
-            conv(hidden_states, conv_layout)
-            if ranks is None
-            else ranks.convolve(conv, hidden_states)
-        )
+        if self.attention.ranks is not None:
+            return self.attention.ranks.convolve(conv, hidden_states)
+        return conv(hidden_states, conv_layout)
 
     def attention_input(
         self, hidden_states: torch.Tensor, conv_layout: Layout = None

@@ -183,9 +183,9 @@ def check_length(config: PreTrainedConfig, max_length: int) -> None:
 
 def check_pieces(config: PreTrainedConfig, max_length: int, processes: int) -> None:
     """Raises ValueError if the processes' pieces of a row are too short for the convolutions."""
-    kernel = getattr(config, "conv_kernel_size", None) or 1
-    if processes > 1 and max_length // processes < max(kernel // 2, 1):
+    shortest = max(getattr(config, "conv_reach", 0), 1)  # only LION has convolutions
+    if processes > 1 and max_length // processes < shortest:
         raise ValueError(
             f"--sequence_parallel_size {processes} with --max_length {max_length}: expected rows of"
-            f" at least {processes * max(kernel // 2, 1)} tokens"
+            f" at least {processes * shortest} tokens"
         )
