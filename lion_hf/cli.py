@@ -284,6 +284,7 @@ def _linearize(argv: list[str], started: bool = False) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lion_hf.linearize").setLevel(logging.INFO)
     from .linearize.checkpoint import linearize_checkpoint
+    from .linearize.run_folder import SUFFIX
 
     try:
         made = linearize_checkpoint(
@@ -293,7 +294,9 @@ def _linearize(argv: list[str], started: bool = False) -> int:
             **vars(copying),
         )
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        left = Path(f"{output}{SUFFIX}").is_dir()  # not before the first checkpoint
+        then = "goes on from here" if left else "starts anew, because nothing was learned yet"
+        print(f"interrupted: the same command {then}", file=sys.stderr)
         return INTERRUPTED
     if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
         return 0

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from support.pages import ROOT
@@ -241,3 +242,20 @@ def test_a_worker_of_a_command_registers(monkeypatch):
     assert startup.is_command_line()
     monkeypatch.setattr(startup.multiprocessing, "parent_process", lambda: object())
     assert not startup.is_command_line()
+
+
+@pytest.mark.parametrize("begun", (False, True))
+def test_an_interrupted_linearize_says_whether_it_goes_on(begun, tmp_path, monkeypatch, capsys):
+    """Ctrl-C before the first checkpoint leaves nothing to go on from."""
+
+    def interrupt(source, output, **options):
+        if begun:
+            Path(f"{output}.run").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lion_hf.linearize.checkpoint.linearize_checkpoint", interrupt)
+    text = tmp_path / "train.txt"
+    text.write_text("a line\n")
+    words = ["linearize", "source", str(tmp_path / "lion"), "--train_file", str(text)]
+    assert cli.main(words) == 130
+    assert ("goes on" if begun else "starts anew") in capsys.readouterr().err

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 from .lion_numerics import compute_type, needs_grad, prefix_sums
 
+EXPONENT_LIMIT, EXPONENTIAL_SCALE = 10.0, 1 / 16  # of the map `exponential`
+
 
 def _elu_plus_one(x: torch.Tensor) -> torch.Tensor:
     """exp(x) below 0, x + 1 above.
@@ -41,11 +43,10 @@ def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
 def _exponential(x: torch.Tensor) -> torch.Tensor:
     """exp(x) and exp(-x), twice as many features as numbers (as in Hedgehog, arXiv 2402.04347).
 
-    They are divided by 16 and their exponents limited to 10, so that scores stay in the range of
-    float16.
+    They are scaled and their exponents limited, so that scores stay in the range of float16.
     """
-    x = x.clamp(-10, 10)
-    return torch.cat([x, -x], dim=-1).exp() / 16
+    x = x.clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT)
+    return torch.cat([x, -x], dim=-1).exp() * EXPONENTIAL_SCALE
 
 
 # By the names of `FEATURE_MAP_NAMES` in configuration_lion.py.

@@ -1,4 +1,4 @@
-"""Short rows on a CPU: rows of one chunk, with their feature map and their divisor in one step.
+"""Short rows on a CPU: rows of one chunk, with feature map, padding and divisor in one step.
 
 Both passes are written out, which spares most of what autograd would compute and allocate. With
 features q and k, the mask M, P_ij = M_ij q_i . k_j, and the output's gradient g,
@@ -11,7 +11,7 @@ and P_ij G_ij gives the gradients of the decays, as in lion_chunkwise.py. Withou
 1, and y is left out of G.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from .lion_chunk_parts import (
     row_blocks,
 )
 from .lion_chunkwise import backward_inside, chunks_again
-from .lion_naive import map_features
+from .lion_naive import EXPONENT_LIMIT, EXPONENTIAL_SCALE, map_features
 from .lion_numerics import (
     compute_type,
     full_precision,
@@ -49,18 +49,18 @@ class Mixing(NamedTuple):
 def is_short(request: AttentionRequest) -> bool:
     """Whether `short_rows` serves a request in the chunk form.
 
-    It does not for padding, maps, other feature maps than those of the models with gates, and where
-    operations are traced or transformed.
+    It does not without gates, for weights that are asked for, and where operations are traced or
+    transformed.
     """
     edges = edges_of(request.directions)
     tensors = request.query, request.key, request.value, *edges
-    if not edges or request.mask is not None or request.need_weights:
+    if not edges or request.need_weights:
         return False
     if not plainly_on_cpu(*tensors):  # before lengths are compared, which a trace would record
         return False
     length = request.query.shape[2]
     longest = request.chunk_size or default_chunk_size(length, "cpu")[0]
-    if length > longest or request.feature_map not in ("identity", "normalized_silu"):
+    if length > longest:
         return False
     return all(x.numel() > 0 for x in tensors)
 
@@ -73,10 +73,11 @@ def short_rows(request: AttentionRequest) -> torch.Tensor:
     tensors = request.query, request.key, request.value, *edges
     eps = request.eps if request.normalize else None
     mixing = Mixing(request.feature_map, request.scale, eps)
+    padding = None if request.mask is None else ~request.mask[:, None, :, None]
     if needs_grad(*tensors):
-        return _ShortRows.apply(mixing, order, *tensors)
+        return _ShortRows.apply(mixing, order, padding, *tensors)
     inputs = _inputs(mixing, order, tensors)
-    return _forward(mixing, inputs, _operands(mixing, inputs, False))[0]
+    return _forward(mixing, inputs, _operands(mixing, inputs, padding, False), padding)[0]
 
 
 def _inputs(
@@ -87,59 +88,76 @@ def _inputs(
     return ChunkInputs(query, key, value, *edges, order, mixing.scale, None)
 
 
+# Features of queries or keys, and what their gradient needs beside them, or None.
+Features = tuple[torch.Tensor, torch.Tensor | None]
+
+
 class Operands(NamedTuple):
-    """What the products are made of, in the type of the computation, contiguous if B > 1.
+    """What the products are made of, in the type of the computation, contiguous if B > 1."""
 
-    With the features f = u / |u| of x, a slope is du / dx / |u|.
-    """
-
-    query: torch.Tensor  # (B, H, L, D)
-    key: torch.Tensor  # (B, H, L, D)
+    query: torch.Tensor  # features, (B, H, L, D or 2 D), 0 at padding
+    key: torch.Tensor  # likewise
     value: torch.Tensor  # (B, H, L, Dv), where it is divided with a last column of ones
-    query_slopes: torch.Tensor | None  # (B, H, L, D), for the backward pass
+    query_slopes: torch.Tensor | None  # (B, H, L, D), what `_through` needs beside the features
     key_slopes: torch.Tensor | None
 
 
 class _ShortRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mixing: Mixing, order: torch.Tensor | None, *tensors: torch.Tensor):
+    def forward(
+        ctx,
+        mixing: Mixing,
+        order: torch.Tensor | None,
+        padding: torch.Tensor | None,
+        *tensors: torch.Tensor,
+    ):
         inputs = _inputs(mixing, order, tensors)
-        operands = _operands(mixing, inputs, True)
-        output, divisor = _forward(mixing, inputs, operands)
+        operands = _operands(mixing, inputs, padding, True)
+        output, divisor = _forward(mixing, inputs, operands, padding)
         ctx.mixing = mixing
         kept = None if divisor is None else output.clone()  # the caller may write to the output
-        ctx.save_for_backward(order, kept, divisor, *tensors, *operands)
+        ctx.save_for_backward(order, padding, kept, divisor, *tensors, *operands)
         return output
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
-        mixing, (order, output, divisor, *saved) = ctx.mixing, ctx.saved_tensors
+        mixing, (order, padding, output, divisor, *saved) = ctx.mixing, ctx.saved_tensors
         inputs = _inputs(mixing, order, saved[:5])
         if torch.is_grad_enabled() or not plainly_on_cpu(grad):  # differentiated again, or batched
 
             def function(*tensors: torch.Tensor) -> torch.Tensor:
-                return _again(mixing, _inputs(mixing, order, tensors))
+                return _again(mixing, _inputs(mixing, order, tensors), padding)
 
-            return None, None, *gradients_again(function, inputs[:5], grad)
+            return None, None, None, *gradients_again(function, inputs[:5], grad)
         operands = Operands(*saved[5:])
-        return None, None, *_gradients(inputs, operands, grad, output, divisor)
+        found = _gradients(mixing, inputs, operands, padding, grad, output, divisor)
+        return None, None, None, *found
 
 
-def _again(mixing: Mixing, inputs: ChunkInputs) -> torch.Tensor:
+def _again(mixing: Mixing, inputs: ChunkInputs, padding: torch.Tensor | None) -> torch.Tensor:
     """The output by operations that autograd knows."""
-    value = inputs.value
-    query, key = (map_features(mixing.feature_map, x, value) for x in inputs[:2])
+    query, key, value = (_hide(x, padding) for x in inputs[:3])
+    query, key = (_hide(map_features(mixing.feature_map, x, value), padding) for x in (query, key))
+    inputs = inputs._replace(value=value)
     if mixing.eps is None:
         return chunks_again(inputs._replace(query=query, key=key))
     total = chunks_again(inputs._replace(query=query, key=key, value=with_divisor(value)))
     return divide_by_last(total, mixing.eps)
 
 
-def _operands(mixing: Mixing, inputs: ChunkInputs, record: bool) -> Operands:
+def _hide(x: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+    """The tensor (B, H, L, any) with zeros at padding, (B, 1, L, 1)."""
+    return x if padding is None else x.masked_fill(padding, 0)
+
+
+def _operands(
+    mixing: Mixing, inputs: ChunkInputs, padding: torch.Tensor | None, record: bool
+) -> Operands:
     value, dtype = inputs.value, compute_type(inputs.value)
     (query, query_slopes), (key, key_slopes) = (
-        _features(mixing.feature_map, x, dtype, record) for x in inputs[:2]
+        _features(mixing.feature_map, x, dtype, padding, record) for x in inputs[:2]
     )
+    value = _hide(value, padding)
     if mixing.eps is None:
         value = _batched(value, dtype)
     else:
@@ -154,12 +172,30 @@ def _batched(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _features(
-    feature_map: str, x: torch.Tensor, dtype: torch.dtype, record: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features of queries or keys, and with `record` their slopes."""
+    feature_map: str,
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    padding: torch.Tensor | None,
+    record: bool,
+) -> Features:
+    """Features of queries or keys, and with `record` what `_through` needs beside them."""
     if feature_map == "identity":
-        return _batched(x, dtype), None
-    x, slopes = x.to(dtype, copy=True, memory_format=torch.contiguous_format), None
+        return _batched(_hide(x, padding), dtype), None
+    x = x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if padding is None:
+        return MAPS[feature_map](x, record)
+    features, slopes = MAPS[feature_map](x.masked_fill_(padding, 0), record)
+    return features.masked_fill_(padding, 0), slopes
+
+
+def _elu_plus_one(x: torch.Tensor, record: bool) -> Features:
+    above = F.relu(x)
+    return x.clamp_(max=0).exp_().add_(above), None
+
+
+def _normalized_silu(x: torch.Tensor, record: bool) -> Features:
+    """The features f = u / |u|, and the slopes du / dx / |u|."""
+    slopes = None
     if record:  # with s = silu(x) = x sigmoid(x): ds / dx = sigmoid(x) + s (1 - sigmoid(x))
         sigmoid = x.sigmoid()
         x.mul_(sigmoid)
@@ -171,6 +207,41 @@ def _features(
     return x.div_(norms), None if slopes is None else slopes.div_(norms)
 
 
+def _exponential(x: torch.Tensor, record: bool) -> Features:
+    """Both halves of the features, and where an exponent reached its limit a slope of zero."""
+    slopes = None
+    if record and (beyond := x.abs() > EXPONENT_LIMIT).any():
+        slopes = (~beyond).to(x.dtype)
+    features = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+    up, down = features.chunk(2, dim=-1)
+    torch.exp(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT), out=up)
+    torch.reciprocal(up, out=down)
+    return features.mul_(EXPONENTIAL_SCALE), slopes
+
+
+# The feature maps of lion_naive.py, which write over their argument.
+MAPS: dict[str, Callable[[torch.Tensor, bool], Features]] = {
+    "elu_plus_one": _elu_plus_one,
+    "normalized_silu": _normalized_silu,
+    "exponential": _exponential,
+}
+
+
+def _through(
+    feature_map: str, grad: torch.Tensor, features: torch.Tensor, slopes: torch.Tensor | None
+) -> torch.Tensor:
+    """The gradient of queries or keys from that of their features, which is written over."""
+    if feature_map == "elu_plus_one":
+        return grad.mul_(features.clamp(max=1))
+    if feature_map == "exponential":
+        up, down = grad.mul_(features).chunk(2, dim=-1)
+        grad = up.sub_(down)
+    elif feature_map == "normalized_silu":  # df = (g - (g . f) f) du / |u|
+        along = torch.linalg.vecdot(grad, features).unsqueeze(-1)
+        grad.addcmul_(features, along, value=-1)
+    return grad if slopes is None else grad.mul_(slopes)
+
+
 def _like_projections(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """An empty tensor of the shape (B, H, L, D), in memory as projections are: (B, L, H, D)."""
     _, heads, length, size = x.shape
@@ -179,9 +250,9 @@ def _like_projections(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _forward(
-    mixing: Mixing, inputs: ChunkInputs, operands: Operands
+    mixing: Mixing, inputs: ChunkInputs, operands: Operands, padding: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The output, and what it was divided by, (B, H, L, 1)."""
+    """The output, and what it was divided by, (B, H, L, 1); 1 at padding."""
     query, key, value = operands[:3]
     length, dtype, divisor = query.shape[2], value.dtype, None
     output = _like_projections(inputs.value, dtype)
@@ -197,13 +268,17 @@ def _forward(
                 output[rows] = total
             else:
                 divisor[rows] = total[..., -1:].add_(mixing.eps)
+                if padding is not None:
+                    divisor[rows].masked_fill_(padding[rows], 1)
                 torch.div(total[..., :-1], divisor[rows], out=output[rows])
     return output, divisor
 
 
 def _gradients(
+    mixing: Mixing,
     inputs: ChunkInputs,
     operands: Operands,
+    padding: torch.Tensor | None,
     grad: torch.Tensor,
     output: torch.Tensor | None,
     divisor: torch.Tensor | None,
@@ -229,10 +304,9 @@ def _gradients(
             for n, (x, features, slopes) in enumerate(
                 ((found[0], q, operands.query_slopes), (found[1], k, operands.key_slopes))
             ):
-                if slopes is not None:  # df = (g - (g . f) f) du / |u|
-                    along = torch.linalg.vecdot(x, features).unsqueeze(-1)
-                    x.addcmul_(features, along, value=-1).mul_(slopes[rows])
-                grads[n][rows] = x
+                part = None if slopes is None else slopes[rows]
+                x = _through(mixing.feature_map, x, features, part)
+                grads[n][rows] = x if padding is None else x.masked_fill_(padding[rows], 0)
             grads[2][rows] = found[2]
     return *grads, *edge_gradients(sums, inputs)
 

@@ -15,11 +15,19 @@ GATES = {
     "quicker": (-16.0, 2, True),
     "at once": (-60.0, None, True),
 }
-MAPS = [("normalized_silu", True), ("normalized_silu", False), ("identity", False)]
+MAPS = [
+    ("normalized_silu", True),
+    ("normalized_silu", False),
+    ("identity", False),
+    ("elu_plus_one", True),
+    ("exponential", True),
+]
 
 
-def problem(gate: float, orders: int, length: int = 40) -> tuple[list, torch.Tensor, dict]:
-    """Query, key, value, log-decay in float64; the output's gradient; and the orders."""
+def problem(
+    gate: float, orders: int, length: int = 40, padded: bool = False
+) -> tuple[list, torch.Tensor, dict]:
+    """Query, key, value, log-decay in float64; the output's gradient; the orders and the mask."""
     torch.manual_seed(0)
     tensors = [torch.randn(3, length, 3, size).transpose(1, 2) for size in (8, 8, 5, 5)]
     *operands, grad = [x.double() for x in tensors]
@@ -27,7 +35,11 @@ def problem(gate: float, orders: int, length: int = 40) -> tuple[list, torch.Ten
     means = torch.tensor([gate, -0.1, -0.3]).double()[:, None] / LOG2_E
     log_decay = means * (0.5 + torch.rand(orders, 3, 3, length).double())
     order = torch.stack([torch.randperm(length) for _ in range(orders)]) if orders > 1 else None
-    options = {"order": order}
+    mask = None
+    if padded:  # at the front, inside and at the end
+        mask = torch.ones(3, length)
+        mask[0, :3] = mask[0, 9:11] = mask[1, -5:] = 0
+    options = {"order": order, "attention_mask": mask}
     return [*operands, log_decay if orders > 1 else log_decay[0]], grad, options
 
 
@@ -46,12 +58,14 @@ def served(monkeypatch) -> list[bool]:
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("orders", (1, 2))
+@pytest.mark.parametrize("orders, padded", [(1, False), (1, True), (2, False), (2, True)])
 @pytest.mark.parametrize("feature_map, normalize", MAPS)
 @pytest.mark.parametrize("gates", GATES)
-def test_one_chunk(gates, feature_map, normalize, orders, dtype, tolerance, served, monkeypatch):
+def test_one_chunk(
+    gates, feature_map, normalize, orders, padded, dtype, tolerance, served, monkeypatch
+):
     """Output and every gradient, in blocks of one row and of all rows."""
-    inputs, grad, options = problem(GATES[gates][0], orders)
+    inputs, grad, options = problem(GATES[gates][0], orders, padded=padded)
     options |= {"feature_map": feature_map, "normalize": normalize}
     expected = results(inputs, grad, torch.float64, form="attention", **options)
     for scores in (1, 2**20):
@@ -59,6 +73,34 @@ def test_one_chunk(gates, feature_map, normalize, orders, dtype, tolerance, serv
         for x, y in zip(results(inputs, grad, dtype, form="chunk", **options), expected):
             assert (x - y).abs().max() <= tolerance * y.abs().max()
     assert served == [True, True]
+
+
+@pytest.mark.parametrize("feature_map, normalize", MAPS)
+def test_what_stands_at_padding_counts_for_nothing(feature_map, normalize, served):
+    """Not in the output, which is 0 there, nor in the gradients; also if it is not a number."""
+    inputs, grad, options = problem(-0.1, 1, padded=True)
+    hidden = (options["attention_mask"] == 0)[:, None, :, None]
+    options |= {"feature_map": feature_map, "normalize": normalize, "form": "chunk"}
+    expected = results(inputs, grad, torch.float32, **options)
+    spoilt = [x.masked_fill(hidden, float("nan")) for x in inputs[:3]]
+    found = results([*spoilt, inputs[3]], grad, torch.float32, **options)
+    for x, y in zip(found, expected):
+        assert torch.equal(x, y)
+    assert all((x * hidden == 0).all() for x in found[:4]) and all(served)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+def test_exponents_beyond_their_limit_have_no_slope(dtype, served):
+    inputs, grad, options = problem(-0.1, 1)
+    inputs[0], inputs[1] = 8 * inputs[0], 8 * inputs[1]
+    assert (inputs[0].abs() > 10).any() and (inputs[0].abs() < 10).any()
+    options |= {"feature_map": "exponential", "normalize": True}
+    expected = results(inputs, grad, torch.float64, form="attention", **options)
+    found = results(inputs, grad, dtype, form="chunk", **options)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for x, y in zip(found, expected):
+        assert (x - y).abs().max() <= tolerance * y.abs().max()
+    assert ((found[1] == 0) == (inputs[0].abs() > 10)).all() and served[-1]
 
 
 @pytest.mark.parametrize("gates", GATES)
@@ -87,23 +129,22 @@ def test_scales(scale):
 
 def test_what_the_short_path_leaves_to_others(served):
     inputs, grad, _ = problem(-0.1, 1)
-    mask = torch.ones(3, 40)
-    lion_attention(*inputs, form="chunk", attention_mask=mask)
     lion_attention(*inputs, form="chunk", chunk_size=16)
-    lion_attention(*inputs, form="chunk", feature_map="elu_plus_one")
+    lion_attention(*inputs, form="chunk", need_weights=True)
     torch.func.vmap(lambda x: lion_attention(x, *inputs[1:], form="chunk"))(inputs[0][None])
-    assert served == [False] * 4
+    assert served == [False] * 3
     lion_attention(*inputs, form="chunk", chunk_size=40)
     assert served[-1]
 
 
-def test_second_derivatives(served):
-    inputs, _, _ = problem(-0.1, 1, length=5)
+@pytest.mark.parametrize("feature_map, padded", [("normalized_silu", False), ("exponential", True)])
+def test_second_derivatives(feature_map, padded, served):
+    inputs, _, given = problem(-0.1, 1, length=12 if padded else 5, padded=padded)
     leaves = [x.requires_grad_() for x in inputs]
 
     def function(*tensors: torch.Tensor) -> torch.Tensor:
-        options = {"feature_map": "normalized_silu", "normalize": True}
-        return lion_attention(*tensors, form="chunk", chunk_size=8, **options)
+        options = given | {"feature_map": feature_map, "normalize": True}
+        return lion_attention(*tensors, form="chunk", chunk_size=16, **options)
 
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
     assert all(served)
@@ -160,7 +201,7 @@ def test_a_mask_without_padding_is_none():
 def test_the_slope_of_large_features_keeps_its_digits(size):
     """silu'(x) is 1 there; as sigmoid + s - s sigmoid it was wrong by a rounding of s."""
     x = torch.linspace(-size, size, 400).view(1, 1, 50, 8)
-    _, slopes = lion_short._features("normalized_silu", x, torch.float32, record=True)
+    _, slopes = lion_short._normalized_silu(x.clone(), record=True)
     exact = x.double().requires_grad_()
     silu = torch.nn.functional.silu(exact)
     (expected,) = torch.autograd.grad(silu.sum(), exact)
