@@ -1,13 +1,17 @@
-"""The loss of the classification heads, and what image classifiers return."""
+"""The losses of the heads, and what image classifiers return."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
+from transformers.loss.loss_utils import ForMaskedLMLoss
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .lion_checks import IGNORED, check_integers, check_labels, check_tensors
+from .lion_numerics import gradients_again, plainly_on_cpu
 
+LOGITS_AT_A_TIME = 2**18  # of the loss on a CPU: 1 MiB in float32
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -113,6 +117,76 @@ def check_token_labels(
     labels = labels.contiguous()  # the losses of transformers take a view of them
     items = _items(labels, kwargs.get("num_items_in_batch"))
     return labels, {**kwargs, "num_items_in_batch": items}
+
+
+def masked_lm_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    vocab_size: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = IGNORED,
+    **kwargs,
+) -> torch.Tensor:
+    """`ForMaskedLMLoss` of transformers, on a CPU with one tensor of the logits' size, not three.
+
+    Args:
+        logits: (..., V).
+        labels: (...), `ignore_index` where there is none.
+        vocab_size: V.
+        num_items_in_batch: what the sum of the losses is divided by; None for their number.
+        ignore_index: the label of tokens that do not count.
+        **kwargs: what else Trainer gives to losses; not read.
+    """
+    rows, targets = logits.view(-1, vocab_size), labels.view(-1)
+    if not plainly_on_cpu(rows, targets) or not rows.numel():
+        options = {"num_items_in_batch": num_items_in_batch, "ignore_index": ignore_index}
+        return ForMaskedLMLoss(logits, labels, vocab_size, **options)
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != ignore_index).sum()
+    return _CrossEntropy.apply(rows, targets, ignore_index) / num_items_in_batch
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The sum of the cross-entropies of rows (N, V), some rows at a time.
+
+    Only the gradient is as large as the logits, which are kept as they are.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, labels: torch.Tensor, ignored: int) -> torch.Tensor:
+        ctx.save_for_backward(logits, labels)
+        ctx.ignored = ignored
+        losses = [
+            F.cross_entropy(x.float(), y, ignore_index=ignored, reduction="sum")
+            for x, y in _pieces(logits, labels)
+        ]
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        logits, labels = ctx.saved_tensors
+        if torch.is_grad_enabled() or not plainly_on_cpu(grad):  # differentiated again, or batched
+
+            def function(x: torch.Tensor) -> torch.Tensor:
+                options = {"ignore_index": ctx.ignored, "reduction": "sum"}
+                return F.cross_entropy(x.float(), labels, **options)
+
+            return *gradients_again(function, [logits], grad), None, None
+        found = torch.empty_like(logits)
+        for x, y, out in _pieces(logits, labels, found):
+            probabilities = x.float().softmax(-1)
+            hidden = y == ctx.ignored
+            label = y.masked_fill(hidden, 0)[:, None]
+            probabilities.scatter_add_(1, label, probabilities.new_full(label.shape, -1.0))
+            factor = grad.masked_fill(hidden, 0)[:, None]
+            out.copy_(probabilities.mul_(factor))
+        return found, None, None
+
+
+def _pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some rows of tensors at a time, for logits (N, V) as the first."""
+    rows = max(1, LOGITS_AT_A_TIME // tensors[0].shape[1])
+    return zip(*(x.split(rows) for x in tensors))
 
 
 def span_loss(

@@ -16,10 +16,9 @@ from .configuration_lion import (
 )
 from .lion_checks import LogDecay, check_inputs, check_numbers, gates_of
 from .lion_choice import choose_form, score_dropout_error
-from .lion_naive import map_features
 from .lion_numerics import LOG_ZERO, compute_type, full_precision, needs_grad
-from .lion_request import DIVISOR_EPS, AttentionRequest, Result, directions_of, hide_padding
-from .lion_torch import torch_attention, torch_chunk, torch_recurrent
+from .lion_request import DIVISOR_EPS, AttentionRequest, Result, directions_of
+from .lion_torch import torch_attention, torch_chunk, torch_recurrent, with_features
 
 
 class Backend(NamedTuple):
@@ -146,17 +145,12 @@ def lion_attention(
     if scale is None:
         scale = head_dim**-0.5
     mask = None if attention_mask is None else attention_mask != 0
-    if feature_map in WIDER_FEATURE_MAPS:  # form and backend depend on the number of features
-        with full_precision(value):
-            query, key = (
-                map_features(feature_map, x, value) for x in hide_padding(mask, query, key)
-            )
-        head_dim, feature_map = query.shape[-1], "identity"
     if form == "auto":
         decays = log_decay is not None or seq_idx is not None
         gradients = needs_grad(query, key, value, *gates_of(log_decay))
         scores = need_weights or dropout_p > 0
-        form = choose_form(length, head_dim, decays, scores, query.device.type, gradients).form
+        features = head_dim * (1 + (feature_map in WIDER_FEATURE_MAPS))
+        form = choose_form(length, features, decays, scores, query.device.type, gradients).form
     with full_precision(value):
         log_decay = _finite(log_decay, compute_type(value))
         request = AttentionRequest(
@@ -175,29 +169,29 @@ def lion_attention(
             need_weights=need_weights,
             seq_idx=seq_idx,
         )
-        output, weights = _choose_backend(request, backend)(request)
+        output, weights = _run(request, backend)
     return output if weights is None else (output, weights)
 
 
-def _choose_backend(
-    request: AttentionRequest, backend: str
-) -> Callable[[AttentionRequest], Result]:
-    """Who serves a request; raises ValueError if the backend that was asked for cannot."""
+def _run(request: AttentionRequest, backend: str) -> Result:
+    """Has a backend serve a request; raises ValueError if the one that was asked for cannot."""
     fused = TABLE.get(("triton", request.form))
     torch_form = TABLE["torch", request.form].run
     if backend == "torch" or (backend == "auto" and not (fused and request.query.is_cuda)):
-        return torch_form
+        return torch_form(request)
     refusal: str | None = (
         "triton was not found, or no CUDA device; expected both, or TRITON_INTERPRET=1 in the"
         " environment"
     )
     if fused is not None:
+        if request.feature_map in WIDER_FEATURE_MAPS:  # kernels have as many features as numbers
+            request = with_features(request)
         refusal = fused.refusal(request)
         if refusal is None:
-            return fused.run
+            return fused.run(request)
     if backend == "triton":
         raise ValueError(f"backend='triton': {refusal}")
-    return torch_form
+    return torch_form(request)
 
 
 def _finite(log_decay: LogDecay, dtype: torch.dtype) -> LogDecay:

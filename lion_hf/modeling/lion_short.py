@@ -11,6 +11,7 @@ and P_ij G_ij gives the gradients of the decays, as in lion_chunkwise.py. Withou
 1, and y is left out of G.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from .lion_choice import default_chunk_size
 from .lion_chunk_parts import (
+    LOG2_E,
     Block,
     ChunkInputs,
     Decays,
@@ -214,9 +216,9 @@ def _exponential(x: torch.Tensor, record: bool) -> Features:
         slopes = (~beyond).to(x.dtype)
     features = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
     up, down = features.chunk(2, dim=-1)
-    torch.exp(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT), out=up)
-    torch.reciprocal(up, out=down)
-    return features.mul_(EXPONENTIAL_SCALE), slopes
+    torch.mul(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT), LOG2_E, out=up)
+    torch.neg(up, out=down)
+    return features.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
 
 
 # The feature maps of lion_naive.py, which write over their argument.

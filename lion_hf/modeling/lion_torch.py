@@ -29,7 +29,7 @@ from .lion_short import is_short, short_rows
 
 def torch_attention(request: AttentionRequest) -> Result:
     """The attention form: it multiplies by the weights, which it can drop and return."""
-    request = _with_features(request)
+    request = with_features(request)
     weights = _weights(request)
     output = F.dropout(weights, request.dropout_p) @ request.value.to(compute_type(request.value))
     return _finish(request, output, weights)
@@ -53,13 +53,13 @@ def torch_chunk(request: AttentionRequest) -> Result:
 def _of_documents(request: AttentionRequest) -> torch.Tensor:
     if is_short(request):
         return short_rows(request)
-    return divide(_chunks, _with_features(request))
+    return divide(_chunks, with_features(request))
 
 
 def _by_states(
     form: Callable[[AttentionRequest], torch.Tensor], request: AttentionRequest
 ) -> Result:
-    request = _with_features(request)
+    request = with_features(request)
     weights = _weights(request) if request.need_weights else None
     return _finish(request, divide(form, request), weights)
 
@@ -79,13 +79,13 @@ def _chunks(request: AttentionRequest) -> torch.Tensor:
     return chunkwise(*inputs, request.scale, chunk_size, order)
 
 
-def _with_features(request: AttentionRequest) -> AttentionRequest:
-    """The request with zeros at padding and with its feature map done."""
+def with_features(request: AttentionRequest) -> AttentionRequest:
+    """The request with zeros at padding, and with features for queries and keys."""
     query, key, value = hide_padding(request.mask, request.query, request.key, request.value)
     if request.feature_map != "identity":
         features = (map_features(request.feature_map, x, value) for x in (query, key))
         query, key = hide_padding(request.mask, *features)
-    return request._replace(query=query, key=key, value=value)
+    return request._replace(query=query, key=key, value=value, feature_map="identity")
 
 
 def _weights(request: AttentionRequest) -> torch.Tensor:

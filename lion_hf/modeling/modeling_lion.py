@@ -21,6 +21,7 @@ from .lion_loss import (
     check_token_labels,
     choose_problem_type,
     classification_loss,
+    masked_lm_loss,
     pixel_loss,
     span_loss,
 )
@@ -43,6 +44,7 @@ class LionForMaskedLM(LionPreTrainedModel):
         self.act = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder: nn.Module = nn.Linear(config.hidden_size, config.vocab_size)
+        self.loss_function = masked_lm_loss
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
