@@ -277,11 +277,14 @@ def row_blocks(query: torch.Tensor, chunk_size: int) -> list[slice]:
 
 
 def edge_gradients(sums: torch.Tensor, inputs: ChunkInputs) -> list[torch.Tensor]:
-    """Gradients of the log-decays in both directions, from those of the prefix sums F and R."""
-    like, length = inputs.left_to_right, inputs.query.shape[2]
+    """Gradients of the log-decays in both directions, from those of the prefix sums F and R.
+
+    They lie in memory as the log-decays do, which compiled programs rely on.
+    """
+    both, length = (inputs.left_to_right, inputs.right_to_left), inputs.query.shape[2]
     later = sums.to(sum_type(sums)).flip(-1).cumsum(-1).flip(-1)
     edges = later[..., 1:].flatten(-2)[..., :length]
-    return [x.sum_to_size(like.shape).to(like.dtype, copy=True) for x in edges]
+    return [torch.empty_like(like).copy_(x.sum_to_size(like.shape)) for x, like in zip(edges, both)]
 
 
 def powers_of_two(exponents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

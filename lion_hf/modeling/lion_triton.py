@@ -311,7 +311,10 @@ def fused_backward(
         edges = call.grad_edges(grad_sums, states, grad_states)
     if left_to_right is None:
         return *grads, query.new_empty(0), query.new_empty(0)
-    ltr, rtl = (x.sum_to_size(left_to_right.shape) for x in edges)
+    ltr, rtl = (
+        _like_or_empty(like, query).copy_(x.sum_to_size(left_to_right.shape))
+        for x, like in zip(edges, decays)
+    )
     return *grads, ltr, rtl
 
 

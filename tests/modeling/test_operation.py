@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lion_hf import LionConfig, choose_form, explain, lion_attention
 from lion_hf.modeling.configuration_lion import ATTENTION_FORMS, FORMS
 from lion_hf.modeling.lion_chunk_parts import Scratch
+from lion_hf.modeling.lion_chunkwise import chunkwise_backward, chunkwise_forward
 from lion_hf.modeling.lion_naive import decay_mask
 
 
@@ -508,6 +509,26 @@ def test_compile_without_graph_breaks(form):
     )
     for a, b in zip(expected, found):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("length, chunk_size", [(9, None), (9, 4), (9, 9)])
+@pytest.mark.parametrize("batch", (1, 2))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_operators_keep_their_contract(length, chunk_size, batch, dtype):
+    """Fake results have the shapes, types and strides of real ones, which compiled programs use.
+
+    Tensors are laid out as in a model: (B, L, H, D), and gates (B, L, H).
+    """
+    shape = 2, length, 3, 4
+    query, key, value, grad = (torch.rand(shape, dtype=dtype).transpose(1, 2) for _ in range(4))
+    edges = [-torch.rand(1, batch, length, 3).transpose(2, 3) for _ in range(2)]
+    inputs = query, key, value, *edges, None
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    for keep in (False, True):
+        torch.library.opcheck(chunkwise_forward, (*inputs, 0.5, chunk_size, keep), **checks)
+    states = chunkwise_forward(*inputs, 0.5, chunk_size, True)[1]
+    backward = grad.to(states.dtype), *inputs, states, 0.5, chunk_size
+    torch.library.opcheck(chunkwise_backward, backward, **checks)
 
 
 class Operation(torch.nn.Module):

@@ -553,6 +553,23 @@ def test_operators_keep_their_contract(device):
     )
 
 
+@pytest.mark.parametrize("batch", (1, 2))
+def test_gradients_of_gates_lie_as_the_gates_do(batch, device):
+    """Compiled programs rely on it; a model's gates are (B, L, H) in memory."""
+    tensors = [torch.rand(2, 9, 3, 4, device=device).transpose(1, 2) for _ in range(4)]
+    grad, query, key, value = tensors
+    edges = [-torch.rand(1, batch, 9, 3, device=device).transpose(2, 3) for _ in range(2)]
+    shared = *edges, None, None, None
+    output, divisor = lion_triton.fused_forward(
+        query, key, value, *shared, 0.0, 1.0, True, 1e-6, 4, torch.float32
+    )
+    torch.library.opcheck(
+        lion_triton.fused_backward,
+        (grad, query, key, value, *shared, output, divisor, 0.0, 1.0, True, 4),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
 def test_registered_twice(device):
     """Code that came with a checkpoint is executed again when it changes."""
     importlib.reload(lion_triton)
