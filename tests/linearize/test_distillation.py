@@ -237,7 +237,7 @@ class TestCommand:
             (["--train_file", "{}/train.csv", "--max_length", "9", "--seed", "-1"], "seed=-1"),
             (
                 ["--train_file", "{}/plain.txt", "--max_length", "9", "--alpha", "0.5"],
-                "alpha=0.5: expected 1",
+                "LionForSequenceClassification learns from\n",  # nothing about what was held out
             ),
             (["--train_file", "{}/empty.txt", "--max_length", "9"], "holds no text"),
             (
@@ -247,6 +247,8 @@ class TestCommand:
             (["--data_path", "{}"], "reads text, which needs train_file or dataset"),
             (["--half_life", "-3"], "half_life=-3.0"),
             (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),
+            (["--learning_rate", "inf", "--train_file", "{}/train.csv"], "learning_rate=inf"),
+            (["--tau", "inf", "--train_file", "{}/train.csv"], "tau=inf"),
             (["--mask_typ", "lit"], "did you mean --mask_type"),
         ],
     )
