@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -18,6 +20,20 @@ except ImportError:  # Windows
 
 # In a hidden folder, with the host's name; its writer holds the file's lock while it lives.
 WRITER = ".writer"
+
+# In messages of errors of no class of their own, which say that a file could not be written.
+WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "(os error ")
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Whether an error means that a file could not be written.
+
+    Python has OSError for that, and safetensors its own error. torch.save raises RuntimeError and
+    tokenizers a bare Exception, which only their texts tell from others.
+    """
+    if isinstance(error, OSError | SafetensorError):
+        return True
+    return isinstance(error, Exception) and any(word in str(error) for word in WRITE_ERRORS)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,6 +81,7 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         ValueError: as `check_new_folder`, which a caller with long work to do should call before.
+        OSError: if it cannot be written, whatever the library that writes raises.
     """
     output = check_new_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +91,12 @@ def new_folder(output: str | os.PathLike) -> Iterator[Path]:
         _marked(Path(temporary)),
     ):
         folder = Path(temporary) / output.name
-        yield folder
+        try:
+            yield folder
+        except Exception as error:
+            if isinstance(error, OSError) or not cannot_write(error):
+                raise
+            raise OSError(f"{output} could not be written: {error}") from error
         if output.exists():
             output.rmdir()  # Windows renames onto nothing
         folder.rename(output)

@@ -1,12 +1,14 @@
 """A folder that cannot be written is refused before there is anything to lose."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
 from lion_hf.folders import WRITER as WRITER_FILE
 from lion_hf.folders import check_new_folder, new_folder
@@ -43,6 +45,23 @@ def test_a_place_without_permission_is_refused(tmp_path, monkeypatch):
         check_new_folder(tmp_path / "a" / "b")
     (tmp_path / "c").mkdir()
     assert check_new_folder(tmp_path / "c" / "d")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (SafetensorError("I/O error: No space left on device (os error 28)"), OSError),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), OSError),
+        (Exception("No space left on device (os error 28)"), OSError),  # as tokenizers raises it
+        (RuntimeError("another"), RuntimeError),
+    ],
+)
+def test_a_full_disk_is_one_error_whatever_writes(error, kind, tmp_path):
+    with pytest.raises(kind, match=re.escape(str(error))) as found, new_folder(tmp_path / "out"):
+        raise error
+    assert type(found.value) is kind
+    assert (f"{tmp_path / 'out'} could not be written" in str(found.value)) == (kind is OSError)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks")

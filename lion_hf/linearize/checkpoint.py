@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 from ..convert.conversion import Conversion
 from ..convert.errors import ConversionError
 from ..convert.tokenizer_files import check_processor_files, check_words
+from ..data.documents import find_files
 from ..data.fingerprints import fingerprint
 from ..folders import check_new_folder, new_folder
 from ..hub import save_for_hub
@@ -175,11 +176,12 @@ def _record(folder: Path, copying: Copying, distillation: Distillation) -> dict[
     record = resolved_settings(copying, distillation)
     record = {name: value for name, value in record.items() if name not in FREE}
     record["the source"] = model_digest(str(folder))
-    for name in ("train_file", "validation_file", "data_path"):
+    for name in ("train_file", "validation_file", "data_path", "dataset"):
         paths = getattr(distillation, name)
         if paths is not None:
-            with suppress(OSError):  # a file that is missing is an error of the data, in its words
-                found = fingerprint(paths if isinstance(paths, list) else [paths])
+            # a file that is missing is an error of the data, in its words; a dataset may be a name
+            with suppress(OSError, ValueError):
+                found = fingerprint(find_files(paths) if isinstance(paths, list) else [paths])
                 record[f"the content of {name}"] = digest(found)
     return record
 

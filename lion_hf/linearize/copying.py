@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..convert.errors import ConversionError
 from ..convert.renaming import find_row
 from ..modeling import modeling_lion
-from ..modeling.configuration_lion import LionConfig
+from ..modeling.configuration_lion import LONGEST_TEXT, LionConfig
 from ..modeling.lion_layers import LionDecay, LionGate
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .families import FAMILIES, HEADS, NO_POOLER
@@ -239,10 +239,15 @@ def _check_longest(wanted: int, modality: str, same: Mapping[str, Any]) -> None:
             f"max_position_embeddings={wanted}: expected none for images, whose positions are"
             " interpolated"
         )
-    if wanted < same["max_position_embeddings"]:
+    least = same["max_position_embeddings"]
+    if wanted < least:
         raise ConversionError(
-            f"max_position_embeddings={wanted}: expected at least the source's"
-            f" {same['max_position_embeddings']}"
+            f"max_position_embeddings={wanted}: expected at least the source's {least}"
+        )
+    if wanted > max(LONGEST_TEXT, least):
+        raise ConversionError(
+            f"max_position_embeddings={wanted}: expected at most {LONGEST_TEXT}, the longest text"
+            " that LION is tested with"
         )
 
 

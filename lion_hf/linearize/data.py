@@ -55,7 +55,7 @@ def lesson_data(
     )
     train, validation, collate, notes = found
     if settings.alpha < 1 and "labels" not in collate([train[0]]):
-        reason = "".join(f" ({note.rstrip('.')})" for note in notes)
+        reason = "".join(f" ({note.rstrip('.')})" for note in notes if "labels" in note)
         raise ConversionError(
             f"alpha={settings.alpha}: expected 1, because there are no labels that"
             f" {type(student).__name__} learns from{reason}"

@@ -39,6 +39,8 @@ KEPT_MODULES = (
     "SpladePooling",
     "SparseAutoEncoder",
 )
+# Fields of the transformer's settings with what its model is built with, old and new.
+MODEL_OPTIONS = ("model_args", "model_kwargs")
 # Version control and the Hub lose these with their empty folder.
 WITHOUT_FILES = ("Normalize", "Dropout")
 
@@ -92,6 +94,9 @@ class SentenceModules:
         found = self._transformer_file()
         if found is not None:
             settings_now = read_json(found)
+            for name in MODEL_OPTIONS:
+                if isinstance(settings_now.get(name), dict):  # of softmax attention
+                    settings_now[name].pop("attn_implementation", None)
             if longest is not None:
                 settings_now["max_seq_length"] = longest
             text = json.dumps(settings_now, indent=2) + "\n"

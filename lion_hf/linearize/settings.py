@@ -151,7 +151,7 @@ class Distillation:
                 raise ValueError(f"{name}={given}: expected an integer of at least 1")
         for name in (*RATE_OPTIONS.values(), "tau"):
             given = getattr(self, name)
-            if given is not None and not given > 0:
+            if given is not None and not 0 < given < float("inf"):
                 raise ValueError(f"{name}={given}: expected a positive number")
         share = self.document_share
         if isinstance(share, bool | str) or not 0 <= share < 1:

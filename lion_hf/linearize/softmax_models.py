@@ -29,6 +29,8 @@ NEEDED_SETTINGS = {
     "add_cross_attention": False,
     "quantization_config": None,
 }
+# How a model computes and gives its outputs, which changes none of them: what learning needs.
+PLAIN_OUTPUTS = {"return_dict": True, "output_attentions": False, "chunk_size_feed_forward": 0}
 # Parts of a checkpoint, by the beginnings of their names, that another head of the same network
 # has; and buffers of old ones.
 OTHER_HEADS = re.compile(
@@ -55,6 +57,8 @@ def load_softmax_model(
     architecture = (config.architectures or [None])[0]
     architecture = ENCODER_OF.get(architecture, architecture)
     check_softmax_config(config, architecture)
+    for name, value in PLAIN_OUTPUTS.items():
+        setattr(config, name, value)
     cls = getattr(transformers, architecture)
     files = weight_files(source, folder, subfolder)
     check_parameters(config, cls, files)

@@ -1,5 +1,6 @@
 """From which length LION is faster than its source, on the machine that this runs on."""
 
+import copy
 import time
 from typing import Any, NamedTuple
 
@@ -72,8 +73,10 @@ def faster_from(times: list[Times]) -> int | None:
 
 
 def _small(config: Any) -> Any:
-    layers = {"n_layers" if hasattr(config, "n_layers") else "num_hidden_layers": LAYERS}
-    return type(config).from_dict(config.to_dict() | layers)
+    """A copy of a configuration with fewer layers, even if it names some (`out_features`)."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = LAYERS
+    return config
 
 
 def _model(config: Any, length: int, text: bool, device: torch.device) -> PreTrainedModel:

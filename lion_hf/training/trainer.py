@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import ProgressCallback
 
+from ..folders import cannot_write
 from ..modeling.lion_choice import check_score_dropout, why_quadratic
 from ..modeling.modeling_lion import LionPreTrainedModel
 from . import checkpoints
@@ -30,7 +30,6 @@ __all__ = ["LionTrainer", "LionTrainingArguments"]
 
 logger = logging.getLogger(__name__)
 
-WRITE_ERRORS = ("PytorchStreamWriter", "inline_container", "iostream error", "(os error ")
 CURES = (
     "Usual cures: a lower learning rate, a longer warm-up, max_grad_norm=1, bf16 in place of fp16,"
     " other data."
@@ -349,7 +348,7 @@ class LionTrainer(UploadingTrainer):
         except BaseException as error:
             if self.args.should_save and checkpoints.is_own(folder):
                 checkpoints.remove(folder)
-            if not _cannot_write(error):
+            if not cannot_write(error):
                 raise
             raise OSError(
                 f"{folder} could not be written and was removed: {error}. Make room and start the"
@@ -413,17 +412,6 @@ def _mean_loss(log_history: list[dict[str, float]]) -> float:
     return sum(loss * (step - start) for (step, loss), start in zip(entries, starts)) / max(
         starts[-1], 1
     )
-
-
-def _cannot_write(error: BaseException) -> bool:
-    """Whether an error means that a file could not be written.
-
-    Python has OSError for that, and safetensors its own error. torch.save raises RuntimeError and
-    tokenizers a bare Exception, which only their texts tell from others.
-    """
-    if isinstance(error, OSError | SafetensorError):
-        return True
-    return isinstance(error, Exception) and any(word in str(error) for word in WRITE_ERRORS)
 
 
 def _with_labels(batch: dict) -> dict:

@@ -18,6 +18,7 @@ from lion_hf.linearize.families import HEADS
 from lion_hf.linearize.losses import relative_error
 from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.softmax_models import load_softmax_model
+from lion_hf.linearize.timing import compare_speeds
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
 
@@ -237,7 +238,7 @@ class TestCommand:
             (["--train_file", "{}/train.csv", "--max_length", "9", "--seed", "-1"], "seed=-1"),
             (
                 ["--train_file", "{}/plain.txt", "--max_length", "9", "--alpha", "0.5"],
-                "alpha=0.5: expected 1",
+                "LionForSequenceClassification learns from\n",  # nothing about what was held out
             ),
             (["--train_file", "{}/empty.txt", "--max_length", "9"], "holds no text"),
             (
@@ -247,6 +248,8 @@ class TestCommand:
             (["--data_path", "{}"], "reads text, which needs train_file or dataset"),
             (["--half_life", "-3"], "half_life=-3.0"),
             (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),
+            (["--learning_rate", "inf", "--train_file", "{}/train.csv"], "learning_rate=inf"),
+            (["--tau", "inf", "--train_file", "{}/train.csv"], "tau=inf"),
             (["--mask_typ", "lit"], "did you mean --mask_type"),
         ],
     )
@@ -291,6 +294,24 @@ class TestCommand:
         batch = inputs_of("BertForSequenceClassification")
         batch["input_ids"] = batch["input_ids"] % 5 + 5
         assert lesson(**batch)["loss"] == lesson(**batch)["loss"]
+
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [("return_dict", False), ("output_attentions", True), ("chunk_size_feed_forward", 2)],
+    )
+    def test_how_a_source_gives_its_outputs_changes_nothing(self, setting, value, text_source):
+        config = json.loads((text_source / "config.json").read_text())
+        batch = inputs_of("BertForSequenceClassification")  # of nine tokens
+        batch["input_ids"] = batch["input_ids"] % 11
+        losses = []
+        for changes in ({}, {setting: value}):
+            (text_source / "config.json").write_text(json.dumps(config | changes))
+            teacher = load_softmax_model(text_source)[0]
+            lesson = Lesson(linearize_model(teacher)[0], teacher)
+            lesson.begin("answers")
+            losses.append(lesson(**batch)["loss"].item())
+            compare_speeds(teacher.config, lesson.student.config, 0.01, torch.device("cpu"))
+        assert losses[0] == losses[1]
 
     def test_classes_whose_names_are_numbers(self, text_source, tmp_path):
         student, _ = linearize_model(

@@ -90,19 +90,21 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
         ({"steps": 7}, "steps was 6 and is 7"),
         ({"train_file": "other.txt"}, "train_file was .*train.txt.* and is .*other.txt"),
         ("data", "the content of train_file was '[0-9a-f]+' and is '[0-9a-f]+'"),
+        ("pattern", "the content of train_file was '[0-9a-f]+' and is '[0-9a-f]+'"),
         ("source", "the source was '[0-9a-f]+' and is '[0-9a-f]+'"),
     ],
-    ids=["batch", "steps", "file", "data", "source"],
+    ids=["batch", "steps", "file", "data", "pattern", "source"],
 )
 def test_a_run_does_not_go_on_with_other_settings(change, words, encoder, tmp_path, monkeypatch):
     stop_at(monkeypatch, 3)
+    usual = {"train_file": str(tmp_path / "tra*.txt")} if change == "pattern" else {}
     with pytest.raises(KeyboardInterrupt):
-        linearize_checkpoint(encoder, tmp_path / "lion", distillation=options(tmp_path))
+        linearize_checkpoint(encoder, tmp_path / "lion", distillation=options(tmp_path, **usual))
     monkeypatch.undo()
-    more = change if isinstance(change, dict) else {}
+    more = change if isinstance(change, dict) else usual
     if "train_file" in more:
         more = {"train_file": str(tmp_path / more["train_file"])}
-    if change == "data":
+    if change in ("data", "pattern"):
         (tmp_path / "train.txt").write_text("a b c\n" * 30)
     if change == "source":
         model = softmax_model("BertModel", vocab_size=21)

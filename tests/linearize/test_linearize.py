@@ -329,6 +329,7 @@ class TestRefusals:
             ({"seed": 2**32}, "seed=4294967296"),
             ({"sharpness": 0.0}, "sharpness=0.0"),
             ({"max_position_embeddings": 19}, "max_position_embeddings=19: expected at least"),
+            ({"max_position_embeddings": 10**12}, "=10{12}: expected at most 1000000"),
             ({"conv_kernel_size": 4}, "conv_kernel_size=4: expected None or an odd integer"),
             ({"feature_map": "exp"}, "feature_map='exp': expected one of"),
             ({"hidden_size": 8}, "hidden_size=8: the options are"),

@@ -173,7 +173,8 @@ class TestSentenceEncoders:
             shutil.move(file, inner / file.name)
         (inner / "sentence_bert_config.json").unlink()
         (inner / "sentence_roberta_config.json").write_text(
-            '{"max_seq_length": 9, "do_lower_case": false}'
+            '{"max_seq_length": 9, "do_lower_case": false, "model_args":'
+            ' {"add_pooling_layer": false, "attn_implementation": "sdpa"}}'
         )
         entries = json.loads((folder / "modules.json").read_text())
         for entry in entries:
