@@ -1,6 +1,7 @@
 """The modern block: exact in every form, with padding and packing anywhere, off by default."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -210,6 +211,20 @@ def test_compiled_without_graph_breaks(form):
     logits = compiled(ids, attention_mask=mask).logits
     expected = network(ids, attention_mask=mask).logits
     torch.testing.assert_close(logits[mask != 0], expected[mask != 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="programs are compiled by g++")
+def test_trained_by_compiled_programs():
+    """By torch's own code generator, which checks how tensors lie in memory."""
+    network = modern("MaskedLM").float()
+    inputs, found = inputs_of("MaskedLM", network.config), []
+    for run in (network, torch.compile(network)):
+        network.zero_grad()
+        run(**inputs).loss.backward()
+        found.append({name: p.grad.clone() for name, p in network.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.slow
