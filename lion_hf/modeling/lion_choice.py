@@ -49,7 +49,7 @@ AUTO_FORMS = (
     FormRow(True, False, "cpu", 16, "attention",
             "up to 16 tokens it takes 0.8 to 1.1 times one chunk's time"),
     FormRow(True, True, "cpu", 32, "chunk",
-            "batches of short rows train in 0.5 to 0.9 times the time of the attention form"),
+            "batches of short rows train in 0.7 to 0.9 times the time of the attention form"),
     FormRow(True, None, "", None, "chunk", "it is the fastest of all but short rows"),
 )  # fmt: skip
 # Tokens per chunk, likewise. A row of one chunk needs no states. Forward passes and training agree.

@@ -58,7 +58,9 @@ def is_short(request: AttentionRequest) -> bool:
     tensors = request.query, request.key, request.value, *edges
     if not edges or request.need_weights:
         return False
-    if not plainly_on_cpu(*tensors):  # before lengths are compared, which a trace would record
+    others = [request.mask, *(order for order, *_ in request.directions)]
+    # before lengths are compared, which a trace would record
+    if not plainly_on_cpu(*tensors, *(x for x in others if x is not None)):
         return False
     length = request.query.shape[2]
     longest = request.chunk_size or default_chunk_size(length, "cpu")[0]

@@ -70,7 +70,7 @@ def _chunks(request: AttentionRequest) -> torch.Tensor:
     length, chunk_size = query.shape[2], request.chunk_size
     if (
         orders[0] is None
-        or needs_plain_operations(query, key, value, *edges_of(request.directions))
+        or needs_plain_operations(query, key, value, *edges_of(request.directions), *orders)
         or length > (chunk_size or default_chunk_size(length, query.device.type)[0])
     ):
         return each_order(chunkwise, request)

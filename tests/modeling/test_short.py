@@ -207,3 +207,24 @@ def test_the_slope_of_large_features_keeps_its_digits(size):
     (expected,) = torch.autograd.grad(silu.sum(), exact)
     norms = torch.linalg.vector_norm(silu.detach() + 0.5, dim=-1, keepdim=True)
     torch.testing.assert_close(slopes.double() * norms, expected, atol=1e-6, rtol=0)
+
+
+def test_many_masks_or_orders_at_once(served):
+    """Gates of edges, or one for all, do not show that the mask or the order is batched."""
+    (*operands, log_decay), _, options = problem(-0.1, 2, padded=True)
+    masks = torch.stack([options["attention_mask"], options["attention_mask"].flip(1)])
+    orders = torch.stack([options["order"], options["order"].flip(0, 1)])
+
+    def masked(mask: torch.Tensor) -> torch.Tensor:
+        edges = log_decay[0], log_decay[1]
+        return lion_attention(*operands, edges, attention_mask=mask, form="chunk")
+
+    def ordered(order: torch.Tensor) -> torch.Tensor:
+        return lion_attention(*operands, log_decay[:, :1, :, :1], order=order, form="chunk")
+
+    for function, many in ((masked, masks), (ordered, orders)):
+        expected = torch.stack([function(x) for x in many])
+        assert served == [True, True]
+        torch.testing.assert_close(torch.func.vmap(function)(many), expected)
+        assert served.pop() is False
+        served.clear()
