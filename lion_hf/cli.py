@@ -284,7 +284,7 @@ def _linearize(argv: list[str], started: bool = False) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lion_hf.linearize").setLevel(logging.INFO)
     from .linearize.checkpoint import linearize_checkpoint
-    from .linearize.run_folder import SUFFIX
+    from .linearize.run_folder import run_folder_of
 
     try:
         made = linearize_checkpoint(
@@ -294,7 +294,7 @@ def _linearize(argv: list[str], started: bool = False) -> int:
             **vars(copying),
         )
     except KeyboardInterrupt:
-        left = Path(f"{output}{SUFFIX}").is_dir()  # not before the first checkpoint
+        left = run_folder_of(Path(output)).is_dir()  # not before the first checkpoint
         then = "goes on from here" if left else "starts anew, because nothing was learned yet"
         print(f"interrupted: the same command {then}", file=sys.stderr)
         return INTERRUPTED

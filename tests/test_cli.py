@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 from support.pages import ROOT
@@ -245,17 +244,20 @@ def test_a_worker_of_a_command_registers(monkeypatch):
 
 
 @pytest.mark.parametrize("begun", (False, True))
-def test_an_interrupted_linearize_says_whether_it_goes_on(begun, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("slash", ("", "/"))
+def test_an_interrupted_linearize_says_whether_it_goes_on(
+    slash, begun, tmp_path, monkeypatch, capsys
+):
     """Ctrl-C before the first checkpoint leaves nothing to go on from."""
 
     def interrupt(source, output, **options):
         if begun:
-            Path(f"{output}.run").mkdir()
+            (tmp_path / "lion.run").mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lion_hf.linearize.checkpoint.linearize_checkpoint", interrupt)
     text = tmp_path / "train.txt"
     text.write_text("a line\n")
-    words = ["linearize", "source", str(tmp_path / "lion"), "--train_file", str(text)]
+    words = ["linearize", "source", f"{tmp_path / 'lion'}{slash}", "--train_file", str(text)]
     assert cli.main(words) == 130
     assert ("goes on" if begun else "starts anew") in capsys.readouterr().err

@@ -32,7 +32,7 @@ from .documents import check_documents, long_documents
 from .held_out import HeldOut
 from .precision import bf16_is_faster
 from .report import Report
-from .run_folder import SUFFIX, RunFolder, State
+from .run_folder import RunFolder, State, run_folder_of
 from .settings import Distillation
 from .stage import STAGES, Learner
 from .timing import compare_speeds
@@ -68,8 +68,7 @@ def run_in(output: Path, process: PartialState, record: Mapping[str, Any]) -> It
     Raises:
         ValueError: in all processes, as `RunFolder.held`.
     """
-    folder = output.with_name(f"{output.name}{SUFFIX}")
-    run, record = RunFolder(folder, process.is_main_process), dict(record)
+    run, record = RunFolder(run_folder_of(output), process.is_main_process), dict(record)
     record["processes"] = process.num_processes
     with contextlib.ExitStack() as stack:
         on_first_process(process, lambda: stack.enter_context(run.held(record)))

@@ -67,6 +67,11 @@ class State:
         return Phase(**self.phases[self.phase])
 
 
+def run_folder_of(output: Path) -> Path:
+    """Where the run of an output keeps its state, beside it."""
+    return output.with_name(f"{output.name}{SUFFIX}")
+
+
 class RunFolder:
     """Sealed checkpoints of a run, one whole one at any time.
 
