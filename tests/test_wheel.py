@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.archives import unpack
 from support.pages import ROOT
 
 from lion_hf import cli, presets
@@ -61,7 +62,7 @@ def wheel(archive, tmp_path_factory) -> Path:
     """The wheel that pip would make of the source archive."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
+        unpack(file, folder)
     (unpacked,) = folder.iterdir()
     return build("wheel", unpacked, folder / "dist")
 

@@ -112,7 +112,16 @@ def _first(files: list[str] | None) -> str | None:
 
 
 def _check_image_data(settings: Distillation) -> None:
-    """Raises ConversionError for files that cannot hold images."""
+    """Raises ConversionError for files that cannot hold images, and for what is about texts."""
+    if settings.max_length is not None:
+        raise ConversionError(
+            f"max_length={settings.max_length}: expected none, because the source reads images,"
+            " which are read whole"
+        )
+    if len(settings.text_columns) > 1:
+        raise ConversionError(
+            f"text_columns={settings.text_columns}: expected one, the column of images"
+        )
     for name in ("train_file", "validation_file"):
         files = getattr(settings, name) or []
         if len(files) > 1 or any(not file.lower().endswith(".parquet") for file in files):

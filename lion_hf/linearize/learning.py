@@ -133,9 +133,8 @@ def distil(
     held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)
     held_out.documents = [collate([document]) for document in measured]
     found = run.load()
-    state = State() if found is None else found[0]
-    bf16 = settings.bf16 or bf16_is_faster(process.device)
-    learner = Learner(lesson, batches, held_out, state, run, process, bf16)
+    state = State(bf16=_computes_in_bf16(settings, process)) if found is None else found[0]
+    learner = Learner(lesson, batches, held_out, state, run, process)
     with memory_errors(settings):
         if found is None:
             _prepare(learner, settings)
@@ -186,6 +185,14 @@ def check_student(student: LionPreTrainedModel, processor: Any) -> None:
         raise ConversionError(
             "the source has no tokenizer or image processor, which distillation needs"
         )
+
+
+def _computes_in_bf16(settings: Distillation, process: PartialState) -> bool:
+    """The choice of the first process: how fast its device is depends on what else it does."""
+    choice = [settings.bf16 or bf16_is_faster(process.device)]
+    if process.num_processes > 1:
+        broadcast_object_list(choice)
+    return choice[0]
 
 
 def _prepare(learner: Learner, settings: Distillation) -> None:

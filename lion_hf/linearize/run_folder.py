@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..folders import write_json
+from ..folders import cannot_write, write_json
 from ..training import checkpoints
 from ..training.lock import folder_lock
 from ..training.settings import differences
@@ -29,6 +29,7 @@ class State:
     """How far a run is, as plain values.
 
     Args:
+        bf16: whether the run computes in bfloat16.
         clock: seconds of learning.
         phases: the plan; empty until it is made.
         phase: number of the phase that goes on; as many as there are once all are over.
@@ -46,6 +47,7 @@ class State:
         layer_errors: error of each layer's attention, per full measurement.
     """
 
+    bf16: bool = False
     clock: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: int = 0
@@ -164,9 +166,11 @@ class RunFolder:
                 folder / STATE_FILE,
             )
             checkpoints.seal(folder)
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        except Exception as error:
             if checkpoints.is_own(folder):
                 checkpoints.remove(folder)
+            if not cannot_write(error):
+                raise
             raise OSError(
                 f"{folder} could not be written and was removed: {error}. Make room and give the"
                 " same command again: it goes on from the last whole state"

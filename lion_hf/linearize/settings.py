@@ -133,6 +133,10 @@ class Distillation:
             raise ValueError(
                 f"train_file={self.train_file} and dataset={self.dataset!r}: expected one of them"
             )
+        if self.dataset_config is not None and not self.dataset:
+            raise ValueError(
+                f"dataset_config={self.dataset_config!r}: expected none without dataset"
+            )
         if self.budget is not None:
             self.budget = str(self.budget)  # Python's users may give a number of seconds
             seconds_of(self.budget)

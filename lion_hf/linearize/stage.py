@@ -48,7 +48,6 @@ class Learner:
         state: how far the run is; it is kept up to date.
         folder: where checkpoints go.
         process: its device, and its place among others.
-        bf16: whether to compute in bfloat16.
     """
 
     def __init__(
@@ -59,10 +58,9 @@ class Learner:
         state: State,
         folder: RunFolder,
         process: PartialState,
-        bf16: bool,
     ):
         self.lesson, self.batches, self.held_out = lesson, batches, held_out
-        self.state, self.folder, self.process, self.bf16 = state, folder, process, bf16
+        self.state, self.folder, self.process = state, folder, process
         self.clock = Clock(state.clock)
         self.kept: dict[str, Any] = {}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -219,7 +217,7 @@ class Learner:
 
     def autocast(self) -> torch.autocast:
         """Where a run computes in bfloat16; weights and losses stay in float32."""
-        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.state.bf16)
 
     def _average(self, loss: torch.Tensor, parameters: list[nn.Parameter]) -> torch.Tensor:
         """The mean loss of all processes, after the gradients have become their means."""

@@ -35,8 +35,11 @@ def texts(
     prepare = TextSamples(tokenizer, settings, masked, longest)
     reader = TextReader(settings, config, labelled)
     rows, others, notes = reader.train(), reader.validation(), reader.notes
-    check_words(rows, tokenizer, settings, masked)
-    if others is None:  # whole texts, before they are cut
+    check_words(rows, tokenizer, name_of(settings), masked)
+    if others is not None:
+        measured = " ".join(settings.validation_file or [settings.dataset or ""])
+        check_words(others, tokenizer, measured, masked)
+    else:  # whole texts, before they are cut
         runs = HELD_OUT if settings.wants_documents else None
         rows, others, note = hold_out(rows, settings.validation_samples, runs)
         notes.append(note)

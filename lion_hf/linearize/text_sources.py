@@ -57,6 +57,7 @@ class TextReader:
         settings = self.settings
         if settings.dataset:
             return self._rows(self._split(settings.train_split), settings.dataset)
+        self._check_columns()
         return self._files(settings.train_file or [])
 
     def validation(self) -> Rows | None:
@@ -73,6 +74,18 @@ class TextReader:
                 raise
             return None
         return self._rows(table, settings.dataset)
+
+    def _check_columns(self) -> None:
+        """Raises ConversionError if columns are named and no file has any."""
+        given = [*(self.settings.train_file or []), *(self.settings.validation_file or [])]
+        if not all(_suffix(name) in TEXT_SUFFIXES for name in find_files(given)):
+            return
+        for option in ("text_columns", "label_column"):
+            if value := getattr(self.settings, option):
+                raise ConversionError(
+                    f"{option}={value!r}: expected none, because plain text has no columns"
+                    f" ({', '.join(given)})"
+                )
 
     def _split(self, split: str) -> Table:
         name, config = self.settings.dataset, self.settings.dataset_config
@@ -99,7 +112,7 @@ class TextReader:
     def _file(self, name: str) -> Rows:
         packed = name.lower().endswith(PACKED)
         check_unpacked(name)
-        suffix = Path(name.lower().removesuffix(PACKED)).suffix
+        suffix = _suffix(name)
         if suffix in TEXT_SUFFIXES:
             return _lines(name)
         if suffix not in SUFFIXES:
@@ -160,6 +173,11 @@ class TextReader:
         return tuple(columns), label
 
 
+def _suffix(name: str) -> str:
+    """The suffix of a file, or of what is packed in it."""
+    return Path(name.lower().removesuffix(PACKED)).suffix
+
+
 def _lines(name: str) -> Rows:
     check_text(name)
     with open_text(name) as file:
@@ -197,15 +215,13 @@ def name_of(settings: Distillation) -> str:
     return settings.dataset or " ".join(settings.train_file or [])
 
 
-def check_words(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, settings: Distillation, masked: bool
-) -> None:
+def check_words(rows: Rows, tokenizer: PreTrainedTokenizerBase, source: str, masked: bool) -> None:
     """Makes sure that the tokenizer knows words of the texts.
 
     Args:
         rows: of a `TextReader`.
         tokenizer: the source's.
-        settings: where the texts came from, for the message.
+        source: where the texts came from, for the message.
         masked: whether tokens will be masked.
 
     Raises:
@@ -218,6 +234,6 @@ def check_words(
             return
     result = "nothing can be masked" if masked else "nothing can be learnt"
     raise ConversionError(
-        f"{name_of(settings)}: the source's tokenizer knows no word of {count} texts that were"
+        f"{source}: the source's tokenizer knows no word of {count} texts that were"
         f" looked at, so {result}: expected text in the source's language"
     )

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import transformers
 from filelock import FileLock
+from support.archives import unpack
 
 PACKAGE = "transformers_common_tests"
 
@@ -54,7 +55,7 @@ def obtain(cache: Path) -> Path:
                     for m in archive.getmembers()
                     if m.name.startswith(f"{name}/tests/") and m.name.endswith(".py")
                 ]
-                archive.extractall(cache / "unpacked", members, filter="data")
+                unpack(archive, cache / "unpacked", members)
             (cache / "unpacked" / name).rename(cache / name)
     return tests
 

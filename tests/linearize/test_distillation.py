@@ -246,6 +246,10 @@ class TestCommand:
                 "'txt' is not in",
             ),
             (["--data_path", "{}"], "reads text, which needs train_file or dataset"),
+            (
+                ["--train_file", "{}/train.csv", "--dataset_config", "en"],
+                "dataset_config='en': expected none without dataset",
+            ),
             (["--half_life", "-3"], "half_life=-3.0"),
             (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),
             (["--learning_rate", "inf", "--train_file", "{}/train.csv"], "learning_rate=inf"),

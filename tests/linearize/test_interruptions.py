@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from support.softmax_models import softmax_model, stop_at
 from transformers import BertTokenizer
 
-from lion_hf.linearize import budget, stage
+from lion_hf.linearize import budget, learning, stage
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.held_out import HeldOut
 from lion_hf.linearize.settings import Distillation
@@ -65,6 +65,7 @@ def run(words: list[str]) -> subprocess.Popen:
 def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
     step, encoder, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(learning, "bf16_is_faster", lambda _: step == 6)
     made = linearize_checkpoint(encoder, tmp_path / "whole", distillation=options(tmp_path))
     stop_at(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
@@ -73,6 +74,8 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
     (checkpoint,) = checkpoints(tmp_path / "lion.run")
     assert damage(checkpoint) is None
     monkeypatch.undo()
+    # A machine that is busy, or another one, would choose otherwise.
+    monkeypatch.setattr(learning, "bf16_is_faster", lambda _: step != 6)
     steps, own = [], stage.Learner._step
     monkeypatch.setattr(stage.Learner, "_step", lambda *a: (steps.append(1), own(*a))[1])
     again = linearize_checkpoint(encoder, tmp_path / "lion", distillation=options(tmp_path))

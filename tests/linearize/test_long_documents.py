@@ -9,6 +9,7 @@ from support.softmax_models import inputs_of, softmax_model, stop_at
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import BertTokenizer
 
+from lion_hf.linearize import learning
 from lion_hf.linearize.budget import Speed, Wishes, plan_by_clock
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
@@ -187,10 +188,12 @@ class TestRuns:
                 encoder, tmp_path / name, distillation=lessons, max_position_embeddings=80
             )
 
+        monkeypatch.setattr(learning, "bf16_is_faster", lambda _: True)
         whole = make("whole")
         steps = stop_at(monkeypatch, step)
         with pytest.raises(KeyboardInterrupt):
             make("lion")
+        monkeypatch.setattr(learning, "bf16_is_faster", lambda _: False)  # it is not asked again
         again = make("lion")
         assert len(steps) == 8  # none was made twice
         one, other = (load_file(tmp_path / x / "model.safetensors") for x in ("whole", "lion"))

@@ -130,6 +130,24 @@ def test_text_of_which_the_tokenizer_knows_no_word(text_source, tmp_path):
         student, _ = linearize_model(softmax_model(architecture))
         with pytest.raises(ValueError, match=f"knows no word of 5 texts .*nothing can be {result}"):
             lesson_data(student, tokenizer, settings, seed=0)
+    (tmp_path / "known.txt").write_text("a film\n" * 5)
+    files = [str(tmp_path / name) for name in ("known.txt", "greek.txt")]
+    settings = Distillation(train_file=files[0], validation_file=files[1])
+    with pytest.raises(ValueError, match="greek.txt: the source's tokenizer knows no word"):
+        lesson_data(student, tokenizer, settings, seed=0)
+
+
+def test_columns_of_plain_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a film\n" * 3)
+    (tmp_path / "b.csv").write_text("mine,other\na film,b\n")
+    text, table = (str(tmp_path / name) for name in ("a.txt", "b.csv"))
+    for option in ({"text_columns": ["mine"]}, {"label_column": "mine"}):
+        words = f"{[*option][0]}=.*mine.*: expected none, because plain text has no columns"
+        with pytest.raises(ValueError, match=words):
+            read(train_file=text, validation_file=text, **option).train()
+    # where a table is among the files, its columns are meant
+    reader = read(train_file=text, validation_file=table, text_columns=["mine"])
+    assert len(reader.train()) == 3 and reader.validation() == [{"sentence1": "a film"}]
 
 
 def test_text_without_a_sentence(text_source, tmp_path):
@@ -178,6 +196,11 @@ def test_data_of_the_other_modality(text_source, image_source, tmp_path):
     settings = Distillation(train_file=str(tmp_path / "a.txt"))
     with pytest.raises(ValueError, match="the source reads images, which needs data_path"):
         lesson_data(student, None, settings, seed=0)
+    given = {"data_path": str(tmp_path / "images")}
+    with pytest.raises(ValueError, match="max_length=20: expected none, because .* images"):
+        lesson_data(student, None, Distillation(**given, max_length=20), seed=0)
+    with pytest.raises(ValueError, match=r"text_columns=\['a', 'b'\]: expected one, the column of"):
+        lesson_data(student, None, Distillation(**given, text_columns=["a", "b"]), seed=0)
 
 
 def test_out_of_memory_is_one_line_with_the_cure():
