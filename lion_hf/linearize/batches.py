@@ -58,9 +58,17 @@ class Batches:
         last = number + 1 == len(batches)
         return self.collate(batches[number]), (pool + 1, 0) if last else (pool, number + 1)
 
-    def longest(self) -> Batch:
-        """The batch of the first pool with the longest text, which needs the most memory."""
-        return self.collate(max(self._batches(0), key=lambda rows: max(map(_length, rows))))
+    def largest(self) -> Batch:
+        """The batch of the first pool with the most tokens, which takes the most time and memory.
+
+        The longest text may be alone in what is left of a pool, and is then read in no time.
+        """
+
+        def size(rows: list[dict[str, Any]]) -> tuple[int, int]:
+            longest = max(map(_length, rows))
+            return len(rows) * longest, longest
+
+        return self.collate(max(self._batches(0), key=size))
 
     def _batches(self, pool: int) -> list[list[dict[str, Any]]]:
         if self._pool[0] != pool:

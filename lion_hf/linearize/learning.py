@@ -248,12 +248,12 @@ def _wishes(lesson: Lesson, settings: Distillation) -> Wishes:
 
 
 def _step_seconds(learner: Learner, stage: str) -> float:
-    """Seconds of a step on the longest batch, which also shows whether the memory suffices."""
+    """Seconds of a step on the largest batch, which also shows whether the memory suffices."""
     learner.lesson.begin(stage)
     learner.lesson.train()
     if stage != "layers":
         learner.lesson.scale(learner.held_out.sample(learner.process.device))
-    batch, seconds = learner.batches[stage].longest(), []
+    batch, seconds = learner.batches[stage].largest(), []
     for _ in range(2):  # the first one also warms up
         began = time.monotonic()
         learner.backward(batch).item()

@@ -138,6 +138,17 @@ def test_an_epoch_has_every_row_once_with_little_padding():
     assert sorted(seen) == [*range(1, 301)] and padding < 0.1 * tokens
 
 
+def test_a_step_is_timed_on_the_most_tokens_and_not_on_the_longest_text():
+    """The longest text of a pool is alone in its last batch here, and is read in no time."""
+    texts = [torch.full((n,), 1) for n in [32] * 320 + [200]]
+    batches = Batches(SeededDataset([{"input_ids": x} for x in texts]), collate, None, seed=0)
+    sizes, place = [], (0, 0)
+    while place[0] == 0:
+        batch, place = batches.take(place)
+        sizes.append(batch["input_ids"].shape)
+    assert (1, 200) in sizes and batches.largest()["input_ids"].shape == (32, 32)
+
+
 def test_processes_share_the_rows():
     data = rows(64)
     found = [first_tokens(Batches(data, collate, 4, 0, n, 2), 8) for n in range(2)]
