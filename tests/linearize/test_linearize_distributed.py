@@ -11,6 +11,21 @@ from transformers import BertTokenizer
 
 from lion_hf.cli import main
 
+KILLED = """
+import os, signal, sys
+from lion_hf.cli import main
+from lion_hf.linearize import stage
+stage.SAVE_SECONDS = 0.0
+last, own, steps = int(sys.argv[1]), stage.Learner._step, []
+def step(*args):
+    steps.append(1)
+    if len(steps) == last and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return own(*args)
+stage.Learner._step = step
+sys.exit(main(sys.argv[2:]))
+"""  # the command, which saves its state before each step, until a kill in the given one
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 
 
@@ -44,3 +59,28 @@ def test_two_processes_learn_as_one_with_the_whole_batch(tmp_path):
     cosines = [found["metrics"]["cosine"] for found in figures]
     assert cosines[1] == pytest.approx(cosines[0], abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir() if ".run" in path.name) == []
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_after_a_kill(tmp_path):
+    """In the stage of long documents, whose order is kept too."""
+    softmax_model("BertModel", vocab_size=len(WORDS)).save_pretrained(tmp_path / "source")
+    tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)})
+    tokenizer.save_pretrained(tmp_path / "source")
+    lines = [" ".join("abcdefgh"[(k * n) % 8] for n in range(12)) for k in range(1, 41)]
+    (tmp_path / "two.txt").write_text("\n".join(lines))
+    (tmp_path / "killed.py").write_text(KILLED)
+    more = ["--batch_size", "4", "--max_length", "16", "--max_position_embeddings", "80"]
+    more += ["--document_steps", "5", "--document_learning_rate", "1e-3", "--bf16"]
+
+    def run(last: int, output: str) -> str:
+        program = [str(tmp_path / "killed.py"), str(last), *command(tmp_path, output, *more)]
+        return start(LAUNCHES["torchrun"][0], *program)[0]
+
+    run(100, "whole")
+    with pytest.raises(AssertionError, match="SIGKILL"):
+        run(7, "lion")  # the third step on documents
+    assert (tmp_path / "lion.run").is_dir() and not (tmp_path / "lion").exists()
+    assert "going on after" in run(4, "lion")  # three steps are left; a fourth would be killed
+    assert distance(tmp_path / "whole", tmp_path / "lion") == 0
+    assert not (tmp_path / "lion.run").exists()
