@@ -15,6 +15,9 @@ from .settings import HELD_OUT, Distillation
 from .text_sources import TextReader, check_words, hold_out, name_of
 
 MAX_LENGTH = 256  # tokens per text, unless asked otherwise
+# What the source says about other words in the place of some teaches about words that the texts do
+# not have: the copy then comes nearer on text of other kinds (benchmarks/results/linearize.md).
+EXCHANGED_TEXTS, EXCHANGED_TOKENS = 0.5, 0.15  # share of the texts, and of the tokens of those
 
 
 def texts(
@@ -33,6 +36,9 @@ def texts(
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
     prepare = TextSamples(tokenizer, settings, masked, longest)
+    # The labels of a text, or of its masked tokens, are those of its own words.
+    exchange = ExchangeTokens(tokenizer) if settings.alpha == 1 and not masked else None
+    prepare_training = TextSamples(tokenizer, settings, masked, longest, exchange)
     reader = TextReader(settings, config, labelled)
     rows, others, notes = reader.train(), reader.validation(), reader.notes
     check_words(rows, tokenizer, name_of(settings), masked)
@@ -50,8 +56,9 @@ def texts(
                 f"{name_of(settings)}: expected sentences, but none of the texts has"
                 f" {FEWEST_LETTERS} letters in one"
             )
-    train = SeededDataset(rows, prepare, seed)
+    train = SeededDataset(rows, prepare_training, seed)
     validation = SeededDataset(others, prepare, seed, vary=False)
+    check_types(validation[0], config.type_vocab_size)
     return train, validation, TextBatches(tokenizer.pad_token_id, labelled), notes
 
 
@@ -87,6 +94,17 @@ def _check(
         )
 
 
+def check_types(row: dict[str, Any], known: int) -> None:
+    """Raises ConversionError if a row has token types that the source does not know."""
+    types = row.get("token_type_ids")
+    if types is not None and types.max() >= known:
+        raise ConversionError(
+            f"the source's tokenizer gives the second text of a pair the token type"
+            f" {int(types.max())}, but the source has type_vocab_size={known}: expected texts"
+            " alone, or a tokenizer and a model that fit each other"
+        )
+
+
 class TextSamples:
     """Makes tokens of a row, with labels, or with masks and the masked tokens as labels.
 
@@ -95,6 +113,7 @@ class TextSamples:
         settings: length, and share of masked tokens.
         masked: whether to mask.
         longest: tokens that the source takes.
+        exchange: what puts other words in; None for the texts as they are.
     """
 
     def __init__(
@@ -103,8 +122,9 @@ class TextSamples:
         settings: Distillation,
         masked: bool,
         longest: int,
+        exchange: "ExchangeTokens | None" = None,
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.exchange = tokenizer, exchange
         self.max_length = settings.max_length or min(MAX_LENGTH, longest)
         self.mask = MaskTokens(tokenizer, settings.mask_probability) if masked else None
 
@@ -115,7 +135,32 @@ class TextSamples:
         prepared = {name: torch.tensor(tokens[name]) for name in names}
         if self.mask is not None:
             return self.mask(prepared)
+        if self.exchange is not None:
+            prepared["input_ids"] = self.exchange(prepared["input_ids"])
         return prepared | {name: row[name] for name in row if name == "labels"}
+
+
+class ExchangeTokens:
+    """Puts random tokens of the vocabulary in the place of some tokens of some texts.
+
+    Special tokens stay where they are, and none is put in.
+
+    Args:
+        tokenizer: the model's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.special = torch.tensor(sorted({*tokenizer.all_special_ids}))
+        known = torch.tensor(sorted(tokenizer.get_vocab().values()))
+        self.words = known[~torch.isin(known, self.special)]
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens of a text, (L,), or others; by torch's random state."""
+        if torch.rand(()) >= EXCHANGED_TEXTS or not len(self.words):
+            return tokens
+        others = self.words[torch.randint(len(self.words), tokens.shape)]
+        chosen = torch.rand(tokens.shape) < EXCHANGED_TOKENS
+        return torch.where(chosen & ~torch.isin(tokens, self.special), others, tokens)
 
 
 class TextBatches:

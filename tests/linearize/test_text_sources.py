@@ -215,3 +215,56 @@ def test_out_of_memory_is_one_line_with_the_cure():
 def test_two_sources_of_text():
     with pytest.raises(ValueError, match="train_file=.*and dataset='b': expected one of them"):
         Distillation(train_file="a.txt", dataset="b")
+
+
+class TestExchangedTokens:
+    """Other words in the place of some, in what is learnt from alone."""
+
+    def made(self, architecture, source, place, **more):
+        """Training texts, texts to measure on, and the tokens of the text as it is."""
+        student, _ = linearize_model(softmax_model(architecture, vocab_size=11))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        text = " ".join(["a very bad film"] * 4)
+        (place / "many.csv").write_text("text,label\n" + f"{text},0\n" * 100)
+        given = {"train_file": str(place / "many.csv"), **more}
+        train, validation, *_ = lesson_data(student, tokenizer, Distillation(**given), seed=0)
+        return train, validation, torch.tensor(tokenizer(text)["input_ids"])
+
+    def test_some_tokens_of_half_of_the_texts(self, text_source, tmp_path):
+        train, validation, whole = self.made("BertModel", text_source, tmp_path)
+        texts = [train[n]["input_ids"] for n in range(len(train))]
+        changed = torch.stack([text != whole for text in texts])
+        assert 0.35 < changed.any(1).float().mean() < 0.6  # a text may keep all of its words
+        assert 0.03 < changed[:, 1:-1].float().mean() < 0.1  # a sixth of them get their own word
+        assert not changed[:, [0, -1]].any()  # the special tokens
+        found = {*torch.stack(texts)[changed].tolist()}
+        assert found == {*range(5, 11)}  # every word, and no special token
+        again = [train[n]["input_ids"] for n in range(len(train))]
+        assert all(torch.equal(one, other) for one, other in zip(texts, again))
+        train.set_epoch(1)
+        assert any(not torch.equal(x, train[n]["input_ids"]) for n, x in enumerate(texts))
+        measured = [validation[n]["input_ids"] for n in range(len(validation))]
+        assert all(torch.equal(x, whole) for x in measured)
+
+    @pytest.mark.parametrize(
+        ("architecture", "alpha"),
+        [("BertForMaskedLM", 1.0), ("BertForSequenceClassification", 0.5)],
+    )
+    def test_none_where_labels_are_those_of_the_own_words(
+        self, architecture, alpha, text_source, tmp_path
+    ):
+        train, _, whole = self.made(architecture, text_source, tmp_path, alpha=alpha)
+        for n in range(40):
+            row = train[n]
+            labels = torch.as_tensor(row["labels"])
+            own = labels == -100 if labels.dim() else torch.ones_like(whole, dtype=torch.bool)
+            assert torch.equal(row["input_ids"][own], whole[own])
+
+
+def test_token_types_that_the_source_does_not_know(text_source, tmp_path):
+    (tmp_path / "pairs.csv").write_text("sentence1,sentence2\na film,a bad film\n")
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    student, _ = linearize_model(softmax_model("BertModel", type_vocab_size=1))
+    settings = Distillation(train_file=str(tmp_path / "pairs.csv"))
+    with pytest.raises(ValueError, match="the token type 1, but the source has type_vocab_size=1"):
+        lesson_data(student, tokenizer, settings, seed=0)
