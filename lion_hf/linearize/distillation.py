@@ -27,7 +27,9 @@ from .softmax_models import source_name, theirs_in
 
 ATTENTION, EMBEDDINGS = ".attention.", ".embeddings."  # in the names of parameters
 REST_RATE = 0.3  # of the attention's learning rate, for what was copied as it is
-POOLED = 0.1  # weight of the pooled embeddings' cosine: 0.25 came less near, 1 and 4 less still
+# Weight of what comes out beside the hidden states. A batch has few texts, so its gradient is noisy,
+# and with weight 1 both encoders and classifiers came less near to their source in the same time.
+ANSWERS = 0.1
 MOST_COMPARED = 1000  # samples whose pairs are compared
 
 
@@ -150,8 +152,7 @@ class Lesson(nn.Module):
     ) -> torch.Tensor:
         """The loss of the second stage: distances of hidden states, and of what comes out.
 
-        For encoders that is the cosine of the pooled embeddings, which counts little: a batch has
-        few texts, so its gradient is noisy, and the hidden states say more.
+        For encoders that is the cosine of the pooled embeddings. It counts little: see `ANSWERS`.
 
         Args:
             batch: what both models were given.
@@ -162,17 +163,18 @@ class Lesson(nn.Module):
         given = batch if labels is None else batch | {"labels": labels}
         tokens = batch.get("attention_mask")
         states = (outputs.hidden_states[1:], answers.hidden_states[1:])
-        loss = hidden_state_loss(*states, self.scales, tokens).mean()
+        hidden = hidden_state_loss(*states, self.scales, tokens).mean()
         if type(self.student).__name__ == "LionModel":
             mine, theirs = (
                 pool(x.last_hidden_state, tokens, self.pooling) for x in (outputs, answers)
             )
-            loss = loss + POOLED * (1 - nn.functional.cosine_similarity(mine, theirs)).mean()
+            answered = (1 - nn.functional.cosine_similarity(mine, theirs)).mean()
         else:
-            loss = loss + answer_loss(self.student, outputs, answers, given, tau=self.tau)
+            answered = answer_loss(self.student, outputs, answers, given, tau=self.tau)
         if labels is None or self.alpha == 1:
-            return loss
-        return self.alpha * loss + (1 - self.alpha) * outputs.loss
+            return hidden + ANSWERS * answered
+        both = self.alpha * answered + (1 - self.alpha) * outputs.loss
+        return self.alpha * hidden + ANSWERS * both
 
     @torch.no_grad()
     def ask(
