@@ -197,6 +197,12 @@ def _read_path(source: ImageSource, root: Path, train: bool) -> tuple[Images, Im
     if not root.is_dir():
         raise ValueError(f"data_path={source.data_path!r}: there is no such folder")
     held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
+    if held_out or (root / "train").is_dir():
+        for name in ("image_column", "label_column"):
+            if value := getattr(source, name):
+                raise ValueError(
+                    f"{name}={value!r}: expected none, because folders of images have no columns"
+                )
     if not train and held_out and not (root / "train").is_dir():
         return read_folders(held_out, held_out)
     if (root / "train").is_dir():

@@ -61,7 +61,7 @@ class Batches:
     def largest(self) -> Batch:
         """The batch of the first pool with the most tokens, which takes the most time and memory.
 
-        The longest text may be alone in what is left of a pool, and is then read in no time.
+        The longest text may be alone in the last batch of a pool, which then takes little time.
         """
 
         def size(rows: list[dict[str, Any]]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from ..modeling.configuration_lion import LionConfig
 from ..modeling.image_processing_lion import MAX_BYTES
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
-from .settings import Distillation
+from .settings import TRAIN_SPLIT, VALIDATION_SPLIT, Distillation
 from .text_data import texts
 
 if TYPE_CHECKING:
@@ -122,6 +123,18 @@ def _check_image_data(settings: Distillation) -> None:
         raise ConversionError(
             f"text_columns={settings.text_columns}: expected one, the column of images"
         )
+    for name, usual in (("train_split", TRAIN_SPLIT), ("validation_split", VALIDATION_SPLIT)):
+        if getattr(settings, name) != usual:
+            raise ConversionError(
+                f"{name}={getattr(settings, name)!r}: expected none, because images are read from"
+                " the splits that are named train, and val, validation or test"
+            )
+    if settings.data_path and Path(settings.data_path, "train").is_dir():
+        for name in ("text_columns", "label_column"):
+            if value := getattr(settings, name):
+                raise ConversionError(
+                    f"{name}={value!r}: expected none, because folders of images have no columns"
+                )
     for name in ("train_file", "validation_file"):
         files = getattr(settings, name) or []
         if len(files) > 1 or any(not file.lower().endswith(".parquet") for file in files):

@@ -27,8 +27,8 @@ from .softmax_models import source_name, theirs_in
 
 ATTENTION, EMBEDDINGS = ".attention.", ".embeddings."  # in the names of parameters
 REST_RATE = 0.3  # of the attention's learning rate, for what was copied as it is
-# Weight of what comes out beside the hidden states. A batch has few texts, so its gradient is noisy,
-# and with weight 1 both encoders and classifiers came less near to their source in the same time.
+# Weight of what comes out, beside the hidden states: with 1, encoders and classifiers came less
+# near to their source in the same time (benchmarks/results/linearize.md).
 ANSWERS = 0.1
 MOST_COMPARED = 1000  # samples whose pairs are compared
 
@@ -171,10 +171,10 @@ class Lesson(nn.Module):
             answered = (1 - nn.functional.cosine_similarity(mine, theirs)).mean()
         else:
             answered = answer_loss(self.student, outputs, answers, given, tau=self.tau)
+        loss = hidden + ANSWERS * answered
         if labels is None or self.alpha == 1:
-            return hidden + ANSWERS * answered
-        both = self.alpha * answered + (1 - self.alpha) * outputs.loss
-        return self.alpha * hidden + ANSWERS * both
+            return loss
+        return self.alpha * loss + (1 - self.alpha) * outputs.loss
 
     @torch.no_grad()
     def ask(

@@ -133,6 +133,7 @@ def distil(
     held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)
     held_out.documents = [collate([document]) for document in measured]
     found = run.load()
+    process.wait_for_everyone()  # the first one removes this checkpoint with its next
     state = State(bf16=_computes_in_bf16(settings, process)) if found is None else found[0]
     learner = Learner(lesson, batches, held_out, state, run, process)
     with memory_errors(settings):
@@ -218,7 +219,7 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
 
     def make_plan() -> None:
         if budget is None:
-            plan = plan_by_steps(settings.stage_steps, wishes)
+            plan = plan_by_steps(settings.stage_steps(wishes.layers > 0), wishes)
         else:
             plan = plan_by_clock(budget, now, speed, wishes)
         learner.state.phases = [asdict(phase) for phase in plan]
@@ -230,7 +231,7 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
         broadcast_object_list(shared)
         learner.state = State(**shared[0])
         held_out.sizes = learner.state.samples
-    logger.info("%s", settings.in_words)
+    logger.info("%s", settings.in_words(wishes.layers > 0))
     logger.info("after an interruption the same command goes on from %s", learner.folder.path)
 
 

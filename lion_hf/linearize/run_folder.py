@@ -33,9 +33,10 @@ class State:
         clock: seconds of learning.
         phases: the plan; empty until it is made.
         phase: number of the phase that goes on; as many as there are once all are over.
+        begun: whether it has begun, perhaps without a step yet.
         began: seconds on the clock when it began.
         step: steps done in it.
-        place: of the next batch.
+        places: of the next batch of each process: they cut their rows into batches of their own.
         best: the lowest held-out loss in it.
         measured: seconds on the clock after the last measurement.
         samples: held-out samples of a full and of a quick measurement, and long documents.
@@ -51,9 +52,10 @@ class State:
     clock: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: int = 0
+    begun: bool = False
     began: float = 0.0
     step: int = 0
-    place: tuple[int, int] = (0, 0)
+    places: list[tuple[int, int]] = field(default_factory=list)
     best: float | None = None
     measured: float = 0.0
     samples: list[int] = field(default_factory=list)
@@ -199,9 +201,7 @@ class RunFolder:
         }
         own = content.pop(Path(STATE_FILE).stem)
         self.last = folder
-        state = State(**own["state"])
-        state.place = (state.place[0], state.place[1])  # JSON and torch may make lists of tuples
-        return state, own["weights"], own["optimizer"], content
+        return State(**own["state"]), own["weights"], own["optimizer"], content
 
 
 def _number(folder: Path) -> int:

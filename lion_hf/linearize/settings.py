@@ -6,8 +6,9 @@ from ..convert.errors import ConversionError
 from .budget import IN_WORDS, seconds_of
 
 DEFAULT_BUDGET = "30m"
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 SHORTEST_WINDOW = 3  # tokens: the two special ones of a text, and one between them
-DEFAULT_STEPS = 300  # of a stage, where only the other's steps are given
+DEFAULT_STEPS = 300  # of a stage, where only steps of others are given
 # Peak learning rates of the stages: around these a run looks for its own.
 LAYER_LEARNING_RATE, LEARNING_RATE, DOCUMENT_LEARNING_RATE = 1e-3, 1e-3, 1.5e-4
 
@@ -52,9 +53,12 @@ class Distillation:
     dataset_config: str | None = field(
         default=None, metadata={"help": "Its configuration, such as en."}
     )
-    train_split: str = field(default="train", metadata={"help": "Its split to learn from."})
+    train_split: str = field(
+        default=TRAIN_SPLIT, metadata={"help": "Text: its split to learn from."}
+    )
     validation_split: str = field(
-        default="validation", metadata={"help": "Its split to measure on, if there is one."}
+        default=VALIDATION_SPLIT,
+        metadata={"help": "Text: its split to measure on; the usual one may be missing."},
     )
     data_path: str | None = field(
         default=None,
@@ -75,14 +79,21 @@ class Distillation:
         },
     )
     layer_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the first stage, in place of a budget."}
+        default=None,
+        metadata={
+            "help": "Steps of the first stage, in place of a budget. Where other steps are given:"
+            " 300 for images, none for text."
+        },
     )
     layer_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Its peak learning rate. A run with a budget finds it by short trials."},
     )
     steps: int | None = field(
-        default=None, metadata={"help": "Steps of the second stage, in place of a budget."}
+        default=None,
+        metadata={
+            "help": "Steps of the second stage, in place of a budget; 300 where others are given."
+        },
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "Its peak learning rate, found likewise."}
@@ -133,10 +144,10 @@ class Distillation:
             raise ValueError(
                 f"train_file={self.train_file} and dataset={self.dataset!r}: expected one of them"
             )
-        if self.dataset_config is not None and not self.dataset:
-            raise ValueError(
-                f"dataset_config={self.dataset_config!r}: expected none without dataset"
-            )
+        usual = {"train_split": TRAIN_SPLIT, "validation_split": VALIDATION_SPLIT}
+        for name, value in {"dataset_config": None, **usual}.items():
+            if getattr(self, name) != value and not self.dataset:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected none without dataset")
         if self.budget is not None:
             self.budget = str(self.budget)  # Python's users may give a number of seconds
             seconds_of(self.budget)
@@ -200,11 +211,16 @@ class Distillation:
         """The budget: the one that was given, else the usual one."""
         return self.budget or DEFAULT_BUDGET
 
-    @property
-    def stage_steps(self) -> dict[str, int]:
-        """Steps of each stage, of a run that goes by them."""
+    def stage_steps(self, layers: bool) -> dict[str, int]:
+        """Steps of each stage, of a run that goes by them.
+
+        Args:
+            layers: whether the first stage is part of a run that does not name it.
+        """
         given = {"layers": self.layer_steps, "answers": self.steps}
         steps = {name: DEFAULT_STEPS if x is None else x for name, x in given.items()}
+        if self.layer_steps is None and not layers:
+            steps["layers"] = 0
         return steps | {"documents": self.document_steps or 0}
 
     @property
@@ -221,11 +237,10 @@ class Distillation:
         """Learning rates of each stage that were given; None for those to be found."""
         return {stage: getattr(self, name) for stage, name in RATE_OPTIONS.items()}
 
-    @property
-    def in_words(self) -> str:
-        """How long a run is."""
+    def in_words(self, layers: bool) -> str:
+        """How long a run is, with the argument of `stage_steps`."""
         if self.by_steps:
-            steps = self.stage_steps
+            steps = self.stage_steps(layers)
             words = [f"{steps[stage]} {IN_WORDS[stage]}" for stage in steps if steps[stage]]
             return f"learning, in steps: {', '.join(words) or 'none'}"
         usual = "" if self.budget else " (the default; --budget sets another)"

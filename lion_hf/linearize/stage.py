@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 from torch import nn
 from tqdm import tqdm
 
-from .batches import Batches
+from .batches import Batches, Place
 from .budget import Clock, Phase, rate_at, words_of
 from .distillation import Lesson, Measurement
 from .held_out import HeldOut
@@ -61,6 +61,7 @@ class Learner:
     ):
         self.lesson, self.batches, self.held_out = lesson, batches, held_out
         self.state, self.folder, self.process = state, folder, process
+        self.place: Place = (0, 0)  # of this process's next batch
         self.clock = Clock(state.clock)
         self.kept: dict[str, Any] = {}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -72,6 +73,7 @@ class Learner:
         """Takes over what a checkpoint holds beside the state."""
         self.lesson.student.load_state_dict(weights)
         self.restored, self.kept = optimizer, kept
+        self.place = self._own(self.state.places)
 
     def run(self) -> None:
         """Goes through all phases that are left.
@@ -93,8 +95,9 @@ class Learner:
         state, student = self.state, self.lesson.student
         self.lesson.begin(phase.stage)
         self.lesson.train()
-        if state.step == 0:
-            state.began, state.best, state.place = self.clock.elapsed, None, (0, 0)
+        if not state.begun:
+            state.begun, state.began, state.best = True, self.clock.elapsed, None
+            self.place = (0, 0)
             if phase.trial:
                 self._keep("start", self.kept.get("start") or weights_of(student))
                 student.load_state_dict(self.kept["start"])
@@ -106,7 +109,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=BETAS, weight_decay=0.0, fused=True
         )
-        if self.restored and (state.step or phase.rate is None):
+        if self.restored:
             self.optimizer.load_state_dict(self.restored)
         self.restored = {}
 
@@ -123,7 +126,7 @@ class Learner:
         self.restored = tried["optimizer"]
         self.state.rates[phase.stage] = tried["rate"]
         self.state.steps[phase.stage] = tried["steps"]
-        self.state.place = (tried["place"][0], tried["place"][1])
+        self.place = self._own(tried["places"])
         self.kept = {}
         logger.info("learning rate of the stage %r: %.2g", phase.stage, tried["rate"])
 
@@ -167,7 +170,7 @@ class Learner:
             state.steps[phase.stage] = state.steps.get(phase.stage, 0) + state.step
             last = state.phase + 1 == len(state.phases)
             self.measure_all("" if last else phase.stage)
-        state.phase, state.step = state.phase + 1, 0
+        state.phase, state.step, state.begun = state.phase + 1, 0, False
         self.optimizer = None
         self._save()
 
@@ -186,7 +189,7 @@ class Learner:
                 "optimizer": self.optimizer.state_dict(),
                 "rate": phase.rate,
                 "steps": self.state.step,
-                "place": self.state.place,
+                "places": self._places(),
             }
             self._keep("tried", tried)
         scores[f"{phase.rate:.2g}"] = score
@@ -196,7 +199,7 @@ class Learner:
     def _step(self, phase: Phase, rate: float) -> float:
         """One step of the optimizer; returns the loss."""
         assert self.optimizer is not None
-        batch, self.state.place = self.batches[phase.stage].take(self.state.place)
+        batch, self.place = self.batches[phase.stage].take(self.place)
         loss = self.backward(batch)
         parameters = [x for group in self.optimizer.param_groups for x in group["params"]]
         loss = self._average(loss, parameters)
@@ -299,9 +302,18 @@ class Learner:
 
     def _save(self) -> None:
         optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
-        self.state.clock = self.clock.elapsed
+        self.state.clock, self.state.places = self.clock.elapsed, self._places()
         self.folder.save(self.state, self.lesson.student.state_dict(), optimizer, self.kept)
         self.saved = self.clock.elapsed
+
+    def _places(self) -> list[Place]:
+        """The places of all processes."""
+        return gather_object([self.place]) if self.process.num_processes > 1 else [self.place]
+
+    def _own(self, places: list[Place]) -> Place:
+        """This process's place among those of all."""
+        pool, number = places[self.process.process_index]
+        return pool, number
 
     def _shared(self, numbers: Any) -> list[float]:
         """The first process's numbers, in all processes."""

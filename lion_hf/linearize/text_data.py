@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..convert.errors import ConversionError
 from ..data.masking import MaskTokens, pad_rows
-from ..data.samples import SeededDataset
+from ..data.samples import SeededDataset, SkippedSample
 from ..modeling.modeling_lion import LionPreTrainedModel
 from .losses import problem_type
 from .pieces import FEWEST_LETTERS, in_pieces
@@ -15,9 +15,9 @@ from .settings import HELD_OUT, Distillation
 from .text_sources import TextReader, check_words, hold_out, name_of
 
 MAX_LENGTH = 256  # tokens per text, unless asked otherwise
-# What the source says about other words in the place of some teaches about words that the texts do
-# not have: the copy then comes nearer on text of other kinds (benchmarks/results/linearize.md).
-EXCHANGED_TEXTS, EXCHANGED_TOKENS = 0.5, 0.15  # share of the texts, and of the tokens of those
+# Random tokens in the place of some teach the copy about words that the texts lack: it comes nearer
+# on text of other kinds (benchmarks/results/linearize.md).
+REPLACED_TEXTS, REPLACED_TOKENS = 0.5, 0.15  # share of the texts, and of the tokens of those
 
 
 def texts(
@@ -36,11 +36,18 @@ def texts(
         kind == "single_label_classification" or (kind == "regression" and config.num_labels == 1)
     )
     prepare = TextSamples(tokenizer, settings, masked, longest)
-    # The labels of a text, or of its masked tokens, are those of its own words.
-    exchange = ExchangeTokens(tokenizer) if settings.alpha == 1 and not masked else None
-    prepare_training = TextSamples(tokenizer, settings, masked, longest, exchange)
+    # Labels belong to the original words.
+    replace = ReplaceTokens(tokenizer) if settings.alpha == 1 and not masked else None
+    prepare_training = TextSamples(tokenizer, settings, masked, longest, replace)
     reader = TextReader(settings, config, labelled)
     rows, others, notes = reader.train(), reader.validation(), reader.notes
+    pairs = "sentence2" in rows[0]
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if settings.max_length is not None and settings.max_length <= special:
+        raise ConversionError(
+            f"max_length={settings.max_length}: expected more than {special}, the special tokens"
+            f" of a {'pair' if pairs else 'text'}"
+        )
     check_words(rows, tokenizer, name_of(settings), masked)
     if others is not None:
         measured = " ".join(settings.validation_file or [settings.dataset or ""])
@@ -58,7 +65,8 @@ def texts(
             )
     train = SeededDataset(rows, prepare_training, seed)
     validation = SeededDataset(others, prepare, seed, vary=False)
-    check_types(validation[0], config.type_vocab_size)
+    for row in (train[0], validation[0]):
+        check_types(row, config.type_vocab_size)
     return train, validation, TextBatches(tokenizer.pad_token_id, labelled), notes
 
 
@@ -78,12 +86,6 @@ def _check(
             f"max_length={settings.max_length}: expected at most {longest}, as many tokens as the"
             " source takes"
         )
-    special = tokenizer.num_special_tokens_to_add()
-    if settings.max_length is not None and settings.max_length <= special:
-        raise ConversionError(
-            f"max_length={settings.max_length}: expected more than {special}, the special tokens"
-            " of a text"
-        )
     if type(student).__name__ == "LionForMaskedLM" and tokenizer.mask_token is None:
         raise ConversionError(
             "the tokenizer has no mask token, which a masked language model needs"
@@ -99,9 +101,9 @@ def check_types(row: dict[str, Any], known: int) -> None:
     types = row.get("token_type_ids")
     if types is not None and types.max() >= known:
         raise ConversionError(
-            f"the source's tokenizer gives the second text of a pair the token type"
-            f" {int(types.max())}, but the source has type_vocab_size={known}: expected texts"
-            " alone, or a tokenizer and a model that fit each other"
+            f"the source's tokenizer gives token type {int(types.max())} (the second text of a pair"
+            f" has type 1), but the source has type_vocab_size={known}: expected single texts, or a"
+            " tokenizer that fits the model"
         )
 
 
@@ -113,7 +115,7 @@ class TextSamples:
         settings: length, and share of masked tokens.
         masked: whether to mask.
         longest: tokens that the source takes.
-        exchange: what puts other words in; None for the texts as they are.
+        replace: what replaces tokens; None for the texts as they are.
     """
 
     def __init__(
@@ -122,9 +124,9 @@ class TextSamples:
         settings: Distillation,
         masked: bool,
         longest: int,
-        exchange: "ExchangeTokens | None" = None,
+        replace: "ReplaceTokens | None" = None,
     ):
-        self.tokenizer, self.exchange = tokenizer, exchange
+        self.tokenizer, self.replace = tokenizer, replace
         self.max_length = settings.max_length or min(MAX_LENGTH, longest)
         self.mask = MaskTokens(tokenizer, settings.mask_probability) if masked else None
 
@@ -132,16 +134,18 @@ class TextSamples:
         sentences = [row[name] for name in ("sentence1", "sentence2") if name in row]
         tokens = self.tokenizer(*sentences, truncation=True, max_length=self.max_length)
         names = [name for name in ("input_ids", "token_type_ids") if name in tokens]
-        prepared = {name: torch.tensor(tokens[name]) for name in names}
+        prepared = {name: torch.tensor(tokens[name], dtype=torch.long) for name in names}
+        if not len(prepared["input_ids"]):
+            raise SkippedSample(f"{sentences[0][:40]!r} has no token that the source knows")
+        if self.replace is not None:
+            prepared["input_ids"] = self.replace(prepared["input_ids"])
         if self.mask is not None:
             return self.mask(prepared)
-        if self.exchange is not None:
-            prepared["input_ids"] = self.exchange(prepared["input_ids"])
         return prepared | {name: row[name] for name in row if name == "labels"}
 
 
-class ExchangeTokens:
-    """Puts random tokens of the vocabulary in the place of some tokens of some texts.
+class ReplaceTokens:
+    """Replaces some tokens of some texts with random ones of the vocabulary.
 
     Special tokens stay where they are, and none is put in.
 
@@ -150,16 +154,18 @@ class ExchangeTokens:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.special = torch.tensor(sorted({*tokenizer.all_special_ids}))
+        added = tokenizer.added_tokens_decoder.items()
+        special = {*tokenizer.all_special_ids, *(n for n, token in added if token.special)}
+        self.special = torch.tensor(sorted(special), dtype=torch.long)
         known = torch.tensor(sorted(tokenizer.get_vocab().values()))
         self.words = known[~torch.isin(known, self.special)]
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The tokens of a text, (L,), or others; by torch's random state."""
-        if torch.rand(()) >= EXCHANGED_TEXTS or not len(self.words):
+        """The tokens of a text, (L,), some of them replaced, by torch's random state."""
+        if torch.rand(()) >= REPLACED_TEXTS or not len(self.words):
             return tokens
         others = self.words[torch.randint(len(self.words), tokens.shape)]
-        chosen = torch.rand(tokens.shape) < EXCHANGED_TOKENS
+        chosen = torch.rand(tokens.shape) < REPLACED_TOKENS
         return torch.where(chosen & ~torch.isin(tokens, self.special), others, tokens)
 
 

@@ -27,7 +27,7 @@ from ..data.samples import spread_evenly
 from ..data.tables import SUFFIXES, read_table
 from ..data.text_files import check_text, check_unpacked, open_text
 from ..modeling.configuration_lion import LionConfig
-from .settings import Distillation
+from .settings import VALIDATION_SPLIT, Distillation
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 PACKED = ".gz"
@@ -70,7 +70,7 @@ class TextReader:
         try:
             table = self._split(settings.validation_split)
         except ConversionError as error:
-            if UNKNOWN_SPLIT not in str(error):
+            if UNKNOWN_SPLIT not in str(error) or settings.validation_split != VALIDATION_SPLIT:
                 raise
             return None
         return self._rows(table, settings.dataset)

@@ -205,6 +205,13 @@ def test_errors_of_folders(folder, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_folders_have_no_columns(option, folder, tmp_path):
+    words = f"{option}='x': expected none, because folders of images have no columns"
+    with pytest.raises(ValueError, match=words):
+        read_images(str(folder), **{option: "x"})
+
+
 def test_errors_of_tables(folder, tmp_path):
     train = shutil.copy(parquet(folder, "train", lambda n: CLASSES[n]), tmp_path / "train.parquet")
     other = shutil.copy(

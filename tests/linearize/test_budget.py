@@ -16,6 +16,7 @@ from lion_hf.linearize.budget import (
     seconds_of,
     words_of,
 )
+from lion_hf.linearize.settings import Distillation
 
 USUAL = {"layers": 1e-3, "answers": 2e-3}
 NOT_GIVEN = {"layers": None, "answers": None}
@@ -136,6 +137,22 @@ def test_an_epoch_has_every_row_once_with_little_padding():
             padding + (batch["input_ids"] == 0).sum().item(),
         )
     assert sorted(seen) == [*range(1, 301)] and padding < 0.1 * tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "layers", "steps"),
+    [
+        ({"steps": 5}, False, (0, 5, 0)),  # text, which learns nothing from the first stage
+        ({"steps": 5}, True, (300, 5, 0)),
+        ({"layer_steps": 4}, False, (4, 300, 0)),
+        ({"document_steps": 7}, False, (0, 300, 7)),
+    ],
+)
+def test_steps_of_stages_that_were_not_named(given, layers, steps):
+    found = Distillation(**given)
+    assert tuple(found.stage_steps(layers).values()) == steps
+    words = found.in_words(layers)
+    assert ("on the layers" in words) == (steps[0] > 0) and f"{steps[1]} end to end" in words
 
 
 def test_a_step_is_timed_on_the_most_tokens_and_not_on_the_longest_text():

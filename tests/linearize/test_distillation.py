@@ -86,6 +86,23 @@ class TestLessons:
         assert len(attention) + len(rest) + len(frozen) == len([*lesson.student.parameters()])
         assert first == 1.0 > second
 
+    @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+    def test_labels_have_the_rest_of_the_weight(self, alpha):
+        """The losses of alpha 1 and 0 are mixed by alpha, so that labels count as they say."""
+        teacher = softmax_model("BertForSequenceClassification")
+        student = linearize_model(teacher)[0]
+        inputs = {**inputs_of("BertForSequenceClassification"), "labels": torch.tensor([1, 0])}
+        lesson = Lesson(student, teacher, alpha=1.0)
+        lesson.begin("answers")
+        lesson.train()
+        with torch.no_grad():
+            of_teacher = lesson(**inputs)["loss"]
+            of_labels = student(**inputs).loss
+            lesson.alpha = alpha
+            found = lesson(**inputs)["loss"]
+        assert (of_teacher - of_labels).abs() > 0.1
+        torch.testing.assert_close(found, alpha * of_teacher + (1 - alpha) * of_labels)
+
     @pytest.mark.parametrize(
         "architecture",
         [
@@ -249,6 +266,10 @@ class TestCommand:
             (
                 ["--train_file", "{}/train.csv", "--dataset_config", "en"],
                 "dataset_config='en': expected none without dataset",
+            ),
+            (
+                ["--train_file", "{}/train.csv", "--validation_split", "test"],
+                "validation_split='test': expected none without dataset",
             ),
             (["--half_life", "-3"], "half_life=-3.0"),
             (["--alpha", "2", "--train_file", "{}/train.csv"], "alpha=2.0"),

@@ -226,6 +226,30 @@ def test_a_budget_is_kept(encoder, tmp_path, caplog, monkeypatch):
     assert figures["steps"]["answers"] > 8 and made.metrics["cosine"] > 0.9
 
 
+@pytest.mark.slow
+def test_an_interruption_before_the_first_step_after_the_trials(encoder, tmp_path, monkeypatch):
+    """The best trial is in the state then, and no longer beside it."""
+    monkeypatch.setattr(budget, "TRIAL_SHARE", 0.1)
+    monkeypatch.setattr(budget, "TRIAL_STEPS", 1)
+    own = stage.Learner._measure
+
+    def interrupted(self, phase):
+        own(self, phase)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(stage.Learner, "_measure", interrupted)
+    lessons = options(tmp_path, layer_steps=None, steps=None, budget="12s")
+    with pytest.raises(KeyboardInterrupt):
+        linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons)
+    before = _state(tmp_path / "lion.run")
+    assert before["step"] == 0 and len(before["trials"]["answers"]) == 3 and before["rates"]
+    monkeypatch.setattr(stage.Learner, "_measure", own)
+    made = linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons)
+    figures = json.loads((made.folder / "linearize.json").read_text())
+    assert figures["steps"]["answers"] > before["steps"]["answers"] > 0
+    assert figures["history"][0] == before["history"][0]
+
+
 def test_a_budget_that_is_too_short(encoder, tmp_path):
     lessons = options(tmp_path, layer_steps=None, steps=None, budget="0.01s")
     with pytest.raises(ValueError, match=r"budget=0 s is too short for .*Expected at least \d+s"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 from support.softmax_models import softmax_model
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lion_hf.linearize.copying import linearize_model
 from lion_hf.linearize.data import lesson_data
@@ -15,6 +16,7 @@ from lion_hf.linearize.distillation import Lesson
 from lion_hf.linearize.learning import memory_errors
 from lion_hf.linearize.settings import Distillation
 from lion_hf.linearize.softmax_models import load_softmax_model
+from lion_hf.linearize.text_data import ReplaceTokens
 from lion_hf.linearize.text_sources import TextReader, hold_out
 
 pytest_plugins = ["support.softmax_models"]  # its fixtures
@@ -65,7 +67,10 @@ def test_a_data_set_by_name(tmp_path):
     reader = read(dataset=str(tmp_path / "set"))
     assert [row["sentence1"] for row in reader.train()] == TEXTS
     assert [row["sentence1"] for row in reader.validation()] == TEXTS[:1]
-    assert read(dataset=str(tmp_path / "set"), validation_split="other").validation() is None
+    with pytest.raises(ValueError, match='split other. cannot be read: Unknown split "other"'):
+        read(dataset=str(tmp_path / "set"), validation_split="other").validation()
+    (tmp_path / "set" / "validation.parquet").unlink()
+    assert read(dataset=str(tmp_path / "set")).validation() is None  # the usual one may be missing
     with pytest.raises(ValueError, match="data set .*nowhere .*cannot be read"):
         read(dataset=str(tmp_path / "nowhere")).train()
 
@@ -201,6 +206,13 @@ def test_data_of_the_other_modality(text_source, image_source, tmp_path):
         lesson_data(student, None, Distillation(**given, max_length=20), seed=0)
     with pytest.raises(ValueError, match=r"text_columns=\['a', 'b'\]: expected one, the column of"):
         lesson_data(student, None, Distillation(**given, text_columns=["a", "b"]), seed=0)
+    for option in ({"text_columns": ["a"]}, {"label_column": "a"}):
+        with pytest.raises(ValueError, match="expected none, because folders of images have no"):
+            lesson_data(student, None, Distillation(**given, **option), seed=0)
+    for name in ("train_split", "validation_split"):
+        settings = Distillation(dataset="x", **{name: "other"})
+        with pytest.raises(ValueError, match=f"{name}='other': expected none, because images"):
+            lesson_data(student, None, settings, seed=0)
 
 
 def test_out_of_memory_is_one_line_with_the_cure():
@@ -217,8 +229,8 @@ def test_two_sources_of_text():
         Distillation(train_file="a.txt", dataset="b")
 
 
-class TestExchangedTokens:
-    """Other words in the place of some, in what is learnt from alone."""
+class TestReplacedTokens:
+    """Random tokens in the place of some, in the training texts alone."""
 
     def made(self, architecture, source, place, **more):
         """Training texts, texts to measure on, and the tokens of the text as it is."""
@@ -237,6 +249,7 @@ class TestExchangedTokens:
         assert 0.35 < changed.any(1).float().mean() < 0.6  # a text may keep all of its words
         assert 0.03 < changed[:, 1:-1].float().mean() < 0.1  # a sixth of them get their own word
         assert not changed[:, [0, -1]].any()  # the special tokens
+        assert {*train.transform.replace.words.tolist()} == {*range(5, 11)}
         found = {*torch.stack(texts)[changed].tolist()}
         assert found == {*range(5, 11)}  # every word, and no special token
         again = [train[n]["input_ids"] for n in range(len(train))]
@@ -254,6 +267,7 @@ class TestExchangedTokens:
         self, architecture, alpha, text_source, tmp_path
     ):
         train, _, whole = self.made(architecture, text_source, tmp_path, alpha=alpha)
+        assert train.transform.replace is None
         for n in range(40):
             row = train[n]
             labels = torch.as_tensor(row["labels"])
@@ -261,10 +275,49 @@ class TestExchangedTokens:
             assert torch.equal(row["input_ids"][own], whole[own])
 
 
+def test_added_special_tokens_are_not_put_in(text_source):
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    tokenizer.add_tokens(["extra", AddedToken("<x>", special=True)])
+    assert ReplaceTokens(tokenizer).words.tolist() == [*range(5, 12)]
+
+
+def test_texts_without_a_token_are_skipped(tmp_path):
+    """As a tokenizer makes them that adds no special tokens and has none for unknown words."""
+    letters = {letter: n for n, letter in enumerate(["[PAD]", *"afilm"])}
+    words = Tokenizer(models.BPE(letters, merges=[]))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    lines = ["a film", "καλή ταινία", "film a film"]
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join(lines * 3))
+    student, _ = linearize_model(softmax_model("BertModel"))
+    given = {"train_file": str(tmp_path / "a.csv"), "validation_file": str(tmp_path / "a.csv")}
+    train, validation, collate, _ = lesson_data(student, tokenizer, Distillation(**given), seed=0)
+    for data in (train, validation):
+        batch = collate([data[n] for n in range(len(data))])
+        assert batch["input_ids"].dtype == torch.long
+        assert (batch["input_ids"] != 0).any(1).all()
+
+
 def test_token_types_that_the_source_does_not_know(text_source, tmp_path):
     (tmp_path / "pairs.csv").write_text("sentence1,sentence2\na film,a bad film\n")
     tokenizer = AutoTokenizer.from_pretrained(text_source)
     student, _ = linearize_model(softmax_model("BertModel", type_vocab_size=1))
-    settings = Distillation(train_file=str(tmp_path / "pairs.csv"))
-    with pytest.raises(ValueError, match="the token type 1, but the source has type_vocab_size=1"):
-        lesson_data(student, tokenizer, settings, seed=0)
+    (tmp_path / "one.txt").write_text("a film\n")
+    pairs, one = str(tmp_path / "pairs.csv"), str(tmp_path / "one.txt")
+    for files in ((pairs, None), (pairs, one), (one, pairs)):
+        settings = Distillation(train_file=files[0], validation_file=files[1])
+        with pytest.raises(
+            ValueError, match="token type 1 .*, but the source has type_vocab_size=1"
+        ):
+            lesson_data(student, tokenizer, settings, seed=0)
+
+
+def test_pairs_of_special_tokens_alone(text_source, tmp_path):
+    (tmp_path / "pairs.csv").write_text("sentence1,sentence2\na film,a bad film\n" * 2)
+    tokenizer = AutoTokenizer.from_pretrained(text_source)
+    student, _ = linearize_model(softmax_model("BertModel"))
+    given = {"train_file": str(tmp_path / "pairs.csv")}
+    with pytest.raises(ValueError, match="max_length=3: expected more than 3, .* of a pair"):
+        lesson_data(student, tokenizer, Distillation(**given, max_length=3), seed=0)
+    train, *_ = lesson_data(student, tokenizer, Distillation(**given, max_length=4), seed=0)
+    assert len(train[0]["input_ids"]) == 4
