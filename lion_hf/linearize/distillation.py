@@ -235,7 +235,7 @@ class DocumentStates(NamedTuple):
         mine = [x[:, 1:-1] for x in self.outputs.hidden_states[1:]]
         theirs = [x[:, 1:-1].reshape(1, -1, x.shape[-1]) for x in self.answers.hidden_states[1:]]
         states = hidden_state_loss(mine, theirs, scales, None).mean()
-        return states + sum(1 - x for x in self.cosines().values())
+        return states + ANSWERS * sum(1 - x for x in self.cosines().values())
 
     def cosines(self) -> dict[str, torch.Tensor]:
         """The mean cosines of the windows' vectors and of the document's with the teacher's.
