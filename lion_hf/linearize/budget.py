@@ -13,7 +13,7 @@ UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 LAYERS_SHARE = 0.3  # of the time for learning; the rest is for the whole network
 TRIAL_SHARE = 0.02  # of a stage's time, per learning rate that is tried
 TRIAL_FACTORS = (1.0, 1 / 3, 3.0)  # of the usual learning rate, which is tried first
-TRIAL_STEPS = 8  # fewer steps than that say nothing about a learning rate
+TRIAL_STEPS = 25  # fewer prefer a learning rate that is too low for the whole run
 WARM_UP = 0.05  # share of a phase
 
 
