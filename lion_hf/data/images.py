@@ -197,12 +197,7 @@ def _read_path(source: ImageSource, root: Path, train: bool) -> tuple[Images, Im
     if not root.is_dir():
         raise ValueError(f"data_path={source.data_path!r}: there is no such folder")
     held_out = next((root / name for name in HELD_OUT if (root / name).is_dir()), None)
-    if held_out or (root / "train").is_dir():
-        for name in ("image_column", "label_column"):
-            if value := getattr(source, name):
-                raise ValueError(
-                    f"{name}={value!r}: expected none, because folders of images have no columns"
-                )
+    check_no_columns(root, image_column=source.image_column, label_column=source.label_column)
     if not train and held_out and not (root / "train").is_dir():
         return read_folders(held_out, held_out)
     if (root / "train").is_dir():
@@ -226,6 +221,21 @@ def _read_path(source: ImageSource, root: Path, train: bool) -> tuple[Images, Im
             f" {'/, '.join(HELD_OUT)}/, or parquet files of these names"
         )
     return _read_parquet(source, files["train"], found_parts[0])
+
+
+def check_no_columns(root: Path, **columns: Any) -> None:
+    """Raises ValueError if a folder holds folders of images, and columns of a table are named.
+
+    Args:
+        root: the folder.
+        **columns: what each option names; nothing if it was not given.
+    """
+    if any((root / part).is_dir() for part in ("train", *HELD_OUT)):
+        for name, value in columns.items():
+            if value:
+                raise ValueError(
+                    f"{name}={value!r}: expected none, because folders of images have no columns"
+                )
 
 
 def _read_parquet(

@@ -73,10 +73,13 @@ def _images(
     student: LionPreTrainedModel, processor: Any, settings: Distillation, seed: int
 ) -> Found:
     from ..data.augmentation import EvaluationTransform
-    from ..data.images import check_readable, read_images  # timm, which text does without
+    from ..data.images import check_no_columns, check_readable, read_images  # with timm
 
     config = student.config
     _check_image_data(settings)
+    columns = {"text_columns": settings.text_columns, "label_column": settings.label_column}
+    if settings.data_path:  # by the names of this command; `read_images` has others
+        check_no_columns(Path(settings.data_path), **columns)
     if config.num_channels != 3:
         raise ConversionError(
             f"num_channels={config.num_channels}: expected 3 for distillation, which reads images"
@@ -129,12 +132,6 @@ def _check_image_data(settings: Distillation) -> None:
                 f"{name}={getattr(settings, name)!r}: expected none, because images are read from"
                 " the splits that are named train, and val, validation or test"
             )
-    if settings.data_path and Path(settings.data_path, "train").is_dir():
-        for name in ("text_columns", "label_column"):
-            if value := getattr(settings, name):
-                raise ConversionError(
-                    f"{name}={value!r}: expected none, because folders of images have no columns"
-                )
     for name in ("train_file", "validation_file"):
         files = getattr(settings, name) or []
         if len(files) > 1 or any(not file.lower().endswith(".parquet") for file in files):

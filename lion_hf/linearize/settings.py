@@ -140,14 +140,7 @@ class Distillation:
         for name in ("train_file", "validation_file"):
             if isinstance(getattr(self, name), str):  # Python's users may name a single file
                 setattr(self, name, [getattr(self, name)])
-        if self.train_file and self.dataset:
-            raise ValueError(
-                f"train_file={self.train_file} and dataset={self.dataset!r}: expected one of them"
-            )
-        usual = {"train_split": TRAIN_SPLIT, "validation_split": VALIDATION_SPLIT}
-        for name, value in {"dataset_config": None, **usual}.items():
-            if getattr(self, name) != value and not self.dataset:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected none without dataset")
+        self._check_data()
         if self.budget is not None:
             self.budget = str(self.budget)  # Python's users may give a number of seconds
             seconds_of(self.budget)
@@ -190,6 +183,17 @@ class Distillation:
         if len(self.text_columns) > 2:
             raise ValueError(f"text_columns={self.text_columns}: expected one or two")
 
+    def _check_data(self) -> None:
+        """Raises ValueError for names of data that exclude each other or stand for nothing."""
+        if self.train_file and self.dataset:
+            raise ValueError(
+                f"train_file={self.train_file} and dataset={self.dataset!r}: expected one of them"
+            )
+        usual = {"train_split": TRAIN_SPLIT, "validation_split": VALIDATION_SPLIT}
+        for name, value in {"dataset_config": None, **usual}.items():
+            if getattr(self, name) != value and not self.dataset:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected none without dataset")
+
     @property
     def has_data(self) -> bool:
         """Whether there is anything to learn from."""
@@ -217,11 +221,12 @@ class Distillation:
         Args:
             layers: whether the first stage is part of a run that does not name it.
         """
-        given = {"layers": self.layer_steps, "answers": self.steps}
-        steps = {name: DEFAULT_STEPS if x is None else x for name, x in given.items()}
-        if self.layer_steps is None and not layers:
-            steps["layers"] = 0
-        return steps | {"documents": self.document_steps or 0}
+        given = {
+            "layers": (self.layer_steps, DEFAULT_STEPS if layers else 0),
+            "answers": (self.steps, DEFAULT_STEPS),
+            "documents": (self.document_steps, 0),
+        }
+        return {stage: usual if own is None else own for stage, (own, usual) in given.items()}
 
     @property
     def usual_rates(self) -> dict[str, float]:

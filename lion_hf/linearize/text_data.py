@@ -50,8 +50,7 @@ def texts(
         )
     check_words(rows, tokenizer, name_of(settings), masked)
     if others is not None:
-        measured = " ".join(settings.validation_file or [settings.dataset or ""])
-        check_words(others, tokenizer, measured, masked)
+        check_words(others, tokenizer, name_of(settings, "validation_file"), masked)
     else:  # whole texts, before they are cut
         runs = HELD_OUT if settings.wants_documents else None
         rows, others, note = hold_out(rows, settings.validation_samples, runs)
@@ -66,7 +65,7 @@ def texts(
     train = SeededDataset(rows, prepare_training, seed)
     validation = SeededDataset(others, prepare, seed, vary=False)
     for row in (train[0], validation[0]):
-        check_types(row, config.type_vocab_size)
+        _check_types(row, config.type_vocab_size)
     return train, validation, TextBatches(tokenizer.pad_token_id, labelled), notes
 
 
@@ -96,7 +95,7 @@ def _check(
         )
 
 
-def check_types(row: dict[str, Any], known: int) -> None:
+def _check_types(row: dict[str, Any], known: int) -> None:
     """Raises ConversionError if a row has token types that the source does not know."""
     types = row.get("token_type_ids")
     if types is not None and types.max() >= known:

@@ -77,14 +77,14 @@ class TextReader:
 
     def _check_columns(self) -> None:
         """Raises ConversionError if columns are named and no file has any."""
-        given = [*(self.settings.train_file or []), *(self.settings.validation_file or [])]
-        if not all(_suffix(name) in TEXT_SUFFIXES for name in find_files(given)):
-            return
+        settings = self.settings
+        files = [*(settings.train_file or []), *(settings.validation_file or [])]
         for option in ("text_columns", "label_column"):
-            if value := getattr(self.settings, option):
+            value = getattr(settings, option)
+            if value and all(_suffix(name) in TEXT_SUFFIXES for name in find_files(files)):
                 raise ConversionError(
                     f"{option}={value!r}: expected none, because plain text has no columns"
-                    f" ({', '.join(given)})"
+                    f" ({', '.join(files)})"
                 )
 
     def _split(self, split: str) -> Table:
@@ -210,9 +210,14 @@ def hold_out(rows: Rows, most: int, runs: int | None = None) -> tuple[Rows, Rows
     return kept, held, note
 
 
-def name_of(settings: Distillation) -> str:
-    """Where the texts come from, for messages."""
-    return settings.dataset or " ".join(settings.train_file or [])
+def name_of(settings: Distillation, files: str = "train_file") -> str:
+    """Where the texts come from, for messages.
+
+    Args:
+        settings: names of files and data set.
+        files: "validation_file" for the texts to measure on.
+    """
+    return " ".join(getattr(settings, files) or []) or settings.dataset or ""
 
 
 def check_words(rows: Rows, tokenizer: PreTrainedTokenizerBase, source: str, masked: bool) -> None:

@@ -156,7 +156,7 @@ def test_steps_of_stages_that_were_not_named(given, layers, steps):
 
 
 def test_a_step_is_timed_on_the_most_tokens_and_not_on_the_longest_text():
-    """The longest text of a pool is alone in its last batch here, and is read in no time."""
+    """The longest text of a pool is alone in its last batch here, which takes little time."""
     texts = [torch.full((n,), 1) for n in [32] * 320 + [200]]
     batches = Batches(SeededDataset([{"input_ids": x} for x in texts]), collate, None, seed=0)
     sizes, place = [], (0, 0)

@@ -30,6 +30,14 @@ sys.exit(main(sys.argv[2:]))
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 
 
+def make_source(folder: Path, lines: list[str], **config: int) -> None:
+    """A random BERT with its tokenizer, and text beside it."""
+    softmax_model("BertModel", vocab_size=len(WORDS), **config).save_pretrained(folder / "source")
+    tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)})
+    tokenizer.save_pretrained(folder / "source")
+    (folder / "two.txt").write_text("\n".join(lines))
+
+
 def command(folder: Path, output: str, *more: str) -> list[str]:
     files = ["--train_file", str(folder / "two.txt"), "--validation_file", str(folder / "two.txt")]
     steps = ["--layer_steps", "0", "--steps", "4", "--learning_rate", "1e-3"]
@@ -46,10 +54,7 @@ def distance(first: Path, second: Path) -> float:
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_whole_batch(tmp_path):
     """Each process has one of two texts of equal length, so the mean gradient is that of both."""
-    softmax_model("BertModel", vocab_size=len(WORDS)).save_pretrained(tmp_path / "source")
-    tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)})
-    tokenizer.save_pretrained(tmp_path / "source")
-    (tmp_path / "two.txt").write_text("a b c d e f\nh g h g a a\n")
+    make_source(tmp_path, ["a b c d e f", "h g h g a a"])
     start(LAUNCHES["torchrun"][0], "-m", "lion_hf", *command(tmp_path, "two", "--batch_size", "1"))
     assert main(command(tmp_path, "one", "--batch_size", "2")) == 0
     assert main(command(tmp_path, "half", "--batch_size", "1")) == 0
@@ -65,12 +70,8 @@ def test_two_processes_learn_as_one_with_the_whole_batch(tmp_path):
 @pytest.mark.slow
 def test_two_processes_go_on_after_a_kill(tmp_path):
     """In the stage of long documents, when they are at different places of their batches."""
-    source = softmax_model("BertModel", vocab_size=len(WORDS), max_position_embeddings=64)
-    source.save_pretrained(tmp_path / "source")
-    tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)})
-    tokenizer.save_pretrained(tmp_path / "source")
     lines = [" ".join("abcdefgh"[k * n % 8] for n in range(2 + 7 * k % 55)) for k in range(1, 121)]
-    (tmp_path / "two.txt").write_text("\n".join(lines))
+    make_source(tmp_path, lines, max_position_embeddings=64)
     (tmp_path / "killed.py").write_text(KILLED)
     more = ["--max_position_embeddings", "300", "--document_steps", "10", "--bf16"]
 

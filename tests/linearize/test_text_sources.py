@@ -184,15 +184,22 @@ def test_texts_are_no_longer_than_the_source_takes(architecture, text_source, tm
         lesson_data(student, tokenizer, settings, 0, longest)
 
 
-def test_texts_of_special_tokens_alone(text_source, tmp_path):
-    (tmp_path / "a.txt").write_text("a film\n" * 3)
+@pytest.mark.parametrize(("kind", "special"), [("text", 2), ("pair", 3)])
+def test_texts_of_special_tokens_alone(kind, special, text_source, tmp_path):
+    columns = ["sentence1", "sentence2"][: special - 1]
+    rows = [columns, *[["a film", "a bad film"][: special - 1]] * 3]
+    (tmp_path / "a.csv").write_text("".join(",".join(row) + "\n" for row in rows))
     tokenizer = AutoTokenizer.from_pretrained(text_source)
     student, _ = linearize_model(softmax_model("BertModel"))
-    given = {"train_file": str(tmp_path / "a.txt")}
-    with pytest.raises(ValueError, match="max_length=2: expected more than 2, the special tokens"):
-        lesson_data(student, tokenizer, Distillation(**given, max_length=2), seed=0)
-    train, *_ = lesson_data(student, tokenizer, Distillation(**given, max_length=3), seed=0)
-    assert len(train[0]["input_ids"]) == 3
+
+    def read(length):
+        settings = Distillation(train_file=str(tmp_path / "a.csv"), max_length=length)
+        return lesson_data(student, tokenizer, settings, seed=0)[0]
+
+    words = f"max_length={special}: expected more than {special}, the special tokens of a {kind}"
+    with pytest.raises(ValueError, match=words):
+        read(special)
+    assert len(read(special + 1)[0]["input_ids"]) == special + 1
 
 
 def test_data_of_the_other_modality(text_source, image_source, tmp_path):
@@ -310,14 +317,3 @@ def test_token_types_that_the_source_does_not_know(text_source, tmp_path):
             ValueError, match="token type 1 .*, but the source has type_vocab_size=1"
         ):
             lesson_data(student, tokenizer, settings, seed=0)
-
-
-def test_pairs_of_special_tokens_alone(text_source, tmp_path):
-    (tmp_path / "pairs.csv").write_text("sentence1,sentence2\na film,a bad film\n" * 2)
-    tokenizer = AutoTokenizer.from_pretrained(text_source)
-    student, _ = linearize_model(softmax_model("BertModel"))
-    given = {"train_file": str(tmp_path / "pairs.csv")}
-    with pytest.raises(ValueError, match="max_length=3: expected more than 3, .* of a pair"):
-        lesson_data(student, tokenizer, Distillation(**given, max_length=3), seed=0)
-    train, *_ = lesson_data(student, tokenizer, Distillation(**given, max_length=4), seed=0)
-    assert len(train[0]["input_ids"]) == 4
