@@ -116,7 +116,7 @@ class Lesson(nn.Module):
         self.scales = state_scales(answers.hidden_states[1:], given.get("attention_mask"))
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        if "windows" in batch:
+        if "passages" in batch:
             return {"loss": self.read_document(**batch).loss(self.scales)}
         labels = batch.pop("labels", None)
         answers, hidden_states, targets = self.ask(batch)
@@ -125,14 +125,14 @@ class Lesson(nn.Module):
         outputs = self.look(batch, labels)
         return {"loss": self.answers_loss(batch, labels, answers, outputs)}
 
-    def read_document(self, input_ids: torch.Tensor, windows: torch.Tensor) -> "DocumentStates":
-        """Reads a document in one pass of the student, and its windows one by one by the teacher.
+    def read_document(self, input_ids: torch.Tensor, passages: torch.Tensor) -> "DocumentStates":
+        """Reads a document in one pass of the student, its passages one by one by the teacher.
 
         Args:
-            input_ids: (1, 1 + N W + 1), between the two special tokens N windows of W tokens.
-            windows: N, (1,).
+            input_ids: (1, 1 + N P + 1), between the two special tokens N passages of P tokens.
+            passages: N, (1,).
         """
-        inner, count = input_ids[:, 1:-1], int(windows[0])
+        inner, count = input_ids[:, 1:-1], int(passages[0])
         first, last = (x.expand(count, 1) for x in (input_ids[:, :1], input_ids[:, -1:]))
         answers = self.ask({"input_ids": torch.cat([first, inner.view(count, -1), last], 1)})[0]
         outputs = self.student(input_ids=input_ids, output_hidden_states=True)
@@ -220,36 +220,36 @@ class DocumentStates(NamedTuple):
 
     Args:
         outputs: the student's, of the document.
-        answers: the teacher's, of its windows.
-        windows: their number.
+        answers: the teacher's, of its passages.
+        passages: their number.
         pooling: as sentence-transformers names it.
     """
 
     outputs: Any
     answers: Any
-    windows: int
+    passages: int
     pooling: tuple[str, ...]
 
     def loss(self, scales: torch.Tensor) -> torch.Tensor:
-        """Distances of the tokens' hidden states, of the windows' vectors and of the document's."""
+        """Distances of the tokens' states, of the passages' vectors and of the document's."""
         mine = [x[:, 1:-1] for x in self.outputs.hidden_states[1:]]
         theirs = [x[:, 1:-1].reshape(1, -1, x.shape[-1]) for x in self.answers.hidden_states[1:]]
         states = hidden_state_loss(mine, theirs, scales, None).mean()
         return states + ANSWERS * sum(1 - x for x in self.cosines().values())
 
     def cosines(self) -> dict[str, torch.Tensor]:
-        """The mean cosines of the windows' vectors and of the document's with the teacher's.
+        """The mean cosines of the passages' vectors and of the document's with the teacher's.
 
-        The teacher's vector of a document is the mean of its windows' vectors, each of length one.
-        Where vectors are those of special tokens, windows of a single pass have none.
+        The teacher's vector of a document is the mean of its passages', each of length one. Where
+        vectors are those of special tokens, passages of a single pass have none.
         """
         states, targets = (x.last_hidden_state for x in (self.outputs, self.answers))
         found = {}
         modes = tuple(x for x in self.pooling if x not in SPECIAL_MODES)
         if modes:
-            mine = states[0, 1:-1].view(self.windows, -1, states.shape[-1])
+            mine = states[0, 1:-1].view(self.passages, -1, states.shape[-1])
             pair = pool(mine, None, modes), pool(targets, None, modes)
-            found["window_cosine"] = nn.functional.cosine_similarity(*pair).mean()
+            found["passage_cosine"] = nn.functional.cosine_similarity(*pair).mean()
         units = nn.functional.normalize(pool(targets, None, self.pooling), dim=-1)
         mine = pool(states, None, self.pooling)
         found["document_cosine"] = nn.functional.cosine_similarity(mine[0], units.mean(0), dim=0)

@@ -1,9 +1,11 @@
 """Long documents for a copy that takes more tokens than its source.
 
-The source reads windows of a document, each on its own. The copy reads the document in one pass and
-learns to give, for each window, what the source gives.
+The source reads passages of a document, each on its own. The copy reads the document in one pass
+and learns to give, for each passage, what the source gives. Passages are far shorter than what the
+source reads at once: the vector of a document then finds more of what is asked about a part of it
+(benchmarks/results/linearize.md).
 
-Legend: W tokens of a window without its special tokens, N windows of a document.
+Legend: P tokens of a passage without its special tokens, N passages of a document.
 """
 
 import random
@@ -21,22 +23,23 @@ from .distillation import Lesson
 from .settings import HELD_OUT, Distillation
 from .text_sources import name_of
 
-FEWEST_WINDOWS = 2  # of a document
+PASSAGE = 64  # tokens, without the special ones
+FEWEST_WINDOWS = 2  # of the source, in the shortest document
 LONGEST = 4096  # tokens of a document to learn from: a step has to be affordable
 HELD_OUT_WINDOWS = 4
 
 
 class Documents(Dataset):
-    """Endless documents of consecutive texts, each as long as some windows and special tokens.
+    """Endless documents of consecutive texts, each as long as some passages and special tokens.
 
     A document depends on its index and the seed alone. Most are short, because a step has to be
-    affordable: of documents of 2 to 16 windows, half have at most 3.
+    affordable: of documents of 8 to 64 passages, half have at most 13.
 
     Args:
         texts: rows with `sentence1`, in their order.
         tokenizer: the source's.
-        window: W.
-        windows: the least and the largest N.
+        passage: P.
+        passages: the least and the largest N.
         seed: of where documents begin and of their lengths.
     """
 
@@ -44,25 +47,25 @@ class Documents(Dataset):
         self,
         texts: Any,
         tokenizer: PreTrainedTokenizerBase,
-        window: int,
-        windows: tuple[int, int],
+        passage: int,
+        passages: tuple[int, int],
         seed: int,
     ):
         self.texts, self.tokenizer, self.seed = texts, tokenizer, seed
-        self.window, self.windows = window, windows
+        self.passage, self.passages = passage, passages
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         generator = random.Random(sample_seed(self.seed, index))
-        least, most = self.windows
+        least, most = self.passages
         count = int(least * ((most + 1) / least) ** generator.random() ** 2)
-        start, wanted = generator.randrange(len(self.texts)), count * self.window
+        start, wanted = generator.randrange(len(self.texts)), count * self.passage
         ids: list[int] = []
         for found in self._tokens(start):
             ids += found
             if len(ids) >= wanted:
                 break
         first, last = self.tokenizer("")["input_ids"]
-        return {"input_ids": torch.tensor([first, *ids[:wanted], last]), "windows": count}
+        return {"input_ids": torch.tensor([first, *ids[:wanted], last]), "passages": count}
 
     def _tokens(self, start: int) -> Iterator[list[int]]:
         """The tokens of texts from one on, from the first again after the last."""
@@ -76,7 +79,7 @@ class Documents(Dataset):
         """Tokens of all texts, counted until they are enough for the shortest document."""
         count = 0
         for row in self.texts:
-            if count >= self.windows[0] * self.window:
+            if count >= self.passages[0] * self.passage:
                 break
             tokens = self.tokenizer(row["sentence1"], add_special_tokens=False, verbose=False)
             count += len(tokens["input_ids"])
@@ -140,17 +143,19 @@ def long_documents(
         return None, []
     assert lesson.window is not None  # as was checked
     window = lesson.window - SPECIAL_TOKENS
+    passage = min(PASSAGE, window)
     longest = min(lesson.student.config.max_position_embeddings, LONGEST)
-    most = max((longest - SPECIAL_TOKENS) // window, FEWEST_WINDOWS)
+    least = FEWEST_WINDOWS * window // passage
+    most = max((longest - SPECIAL_TOKENS) // passage, least)
     train, others = (
-        Documents(x.dataset, tokenizer, window, (FEWEST_WINDOWS, n), seed)
-        for x, n in zip(data, (most, min(most, HELD_OUT_WINDOWS)))
+        Documents(x.dataset, tokenizer, passage, (least, n), seed)
+        for x, n in zip(data, (most, min(most, HELD_OUT_WINDOWS * window // passage)))
     )
     for use, found in (("learn from", train), ("measure on", others)):
-        count, least = found.count_tokens(), FEWEST_WINDOWS * window
-        if count < least:
+        count, tokens = found.count_tokens(), least * passage
+        if count < tokens:
             raise ConversionError(
                 f"{name_of(settings)}: the texts to {use} have {count} tokens in all, and a long"
-                f" document has at least {least}: expected more text, or no document_share"
+                f" document has at least {tokens}: expected more text, or no document_share"
             )
     return train, [others[n] for n in range(HELD_OUT)]

@@ -181,8 +181,8 @@ class TextBatches:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = pad_rows(rows, self.pad_token_id)
-        if "windows" in rows[0]:  # a long document, which has no labels
-            return batch | {"windows": torch.tensor([row["windows"] for row in rows])}
+        if "passages" in rows[0]:  # a long document, which has no labels
+            return batch | {"passages": torch.tensor([row["passages"] for row in rows])}
         if self.labelled and "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch

@@ -45,7 +45,10 @@ def files(tmp_path):
     for name, rows in (("documents", documents), ("queries", queries)):
         (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in rows))
     return argparse.Namespace(
-        documents=tmp_path / "documents.jsonl", queries=tmp_path / "queries.jsonl", chapters=None
+        documents=tmp_path / "documents.jsonl",
+        queries=tmp_path / "queries.jsonl",
+        chapters=None,
+        windows=None,
     )
 
 
@@ -86,14 +89,16 @@ def test_two_folders(chapters, files, tmp_path):
     single = [single for _, single in scores.values()]
     assert single == [False, True, True, False, True, True, False]
     assert all(np.isfinite(x).all() and x.shape == (6, 3) for x, _ in scores.values())
+    files.windows = [8, 20]
+    more = chapters.all_scores(files, texts, queries)
+    assert len(more) == 11 and all(np.array_equal(more[x][0], scores[x][0]) for x in scores)
     model = chapters.SentenceTransformer(files.copy, device="cpu")
-    whole, windows = chapters.read_whole(model, texts, 20)
+    whole, windows = chapters.read_whole(model, texts, [8, 20])
     ids = torch.tensor([model.tokenizer(texts[0])["input_ids"]])
     with torch.no_grad():
         states = model[0].auto_model(ids).last_hidden_state[0]
-    assert ids.shape == (1, 42) and [len(x) for x in windows] == [3, 3, 3]
+    assert ids.shape == (1, 42) and [len(x) for x in windows[20]] == [3, 3, 3]
     np.testing.assert_allclose(whole[0], states.mean(0), atol=1e-5)
-    np.testing.assert_allclose(windows[0][1], states[19:37].mean(0), atol=1e-5)
-    assert [len(x) for x in chapters.pieces(texts[0], model)] == [40]
-    source = chapters.SentenceTransformer(files.source, device="cpu")
-    assert [len(x) for x in chapters.pieces(texts[0], source)] == [18, 18, 4]
+    np.testing.assert_allclose(windows[20][0][1], states[19:37].mean(0), atol=1e-5)
+    np.testing.assert_allclose(windows[8][0][2], states[13:19].mean(0), atol=1e-5)
+    assert [len(x) for x in chapters.pieces(texts[0], model, 20)] == [18, 18, 4]

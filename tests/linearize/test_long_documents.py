@@ -9,7 +9,7 @@ from support.softmax_models import inputs_of, softmax_model, stop_at
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import BertTokenizer
 
-from lion_hf.linearize import learning
+from lion_hf.linearize import documents, learning
 from lion_hf.linearize.budget import Speed, Wishes, plan_by_clock
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
@@ -49,26 +49,26 @@ def make_lesson(architecture="BertModel", longest=80, pooling=("mean",), **optio
 
 
 class TestDocuments:
-    def test_they_are_consecutive_texts_of_whole_windows(self):
+    def test_they_are_consecutive_texts_of_whole_passages(self):
         texts = [{"sentence1": " ".join(LETTERS[n:] + LETTERS[:n])} for n in range(7)]
         around = " ".join(x["sentence1"] for x in texts * 4)
-        documents = Documents(texts, TOKENIZER, 9, (2, 8), seed=3)
+        made = Documents(texts, TOKENIZER, 9, (2, 8), seed=3)
         counts = []
         for index in range(150):
-            row = documents[index]
+            row = made[index]
             ids = row["input_ids"].tolist()
-            assert len(ids) == 2 + 9 * row["windows"]
+            assert len(ids) == 2 + 9 * row["passages"]
             assert (ids[0], ids[-1]) == (2, 3) and TOKENIZER.decode(ids[1:-1]) in around
-            assert torch.equal(documents[index]["input_ids"], row["input_ids"])
-            counts.append(row["windows"])
+            assert torch.equal(made[index]["input_ids"], row["input_ids"])
+            counts.append(row["passages"])
         assert {2, 8} <= {*counts} <= {*range(2, 9)} and sorted(counts)[75] <= 3
         other = Documents(texts, TOKENIZER, 9, (2, 8), seed=4)
-        assert [other[n]["windows"] for n in range(150)] != counts
+        assert [other[n]["passages"] for n in range(150)] != counts
 
     @pytest.mark.parametrize(
         "pooling", [("mean",), ("max",), ("cls",), ("cls", "mean"), ("weightedmean",)]
     )
-    def test_the_teacher_reads_windows_one_by_one(self, pooling):
+    def test_the_teacher_reads_passages_one_by_one(self, pooling):
         lesson = make_lesson(pooling=pooling)
         lesson.begin("documents")
         ids = torch.randint(5, 21, (3, WINDOW - 2))
@@ -79,13 +79,13 @@ class TestDocuments:
             alone = [lesson.teacher(input_ids=x).last_hidden_state[0] for x in windows]
         torch.testing.assert_close(found.answers.last_hidden_state, torch.stack(alone))
         cosines = found.cosines()
-        assert ("window_cosine" in cosines) == (pooling != ("cls",))
+        assert ("passage_cosine" in cosines) == (pooling != ("cls",))
         if pooling == ("mean",):
             states = found.outputs.last_hidden_state[0]
             means = torch.stack([x.mean(0) for x in alone])
             pieces = torch.stack([x.mean(0) for x in states[1:-1].split(WINDOW - 2)])
             expected = cosine_similarity(pieces, means).mean()
-            torch.testing.assert_close(cosines["window_cosine"], expected)
+            torch.testing.assert_close(cosines["passage_cosine"], expected)
             expected = cosine_similarity(states.mean(0), normalize(means).mean(0), dim=0)
             torch.testing.assert_close(cosines["document_cosine"], expected)
 
@@ -96,7 +96,7 @@ class TestDocuments:
         frozen = [x for x in lesson.student.parameters() if not x.requires_grad]
         assert len(frozen) == len([*lesson.student.embeddings.parameters()])
         optimizer = torch.optim.AdamW([x for group, _ in lesson.groups() for x in group], 3e-3)
-        batch = {"input_ids": torch.randint(5, 21, (1, 74)), "windows": torch.tensor([4])}
+        batch = {"input_ids": torch.randint(5, 21, (1, 74)), "passages": torch.tensor([4])}
         losses = []
         for _ in range(25):
             loss = lesson(**batch)["loss"]
@@ -105,6 +105,17 @@ class TestDocuments:
             optimizer.zero_grad()
             losses.append(loss.item())
         assert losses[-1] < 0.7 * losses[0]
+
+    def test_passages_are_shorter_than_the_window(self, encoder, tmp_path, monkeypatch):
+        monkeypatch.setattr(documents, "PASSAGE", 5)
+        lesson, lessons = make_lesson(), settings(tmp_path)
+        train, validation, *_ = lesson_data(lesson.student, TOKENIZER, lessons, 0)
+        data = train, validation.dataset
+        found, held_out = long_documents(lesson, data, TOKENIZER, lessons, 0)
+        counts = [found[n]["passages"] for n in range(100)]
+        assert (min(counts), max(counts)) == (7, 15)  # of two windows, 36 tokens, and of 80
+        assert all(len(found[n]["input_ids"]) == 2 + 5 * counts[n] for n in range(100))
+        assert held_out and all(7 <= x["passages"] <= 14 for x in held_out)
 
 
 class TestPositions:
@@ -168,7 +179,7 @@ class TestRuns:
         figures = json.loads((made.folder / "linearize.json").read_text())
         assert figures["steps"] == {"answers": 3, "documents": 5}
         assert figures["rates"] == {"answers": 1e-3, "documents": 1.5e-4}
-        names = ("window_cosine", "document_cosine")
+        names = ("passage_cosine", "document_cosine")
         for name in names:
             assert {name, f"copied_{name}", f"answers_{name}"} <= {*made.metrics}
         late = [x for x in figures["history"] if x["stage"] == "documents"]
@@ -177,8 +188,9 @@ class TestRuns:
         card = (made.folder / "README.md").read_text()
         assert "5 steps on long documents with learning rate 0.00015." in card
         assert "| copied weights | before long documents | at the end |" in card
-        row = f"| {made.metrics['answers_window_cosine']:.4f} | {made.metrics['window_cosine']:.4f}"
-        assert f"source's windows | 1 | {made.metrics['copied_window_cosine']:.4f} {row}" in card
+        found = [made.metrics[f"{x}passage_cosine"] for x in ("copied_", "answers_", "")]
+        row = " | ".join(f"{x:.4f}" for x in found)
+        assert f"| cosine of passages of one pass with the source's | 1 | {row} |" in card
 
     @pytest.mark.parametrize("step", [3, 6])
     def test_an_interrupted_run_ends_as_an_unbroken_one(self, step, encoder, tmp_path, monkeypatch):
