@@ -43,7 +43,8 @@ PIPELINE_TAGS = {
 # and state with local paths, records of its data, predictions); pickles; logs named after machines.
 HIDDEN_NAMES = ["settings.yaml", "run.json", "data.json", "trainer_state.json", "manifest.json"]
 HIDDEN_NAMES += ["training_args.bin", "optimizer.bin", "*.pt", "*.pth", "*.pkl", "*.distcp"]
-HIDDEN_NAMES += ["*.tsv", "*.lock", "*.log", "*.tfevents.*"]
+HIDDEN_NAMES += ["*.tsv", "predictions.csv", "predictions.jsonl", "trained_tokenizer.json"]
+HIDDEN_NAMES += ["*.lock", "*.log", "*.tfevents.*"]
 HIDDEN_FILES = [".*", "*/.*", "__pycache__/*", "*/__pycache__/*", "checkpoint-*/*", "*_fsdp_*"]
 HIDDEN_FILES += [pattern for name in HIDDEN_NAMES for pattern in (name, f"*/{name}")]
 

@@ -28,7 +28,7 @@ class _OpensAsTraining(Pipeline):
         if not self._reads_as_lion() or isinstance(image, torch.Tensor):
             return super().preprocess(image, timeout=timeout, **processor_kwargs)
         if isinstance(image, str | Image.Image):
-            limits = reading_limits(self.image_processor)
+            limits = reading_limits(self.image_processor, processor_kwargs)
             image = upright_rgb(open_picture(image, timeout), **limits)
         inputs = self.image_processor(image, return_tensors="pt", **processor_kwargs)
         return inputs.to(self.dtype)

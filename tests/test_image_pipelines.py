@@ -21,6 +21,7 @@ from transformers import (
 
 from lion_hf.auto import image_processor, register
 from lion_hf.image_pipelines import PIPELINES, open_picture
+from lion_hf.modeling import image_processing_lion
 
 
 def grey16() -> Image.Image:
@@ -64,6 +65,20 @@ def test_an_address(lion, address):
     assert classify(address, timeout=20)[0]["score"] > 1 / 3
     with pytest.raises(OSError, match="404"):
         open_picture(address.replace("image", "none"))
+
+
+def test_options_of_the_processor_come_before_its_own(lion, monkeypatch):
+    extract = pipeline("image-feature-extraction", model=lion, device="cpu")
+    extract.image_processor.max_bytes = 100
+    with pytest.raises(ValueError, match="raise the limit"):
+        extract.preprocess(noise(0))
+    assert extract.preprocess(noise(0), max_bytes=10**8)["pixel_values"].shape[0] == 1
+    extract.image_processor.max_bytes = 10**8
+    monkeypatch.setattr(image_processing_lion, "MOST_PIXELS", 100)
+    native = {"native_resolution": True, "patch_size": 4}
+    expected = extract.image_processor(noise(0), return_tensors="pt", **native)
+    found = extract.preprocess(noise(0), **native)
+    assert torch.equal(found["spatial_shapes"], expected["spatial_shapes"])
 
 
 def test_what_is_not_an_image(tmp_path):

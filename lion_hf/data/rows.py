@@ -1,15 +1,20 @@
 """Rows of tokens for masked language modelling, made of documents."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
 from .packing import pack
+from .samples import spread_evenly
 
 logger = logging.getLogger(__name__)
 
+TOGETHER = 1000  # documents of which rows are made at once, or as many as make
+ROWS_TOGETHER = 100  # rows
+COUNTED = 256  # documents whose tokens tell how many that are
 _AFTER_ALL = 1 << 30  # a number above those of all words
 
 
@@ -18,6 +23,7 @@ def prepare_rows(
     column: str,
     make_rows: Callable[[list[str]], list[dict]],
     workers: int | None = None,
+    together: int = TOGETHER,
 ) -> datasets.Dataset:
     """All rows of the documents. Empty documents are left out and counted in a warning.
 
@@ -26,6 +32,7 @@ def prepare_rows(
         column: its column of documents.
         make_rows: from a list of documents to rows, such as `make_rows_of`.
         workers: processes that make rows.
+        together: documents that `make_rows` gets at once: see `documents_together`.
 
     Raises:
         ValueError: if the column does not hold text, or no text at all.
@@ -47,10 +54,33 @@ def prepare_rows(
     return documents.map(
         columns,
         batched=True,
+        batch_size=together,
         remove_columns=documents.column_names,
         num_proc=workers,
         desc="preparing rows",
     )
+
+
+def documents_together(
+    documents: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> int:
+    """How many documents are cut or packed into rows together.
+
+    What remains of them is a row that is not full, so they have to make many rows.
+
+    Args:
+        documents: a table.
+        column: its column of documents.
+        tokenizer: makes the tokens.
+        max_length: tokens per row.
+    """
+    places = spread_evenly(len(documents), min(len(documents), COUNTED))
+    texts = [text for text in documents.select(places)[column] if not is_empty(text)]
+    if not texts:
+        return TOGETHER
+    counted = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    mean = 1 + sum(map(len, counted)) / len(texts)
+    return max(TOGETHER, math.ceil(ROWS_TOGETHER * max_length / mean))
 
 
 def is_empty(document: str | None) -> bool:

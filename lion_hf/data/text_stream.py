@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetsError
 from torch.utils.data import get_worker_info
 
 from .documents import reason
+from .rows import is_empty
 from .samples import sample_seed, seeded
 
 DOCUMENTS_AT_A_TIME = 1000  # read together
@@ -118,7 +119,12 @@ class TextStream(torch.utils.data.IterableDataset):
         """Pairs of documents of the shard used before, and the next documents of its part."""
         documents = islice(self._documents(shard, used), part, None, parts)
         while buffer := list(islice(documents, self.buffer_size)):
-            yield used, [text for text in buffer if text and not text.isspace()]
+            other = next((x for x in buffer if not isinstance(x, str | None)), "")
+            if not isinstance(other, str):
+                raise ValueError(
+                    f"column {self.column!r} holds {type(other).__name__}: expected text"
+                )
+            yield used, [text for text in buffer if not is_empty(text)]
             used += self.buffer_size * parts
 
     def _documents(self, shard: int, used: int) -> Iterator[str | None]:
@@ -129,7 +135,6 @@ class TextStream(torch.utils.data.IterableDataset):
                 yield from batch[self.column]
         except (DatasetsError, OSError, ValueError, EOFError) as error:
             raise ValueError(
-                f"shard {shard} of the stream cannot be read on: {reason(error)}; mend it, and "
-                "start"
-                " the run again, which continues"
+                f"shard {shard} of the stream cannot be read on: {reason(error)}; mend it, and"
+                " start the run again, which continues"
             ) from error

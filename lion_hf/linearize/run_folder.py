@@ -177,7 +177,7 @@ class RunFolder:
                 f"{folder} could not be written and was removed: {error}. Make room and give the"
                 " same command again: it goes on from the last whole state"
             ) from error
-        checkpoints.rotate(self.path, 1)
+        checkpoints.rotate(folder, 1)
         self.last, self.changed = folder, set()
 
     def _keep(self, file: Path, value: Any) -> None:

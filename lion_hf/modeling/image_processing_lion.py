@@ -6,6 +6,7 @@ import io
 import math
 import os
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -186,11 +187,18 @@ def _high_bytes(image: Image.Image) -> Image.Image:
     return grey
 
 
-def reading_limits(processor: Any) -> dict[str, Any]:
-    """Arguments of `upright_rgb` with which an image processor of any kind reads pictures."""
-    limit = getattr(processor, "max_bytes", None)
-    whole = bool(getattr(processor, "native_resolution", None))
-    return {"max_bytes": limit or MAX_BYTES, "whole": whole}
+def reading_limits(processor: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of `upright_rgb` with which an image processor of any kind reads pictures.
+
+    Args:
+        processor: the image processor.
+        options: of a call, which come before its own.
+    """
+    limit, whole = (
+        (options or {}).get(name, getattr(processor, name, None))
+        for name in ("max_bytes", "native_resolution")
+    )
+    return {"max_bytes": limit or MAX_BYTES, "whole": bool(whole)}
 
 
 def native_size(
@@ -329,6 +337,10 @@ class LionImageProcessor(BitImageProcessor):
     ):
         if isinstance(image, Image.Image):
             image = upright_rgb(image, max_bytes or self.max_bytes, bool(native_resolution))
+        elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
+            image = (image >> 8).astype(np.uint8)
+        elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
+            image = (image.int() >> 8).to(torch.uint8)
         return super().process_image(image, **kwargs)
 
     def _preprocess(

@@ -8,6 +8,7 @@ replaced at once and never half written.
 
 import contextlib
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -28,6 +29,8 @@ try:
     import fcntl
 except ImportError:  # Windows: two runs in one cache are not noticed
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 RECORD, LOCK = "record.safetensors", "lock"
 # Hidden states of a document without a cache folder, that is both tensors together, stay in memory
@@ -238,6 +241,13 @@ class Cache:
                         f"cache={str(self.folder)!r} is in use by another process: expected a"
                         " folder of its own for each document"
                     ) from error
+                except OSError as error:
+                    logger.warning(
+                        "cache=%r: its filesystem has no locks (%s), so make sure that no other"
+                        " process uses it",
+                        str(self.folder),
+                        error,
+                    )
             self.progress = self._read()
             yield self
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 from ..data.documents import Documents, find_files, read_dataset, read_files
 from ..data.fingerprints import fingerprint
 from ..data.masking import MaskTokens, pad_rows, vocabulary_size
-from ..data.rows import full_rows_of, make_rows_of, prepare_rows
+from ..data.rows import documents_together, full_rows_of, make_rows_of, prepare_rows
 from ..data.samples import SeededDataset
 from ..data.text_stream import TextStream
 from ..status import stop
@@ -184,9 +184,10 @@ def rows_of(
     """The rows of a part. A stream stays text, of which rows are made while it is read."""
     if isinstance(text, datasets.IterableDataset):
         return text
-    make_rows = row_maker(part, data, args, tokenizer)
+    column, make_rows = data.text_column, row_maker(part, data, args, tokenizer)
     try:
-        rows = prepare_rows(text, data.text_column, make_rows, data.preprocessing_workers)
+        together = documents_together(text, column, tokenizer, data.max_length)
+        rows = prepare_rows(text, column, make_rows, data.preprocessing_workers, together)
     except ValueError as error:
         raise ValueError(f"{part} text: {error}") from error
     if part == "train":

@@ -75,6 +75,11 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
 
     def _divide_batch(self) -> None:
         """Sets the accumulated batches of a step; several GPUs in a process share a batch."""
+        if self.auto_find_batch_size:
+            raise ValueError(
+                f"total_batch_size={self.total_batch_size} with auto_find_batch_size=True: expected"
+                " one of them, because other batches would change the samples per step"
+            )
         at_once, total = self.samples_at_once, self.total_batch_size
         assert total is not None  # asked by __post_init__
         if total < 1 or total % at_once:

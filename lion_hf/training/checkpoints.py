@@ -180,15 +180,19 @@ def remove(folder: Path) -> bool:
     return True
 
 
-def rotate(output_dir: str | os.PathLike, limit: int | None, keep: str | None = None) -> None:
+def rotate(newest: Path, limit: int | None, keep: str | None = None) -> None:
     """Deletes the oldest of a run's own checkpoints.
 
     Args:
-        output_dir: the run's folder.
+        newest: the checkpoint that was just written. Whole ones with higher numbers beside it are
+            older: they belong to an earlier run.
         limit: the number of whole checkpoints that stay; None for all.
         keep: a checkpoint that stays too.
     """
-    found = [folder for folder in checkpoints(output_dir) if is_own(folder)]
+    own = [folder for folder in checkpoints(newest.parent) if is_own(folder)]
+    behind = own.index(newest) + 1
+    later = [folder for folder in own[behind:] if (folder / MANIFEST).is_file()]
+    found = later + own[:behind]
     sealed = [folder for folder in found if (folder / MANIFEST).is_file()]
     for folder in found[: found.index(sealed[-limit])] if limit and len(sealed) > limit else []:
         if keep is None or folder.resolve() != Path(keep).resolve():

@@ -84,6 +84,9 @@ def _count(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
+RENAMED = {"resume_from_checkpoint": "resume"}  # options of transformers that do nothing here
+
+
 def parse_settings(
     description: str,
     *types: type,
@@ -135,6 +138,9 @@ def parse_settings(
     if unknown:
         parser.error(_unknown("option", unknown[0].split("=")[0], legal) + _hint(legal))
     values = vars(namespace)
+    for name, other in RENAMED.items():
+        if other in values and values.get(name) is not None:
+            parser.error(f"--{name}: its name here is --{other}")
     instances = [values[name] for name in positional or {}]
     for cls in types:
         try:

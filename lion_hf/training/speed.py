@@ -23,16 +23,20 @@ def items_and_flops(
     2204.02311, appendix B).
 
     Args:
-        model: a model of transformers; for others both numbers are 0.
+        model: a model of transformers; for others both numbers are 0, and for a configuration that
+            does not tell the operations, such as one with stages of several widths, the second is.
         inputs: what it is called with.
     """
     rows = inputs.get(model.main_input_name) if isinstance(model, PreTrainedModel) else None
     if rows is None or rows.dim() not in (2, 4):
         return 0, 0.0
-    # a convolutional network: its operations are not counted
-    if rows.dim() == 4 and not hasattr(model.config, "patch_size"):
-        return rows.shape[0], 0.0
-    shapes = inputs.get("spatial_shapes")
+    shapes, config = inputs.get("spatial_shapes"), model.config
+    sizes = ["num_attention_heads", "hidden_size", "num_hidden_layers"]
+    sizes += ["patch_size"] * (rows.dim() == 4)
+    if not all(type(getattr(config, name, None)) is int for name in sizes):
+        if rows.dim() == 4 or (mask := inputs.get("attention_mask")) is None:
+            return rows.shape[0] if rows.dim() == 4 else rows.numel(), 0.0
+        return mask.sum(), 0.0
     if shapes is not None:  # images in one row; their mean length stands for all
         items, tokens = len(shapes), len(shapes) + len(rows)
         length = tokens / items

@@ -15,11 +15,12 @@ from .sequence_trainer import SequenceTrainer
 class StreamingTrainer(SequenceTrainer):
     """`SequenceTrainer` for a `TextStream`. Every checkpoint holds the place of each reader.
 
-    A run continues with the number of processes and workers that it began with.
+    A run continues with the number of processes and workers that it began with, of which as many
+    share a row.
 
     Raises:
-        ValueError: without `max_steps`; to evaluate, save or log by epochs, which never end; or if
-            training continues with other processes or workers.
+        ValueError: without `max_steps`; to evaluate, save or log by epochs, which never end; with
+            `auto_find_batch_size`; or if training continues with other processes or workers.
     """
 
     def __init__(self, *args, **kwargs):
@@ -29,14 +30,18 @@ class StreamingTrainer(SequenceTrainer):
                 raise ValueError(
                     f"{name}='epoch': a stream has no end, so expected 'steps' or 'no'"
                 )
+        if self.args.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size=True with a stream: expected False, because the rows of the"
+                " tries that fail would be lost"
+            )
         self.args.ignore_data_skip = True  # the stream itself goes to its place
         self.add_callback(_Continue(self))
         self.places, self.last_reader, self.checkpoint = {}, -1, None
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As in Trainer; `resume_from_checkpoint` is None or a folder."""
-        self.checkpoint = resume_from_checkpoint
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+    def _checkpoint_of(self, resume: str | bool | None, saves: bool) -> str | None:
+        self.checkpoint = super()._checkpoint_of(resume, saves)
+        return self.checkpoint
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process's share of the stream, each with the place of its last row."""
@@ -61,12 +66,12 @@ class StreamingTrainer(SequenceTrainer):
 
     def _saved_places(self, checkpoint: str, workers: int) -> tuple[dict[int, tuple], int]:
         """The readers' places in a checkpoint, and the number of the last reader."""
-        file, count = self._file(checkpoint), self.args.world_size
+        file, now = self._file(checkpoint), (self.args.world_size, workers, self._row_reader[1])
         if not file.is_file():  # a process that the run did not have
             file = Path(checkpoint, "stream-0.json")
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            before = saved["processes"], saved["workers"]
+            before = saved["processes"], saved["workers"], saved.get("readers", now[2])
             places = {int(reader): tuple(place) for reader, place in saved["places"].items()}
             last = int(saved["last_reader"])
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -74,11 +79,12 @@ class StreamingTrainer(SequenceTrainer):
                 f"{file} cannot be read ({type(error).__name__}: {error}): remove"
                 f" {Path(checkpoint).name}, and the run continues from the checkpoint before"
             ) from error
-        if before != (count, workers):
+        if before != now:
             raise ValueError(
-                f"{count} processes with"
-                f" dataloader_num_workers={self.args.dataloader_num_workers}: a stream continues as"
-                f" it began, with {before[0]} of {before[1]}"
+                f"{now[0]} processes with"
+                f" dataloader_num_workers={self.args.dataloader_num_workers}, {now[0] // now[2]} to"
+                f" a row: a stream continues as it began, with {before[0]} of {before[1]},"
+                f" {before[0] // before[2]} to a row"
             )
         return places, last
 
@@ -95,6 +101,7 @@ class StreamingTrainer(SequenceTrainer):
         state = {
             "processes": self.args.world_size,
             "workers": workers,
+            "readers": self._row_reader[1],
             "last_reader": self.last_reader,
             "places": self.places,
         }

@@ -81,8 +81,8 @@ class LionTrainer(UploadingTrainer):
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = settle_fsdp(self.accelerator)
 
-    def train(self, *args, **kwargs):
-        """As in Trainer.
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As in Trainer; with True it continues from the newest whole checkpoint in `output_dir`.
 
         Raises:
             ValueError: if another run writes checkpoints to `output_dir`.
@@ -97,9 +97,10 @@ class LionTrainer(UploadingTrainer):
         self._watch.reset()
         self._items, self._flops, self._since = 0, 0.0, None
         saves = self.args.save_strategy != "no"
+        checkpoint = self._checkpoint_of(resume_from_checkpoint, saves)
         try:
             with run_lock(self.args) if saves else contextlib.nullcontext():
-                output = super().train(*args, **kwargs)
+                output = super().train(checkpoint, *args, **kwargs)
             self.check_finite("the model")
         except FloatingPointError:
             if self._optimizer_is_ours:  # its state may be broken too
@@ -108,6 +109,27 @@ class LionTrainer(UploadingTrainer):
         finally:
             self.is_in_train = False
         return output
+
+    def _checkpoint_of(self, resume: str | bool | None, saves: bool) -> str | None:
+        """The checkpoint to continue from; warns where a new run is written beside an old one."""
+        folder = self.args.output_dir
+        if resume is True:
+            found = checkpoints.find_checkpoint(folder)
+            if found is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but {folder} holds no whole checkpoint"
+                )
+            return str(found)
+        there = checkpoints.checkpoints(folder) if saves and not resume else []
+        whole = [path.name for path in there if Path(path, checkpoints.MANIFEST).is_file()]
+        if whole and self.is_world_process_zero():
+            logger.warning(
+                "a new run is written to %s, which holds %s of an earlier one: choose another"
+                " output_dir, or continue that run",
+                folder,
+                ", ".join(whole),
+            )
+        return resume or None
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Loads the weights of a checkpoint or of a finished run's folder into the model."""
@@ -358,7 +380,7 @@ class LionTrainer(UploadingTrainer):
             self.args.save_total_limit = limit
         self.upload_checkpoint(folder)
         if self.args.should_save:
-            checkpoints.rotate(folder.parent, limit, keep=self.state.best_model_checkpoint)
+            checkpoints.rotate(folder, limit, keep=self.state.best_model_checkpoint)
 
     def _finalize_training(self, *args, **kwargs):
         limit = self.args.save_total_limit

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet
 import pytest
 
@@ -166,6 +167,14 @@ def test_another_encoding_deep_in_a_file(tmp_path):
     with pytest.raises(ValueError, match="shard 0 of the stream cannot be read on: 'utf-8' codec"):
         for _ in zip(range(99), stream):
             pass
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [{"a": 1}]])
+def test_a_streamed_column_without_text(values):
+    source = datasets.Dataset.from_dict({"text": values}).to_iterable_dataset()
+    stream = TextStream(source, lambda documents: [], lambda row: row)
+    with pytest.raises(ValueError, match="column 'text' holds (int|list|dict): expected text"):
+        next(iter(stream))
 
 
 def test_files_of_several_encodings(tmp_path):

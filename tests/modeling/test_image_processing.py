@@ -199,6 +199,15 @@ def test_the_upper_bits_of_deep_grey_are_kept(mode):
     assert len(np.unique(grey)) == 256
 
 
+def test_the_upper_bits_of_deep_arrays_are_kept():
+    deep = (np.arange(32 * 40 * 3).reshape(32, 40, 3) * 17).astype(np.uint16)
+    processor = image_processor(16)
+    expected = processor((deep >> 8).astype(np.uint8), return_tensors="pt")["pixel_values"]
+    channels_first = torch.from_numpy(deep).permute(2, 0, 1)
+    for given in (deep, channels_first):
+        assert torch.equal(processor(given, return_tensors="pt")["pixel_values"], expected)
+
+
 def test_floats_are_clipped():
     grey = np.asarray(upright_rgb(colour("F")))[..., 0].flatten()
     expected = np.linspace(-50, 300, SIDE**2).clip(0, 255)

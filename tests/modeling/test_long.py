@@ -1,6 +1,7 @@
 """Long documents in pieces: what the whole forward pass gives, resumable, in bounded memory."""
 
 import copy
+import errno
 import json
 import signal
 import subprocess
@@ -553,6 +554,18 @@ class TestFiles:
         ):
             made.encode_long(ids, cache=tmp_path)
         made.encode_long(ids, cache=tmp_path)
+
+    def test_a_filesystem_without_locks(self, tmp_path, monkeypatch, caplog):
+        made, ids = network(), token_ids(1, LENGTH)
+        pytest.importorskip("fcntl", reason="Windows: the cache is not locked there")
+
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(lion_long_files.fcntl, "flock", refuse)
+        expected = made.encode_long(ids).pooled
+        assert torch.equal(made.encode_long(ids, cache=tmp_path).pooled, expected)
+        assert "its filesystem has no locks" in caplog.text
 
     def test_a_full_disk_is_seen_before_work(self, mapped, monkeypatch):
         usage = lion_long_files.shutil.disk_usage(".")._replace(free=1000)

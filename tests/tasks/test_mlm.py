@@ -1,12 +1,14 @@
 """`lion-hf mlm` on the words of this repository's README and license."""
 
 import csv
+import functools
 import json
 import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -20,7 +22,7 @@ from transformers import (
 )
 
 from lion_hf.data.masking import MaskTokens, pad_rows
-from lion_hf.data.rows import make_rows_of
+from lion_hf.data.rows import documents_together, make_rows_of, prepare_rows
 from lion_hf.presets import find_preset, recipe_names
 from lion_hf.tasks import mlm
 from lion_hf.training.settings import parse_settings
@@ -362,6 +364,8 @@ def test_a_continued_run_has_the_losses_of_an_unbroken_one(folder, data):
 def test_streams_say_what_they_need(folder):
     with pytest.raises(SystemExit, match="--max_steps -1: a stream has no end"):
         run(folder, "endless", data="stream")
+    with pytest.raises(SystemExit, match="auto_find_batch_size=True with a stream"):
+        run(folder, "endless", "--max_steps", "2", "--auto_find_batch_size", "true", data="stream")
     with pytest.raises(SystemExit, match="save_strategy='epoch': a stream has no end"):
         run(folder, "endless", "--max_steps", "2", "--save_strategy", "epoch", data="stream")
     argv = ["--max_steps", "4", "--save_steps", "2"]
@@ -400,6 +404,21 @@ DOCUMENTS = [
 @pytest.fixture(scope="module")
 def tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder / "model")
+
+
+def test_long_rows_of_short_documents_are_full(tokenizer):
+    """Whatever number of documents is handled at a time."""
+    lines = [text for text in DOCUMENTS if text.strip()]
+    documents = datasets.Dataset.from_dict({"text": lines * (4000 // len(lines))})
+    make = functools.partial(make_rows_of, tokenizer=tokenizer, kind="blocks", max_length=4096)
+    together = documents_together(documents, "text", tokenizer, 4096)
+    lengths = [
+        len(row) for row in prepare_rows(documents, "text", make, None, together)["input_ids"]
+    ]
+    assert len(lengths) > 2 and lengths[:-1] == [4096] * (len(lengths) - 1)
+    empty = datasets.Dataset.from_dict({"text": [" "] * 10})
+    assert documents_together(empty, "text", tokenizer, 4096) == 1000
+    assert documents_together(documents, "text", tokenizer, 16) == 1000
 
 
 @pytest.mark.parametrize("kind", ["padded", "blocks", "packed"])

@@ -108,8 +108,9 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (5, 10, 15, 20):
         checkpoints.seal(fill(tmp_path / f"checkpoint-{step}"))
     (tmp_path / "checkpoint-best").mkdir()
-    checkpoints.rotate(tmp_path, None)
-    checkpoints.rotate(tmp_path, 2, keep=str(tmp_path / "checkpoint-5"))
+    newest = tmp_path / "checkpoint-20"
+    checkpoints.rotate(newest, None)
+    checkpoints.rotate(newest, 2, keep=str(tmp_path / "checkpoint-5"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-15",
         "checkpoint-20",
@@ -118,12 +119,24 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     ]
 
 
+def test_rotation_keeps_a_new_run_beside_an_old_one(tmp_path):
+    for step in (2, 4, 8):  # 4 and 8 are there from an earlier run
+        checkpoints.seal(fill(tmp_path / f"checkpoint-{step}"))
+    checkpoints.begin(tmp_path / "checkpoint-9")  # which was killed
+    checkpoints.rotate(tmp_path / "checkpoint-2", 2)
+    left = [path.name for path in checkpoints.checkpoints(tmp_path)]
+    assert left == ["checkpoint-2", "checkpoint-8", "checkpoint-9"]
+    checkpoints.rotate(tmp_path / "checkpoint-2", 1)
+    left = [path.name for path in checkpoints.checkpoints(tmp_path)]
+    assert left == ["checkpoint-2", "checkpoint-9"]
+
+
 def test_rotation_does_not_count_broken_checkpoints(tmp_path):
     for step in (4, 5, 10, 20):
         checkpoints.begin(tmp_path / f"checkpoint-{step}")
     for step in (5, 10):
         checkpoints.seal(tmp_path / f"checkpoint-{step}")
-    checkpoints.rotate(tmp_path, 1)
+    checkpoints.rotate(tmp_path / "checkpoint-10", 1)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [
         "checkpoint-10",
         "checkpoint-20",

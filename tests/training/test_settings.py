@@ -136,6 +136,17 @@ def test_total_batch_size(tmp_path, capsys):
     assert "total_batch_size=10: expected a multiple of the 4 samples" in capsys.readouterr().err
 
 
+def test_options_that_do_nothing_here(tmp_path, capsys):
+    argv = ["--output_dir", str(tmp_path), "--use_cpu"]
+    with pytest.raises(SystemExit):
+        parse_settings("", LionTrainingArguments, argv=[*argv, "--resume_from_checkpoint", "old"])
+    assert "--resume_from_checkpoint: its name here is --resume" in capsys.readouterr().err
+    argv += ["--total_batch_size", "32", "--auto_find_batch_size", "true"]
+    with pytest.raises(SystemExit):
+        parse_settings("", LionTrainingArguments, argv=argv)
+    assert "total_batch_size=32 with auto_find_batch_size=True" in capsys.readouterr().err
+
+
 def test_total_batch_size_of_one_process_with_several_gpus(tmp_path, monkeypatch):
     """Trainer spreads the batch over them by DataParallel."""
     monkeypatch.setattr(LionTrainingArguments, "n_gpu", 2)

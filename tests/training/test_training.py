@@ -8,10 +8,18 @@ from support.marks import slow_except
 from support.models import IMAGE_HEADS, TEXT_HEADS, image_config, inputs_of, model, text_config
 from support.trainers import trainer
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    AutoModelForImageClassification,
+    ConvNextConfig,
+    SwinConfig,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+)
 
 from lion_hf import LionTrainer
 from lion_hf.modeling.lion_loss import classification_loss
+from lion_hf.training.speed import items_and_flops
 
 NO_DROPOUT = {
     "hidden_dropout_prob": 0.0,
@@ -242,6 +250,45 @@ def test_trainer_learns_and_resumes(tmp_path):
     trainer(resumed).train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
     for (name, a), b in zip(network.named_parameters(), resumed.parameters()):
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_a_new_run_keeps_what_it_writes_beside_an_old_one(tmp_path, caplog):
+    """As Trainer does: the old run's checkpoints go, though their numbers are higher."""
+
+    def run(steps, **resume):
+        options = {"max_steps": steps, "save_steps": steps // 2, "save_total_limit": 2}
+        trainer(tmp_path, do_train=True, **options).train(**resume)
+        return sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+
+    with pytest.raises(ValueError, match="holds no whole checkpoint"):
+        run(2, resume_from_checkpoint=True)
+    assert run(8) == ["checkpoint-4", "checkpoint-8"] and "an earlier one" not in caplog.text
+    assert run(2) == ["checkpoint-1", "checkpoint-2"]
+    assert "which holds checkpoint-4, checkpoint-8 of an earlier one" in caplog.text
+    (tmp_path / "checkpoint-2" / "manifest.json").unlink()  # as if the run had been killed
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    caplog.clear()
+    assert "checkpoint-6" in run(6, resume_from_checkpoint=True)
+    assert "checkpoint-2 is broken and left alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "items", "counted"),
+    [
+        (ConvNextConfig(depths=[1, 1], hidden_sizes=[4, 8], num_stages=2), 2, False),
+        (SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2]), 2, False),
+        (
+            ViTConfig(image_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=1),
+            2,
+            True,
+        ),
+    ],
+)
+def test_the_speed_of_a_model_that_does_not_tell_its_operations(config, items, counted):
+    """Trainers count the operations of any model, which must not stop a training."""
+    network = AutoModelForImageClassification.from_config(config)
+    found, flops = items_and_flops(network, {"pixel_values": torch.zeros(2, 3, 32, 32)})
+    assert found == 2 and (flops > 0) == counted
 
 
 @pytest.mark.parametrize("wrong", ["[1]", {"cycles": 2}])

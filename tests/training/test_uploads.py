@@ -9,7 +9,10 @@ from support.hub_client import ClientError
 pytestmark = pytest.mark.slow  # the shared processes import transformers, which takes seconds
 
 STRATEGIES = ("end", "every_save", "checkpoint", "all_checkpoints")
-PRIVATE = re.compile(r"settings\.yaml|training_args|run\.json|\.lock|^trainer_state|^optimizer")
+PRIVATE = re.compile(
+    r"settings\.yaml|training_args|run\.json|\.lock|^trainer_state|^optimizer"
+    r"|predictions\.|data\.json|trained_tokenizer"
+)
 
 # A run of 4 steps with a checkpoint after every second one.
 TRAINER = """
