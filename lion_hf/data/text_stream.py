@@ -124,7 +124,7 @@ class TextStream(torch.utils.data.IterableDataset):
                 raise ValueError(
                     f"column {self.column!r} holds {type(other).__name__}: expected text"
                 )
-            yield used, [text for text in buffer if not is_empty(text)]
+            yield used, [text for text in buffer if text and not is_empty(text)]
             used += self.buffer_size * parts
 
     def _documents(self, shard: int, used: int) -> Iterator[str | None]:

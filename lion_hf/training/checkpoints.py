@@ -140,6 +140,37 @@ def find_checkpoint(
     return None
 
 
+def named_or_newest(
+    output_dir: str | os.PathLike, resume: str | bool | None, warns: bool = False
+) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` of Trainer means; None to start anew.
+
+    Args:
+        output_dir: the run's folder.
+        resume: a checkpoint's folder, or True for the newest whole one.
+        warns: whether to warn where a new run is written beside an old one.
+
+    Raises:
+        ValueError: for True where there is none.
+    """
+    if resume is True:
+        newest = find_checkpoint(output_dir)
+        if newest is None:
+            raise ValueError(
+                f"resume_from_checkpoint=True, but {output_dir} holds no whole checkpoint"
+            )
+        return str(newest)
+    whole = [path.name for path in checkpoints(output_dir) if (path / MANIFEST).is_file()]
+    if warns and whole and not resume:
+        logger.warning(
+            "a new run is written to %s, which holds %s of an earlier one: choose another"
+            " output_dir, or continue that run",
+            output_dir,
+            ", ".join(whole),
+        )
+    return resume or None
+
+
 def _check_named(
     output_dir: str | os.PathLike, resume: str, found: list[Path], alone: bool
 ) -> None:

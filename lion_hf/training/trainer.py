@@ -111,25 +111,8 @@ class LionTrainer(UploadingTrainer):
         return output
 
     def _checkpoint_of(self, resume: str | bool | None, saves: bool) -> str | None:
-        """The checkpoint to continue from; warns where a new run is written beside an old one."""
-        folder = self.args.output_dir
-        if resume is True:
-            found = checkpoints.find_checkpoint(folder)
-            if found is None:
-                raise ValueError(
-                    f"resume_from_checkpoint=True, but {folder} holds no whole checkpoint"
-                )
-            return str(found)
-        there = checkpoints.checkpoints(folder) if saves and not resume else []
-        whole = [path.name for path in there if Path(path, checkpoints.MANIFEST).is_file()]
-        if whole and self.is_world_process_zero():
-            logger.warning(
-                "a new run is written to %s, which holds %s of an earlier one: choose another"
-                " output_dir, or continue that run",
-                folder,
-                ", ".join(whole),
-            )
-        return resume or None
+        warns = saves and self.is_world_process_zero()
+        return checkpoints.named_or_newest(self.args.output_dir, resume, warns)
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Loads the weights of a checkpoint or of a finished run's folder into the model."""
