@@ -1,8 +1,9 @@
 """Long documents for a copy that takes more tokens than its source.
 
 The source reads passages of a document, each on its own. The copy reads the document in one pass
-and learns to give, for each passage, what the source gives. Passages are far shorter than what the
-source reads at once: the vector of a document then finds more of what is asked about a part of it
+and learns to give, for each passage, what the source gives. Passages are shorter than what the source
+reads at once: the vector of a document then finds more of what is asked about a part of it. Still
+shorter ones would take the copy further from its source on texts of a few hundred tokens
 (benchmarks/results/linearize.md).
 
 Legend: P tokens of a passage without its special tokens, N passages of a document.
@@ -23,7 +24,7 @@ from .distillation import Lesson
 from .settings import HELD_OUT, Distillation
 from .text_sources import name_of
 
-PASSAGE = 64  # tokens, without the special ones
+PASSAGE = 128  # tokens, without the special ones
 FEWEST_WINDOWS = 2  # of the source, in the shortest document
 LONGEST = 4096  # tokens of a document to learn from: a step has to be affordable
 HELD_OUT_WINDOWS = 4
@@ -33,7 +34,7 @@ class Documents(Dataset):
     """Endless documents of consecutive texts, each as long as some passages and special tokens.
 
     A document depends on its index and the seed alone. Most are short, because a step has to be
-    affordable: of documents of 8 to 64 passages, half have at most 13.
+    affordable: of documents of 3 to 31 passages, half have at most 5.
 
     Args:
         texts: rows with `sentence1`, in their order.
