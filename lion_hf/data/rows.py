@@ -75,7 +75,8 @@ def documents_together(
         max_length: tokens per row.
     """
     places = spread_evenly(len(documents), min(len(documents), COUNTED))
-    texts = [text for text in documents.select(places)[column] if not is_empty(text)]
+    found = documents.select(places)[column]
+    texts = [text for text in found if isinstance(text, str) and not is_empty(text)]
     if not texts:
         return TOGETHER
     counted = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -195,7 +195,7 @@ def reading_limits(processor: Any, options: Mapping[str, Any] | None = None) -> 
         options: of a call, which come before its own.
     """
     limit, whole = (
-        (options or {}).get(name, getattr(processor, name, None))
+        getattr(processor, name, None) if (given := (options or {}).get(name)) is None else given
         for name in ("max_bytes", "native_resolution")
     )
     return {"max_bytes": limit or MAX_BYTES, "whole": bool(whole)}

@@ -419,6 +419,10 @@ def test_long_rows_of_short_documents_are_full(tokenizer):
     empty = datasets.Dataset.from_dict({"text": [" "] * 10})
     assert documents_together(empty, "text", tokenizer, 4096) == 1000
     assert documents_together(documents, "text", tokenizer, 16) == 1000
+    numbers = datasets.Dataset.from_dict({"text": [1, 2]})
+    together = documents_together(numbers, "text", tokenizer, 4096)
+    with pytest.raises(ValueError, match="column 'text' holds int64: expected text"):
+        prepare_rows(numbers, "text", make, None, together)
 
 
 @pytest.mark.parametrize("kind", ["padded", "blocks", "packed"])
