@@ -1,9 +1,9 @@
 """Long documents for a copy that takes more tokens than its source.
 
 The source reads passages of a document, each on its own. The copy reads the document in one pass
-and learns to give, for each passage, what the source gives. Passages are shorter than what the source
-reads at once: the vector of a document then finds more of what is asked about a part of it. Still
-shorter ones would take the copy further from its source on texts of a few hundred tokens
+and learns to give, for each passage, what the source gives. Passages are shorter than what the
+source reads at once: the vector of a document then finds more of what is asked about a part of it.
+Still shorter ones would take the copy further from its source on texts of a few hundred tokens
 (benchmarks/results/linearize.md).
 
 Legend: P tokens of a passage without its special tokens, N passages of a document.
