@@ -14,7 +14,13 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, set_seed
 from ..data.documents import Documents, find_files, read_dataset, read_files
 from ..data.fingerprints import fingerprint
 from ..data.masking import MaskTokens, pad_rows, vocabulary_size
-from ..data.rows import documents_together, full_rows_of, make_rows_of, prepare_rows
+from ..data.rows import (
+    TOGETHER,
+    documents_together,
+    full_rows_of,
+    make_rows_of,
+    prepare_rows,
+)
 from ..data.samples import SeededDataset
 from ..data.text_stream import TextStream
 from ..status import stop
@@ -186,7 +192,9 @@ def rows_of(
         return text
     column, make_rows = data.text_column, row_maker(part, data, args, tokenizer)
     try:
-        together = documents_together(text, column, tokenizer, data.max_length)
+        together = TOGETHER
+        if data.rows != "padded":
+            together = documents_together(text, column, tokenizer, data.max_length)
         rows = prepare_rows(text, column, make_rows, data.preprocessing_workers, together)
     except ValueError as error:
         raise ValueError(f"{part} text: {error}") from error

@@ -160,15 +160,17 @@ def named_or_newest(
                 f"resume_from_checkpoint=True, but {output_dir} holds no whole checkpoint"
             )
         return str(newest)
-    whole = [path.name for path in checkpoints(output_dir) if (path / MANIFEST).is_file()]
-    if warns and whole and not resume:
+    if resume:
+        return resume
+    there = checkpoints(output_dir) if warns else []
+    if whole := [path.name for path in there if (path / MANIFEST).is_file()]:
         logger.warning(
             "a new run is written to %s, which holds %s of an earlier one: choose another"
             " output_dir, or continue that run",
             output_dir,
             ", ".join(whole),
         )
-    return resume or None
+    return None
 
 
 def _check_named(
@@ -221,10 +223,11 @@ def rotate(newest: Path, limit: int | None, keep: str | None = None) -> None:
         keep: a checkpoint that stays too.
     """
     own = [folder for folder in checkpoints(newest.parent) if is_own(folder)]
+    whole = [folder for folder in own if (folder / MANIFEST).is_file()]
     behind = own.index(newest) + 1
-    later = [folder for folder in own[behind:] if (folder / MANIFEST).is_file()]
+    later = [folder for folder in own[behind:] if folder in whole]
     found = later + own[:behind]
-    sealed = [folder for folder in found if (folder / MANIFEST).is_file()]
+    sealed = [folder for folder in found if folder in whole]
     for folder in found[: found.index(sealed[-limit])] if limit and len(sealed) > limit else []:
         if keep is None or folder.resolve() != Path(keep).resolve():
             remove(folder)

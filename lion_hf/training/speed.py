@@ -33,19 +33,19 @@ def items_and_flops(
     shapes, config = inputs.get("spatial_shapes"), model.config
     sizes = ["num_attention_heads", "hidden_size", "num_hidden_layers"]
     sizes += ["patch_size"] * (rows.dim() == 4)
-    if not all(type(getattr(config, name, None)) is int for name in sizes):
-        if rows.dim() == 4 or (mask := inputs.get("attention_mask")) is None:
-            return rows.shape[0] if rows.dim() == 4 else rows.numel(), 0.0
-        return mask.sum(), 0.0
+    counted = all(type(getattr(config, name, None)) is int for name in sizes)
     if shapes is not None:  # images in one row; their mean length stands for all
         items, tokens = len(shapes), len(shapes) + len(rows)
         length = tokens / items
     elif rows.dim() == 4:  # images
-        items, length = rows.shape[0], 1 + rows.shape[-2:].numel() // model.config.patch_size**2
+        items = rows.shape[0]
+        length = 1 + rows.shape[-2:].numel() // config.patch_size**2 if counted else 0
         tokens = items * length
     else:
         mask, length = inputs.get("attention_mask"), rows.shape[1]
         items = tokens = rows.numel() if mask is None else mask.sum()
+    if not counted:
+        return items, 0.0
     weights = sum(
         module.weight.numel()
         for module in model.modules()
@@ -53,21 +53,17 @@ def items_and_flops(
     )
     # None in classifiers, also of a checkpoint that predicted sparsely
     decoder = model.get_output_embeddings()
-    if (
-        decoder is not None
-        and getattr(model.config, "sparse_prediction", False)
-        and "labels" in inputs
-    ):
+    if decoder is not None and getattr(config, "sparse_prediction", False) and "labels" in inputs:
         decoder = decoder.weight.numel()  # only for the labelled tokens
         weights = weights - decoder + decoder * (inputs["labels"] != -100).sum() / tokens
-    heads = model.config.num_attention_heads
-    head_dim = model.config.hidden_size // heads
+    heads = config.num_attention_heads
+    head_dim = config.hidden_size // heads
     mixing = (
         min(4 * length * head_dim, 8 * head_dim**2)
         if isinstance(model, LionPreTrainedModel)
         else 4 * length * head_dim
     )
-    return items, 3.0 * tokens * (2 * weights + model.config.num_hidden_layers * heads * mixing)
+    return items, 3.0 * tokens * (2 * weights + config.num_hidden_layers * heads * mixing)
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
