@@ -72,6 +72,18 @@ class LionModel(LionPreTrainedModel):
     def _input_embeddings(self) -> str:
         return "word_embeddings" if self.config.modality == "text" else "patch_embeddings"
 
+    def _check_modality(self, texts: dict, images: dict) -> None:
+        """Raises ValueError for an input of the other modality, which nothing would read."""
+        if self.config.modality == "text":
+            takes, others = "a text model takes either input_ids or inputs_embeds", images
+        else:
+            takes, others = "an image model takes pixel_values", texts
+        for name, x in others.items():
+            if x is not None:
+                raise ValueError(f"{takes} (and no {name})")
+        if self.config.modality == "image" and images["pixel_values"] is None:
+            raise ValueError(f"{takes} (and no input_ids or inputs_embeds)")
+
     def _may_unpad(self, kwargs: dict) -> bool:
         """Whether padding may be taken out.
 
@@ -136,32 +148,30 @@ class LionModel(LionPreTrainedModel):
                 `inputs_embeds`, an image size that the patch does not divide, or a mask of another
                 length.
         """
+        texts = {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "seq_idx": seq_idx,
+            "cu_seq_lens_q": cu_seq_lens_q,
+            "cu_seq_lens_k": cu_seq_lens_k,
+        }
+        images = {
+            "pixel_values": pixel_values,
+            "bool_masked_pos": bool_masked_pos,
+            "spatial_shapes": spatial_shapes,
+        }
+        self._check_modality(texts, images)
         if self.config.modality == "text":
-            if pixel_values is not None or spatial_shapes is not None:
-                raise ValueError(
-                    "a text model takes either input_ids or inputs_embeds (and no pixel_values)"
-                )
-            texts = {
-                "input_ids": input_ids,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "token_type_ids": token_type_ids,
-                "position_ids": position_ids,
-                "seq_idx": seq_idx,
-                "cu_seq_lens_q": cu_seq_lens_q,
-                "cu_seq_lens_k": cu_seq_lens_k,
-            }
             may_unpad = self._may_unpad(kwargs)
             shape = check_rows(self.config.hidden_size, **texts)
             if input_ids is not None and goes_in_pieces(self, may_unpad, **texts):
                 return encode_row(self, input_ids)
             rows = self._embed_texts(shape, may_unpad, **texts)
         else:
-            if pixel_values is None or input_ids is not None or inputs_embeds is not None:
-                raise ValueError(
-                    "an image model takes pixel_values (and no input_ids or inputs_embeds)"
-                )
-            rows = self._embed_images(pixel_values, bool_masked_pos, spatial_shapes)
+            rows = self._embed_images(**images)
         recorded = kwargs.get("output_attentions", self.config.output_attentions) or False
         hidden_states = rows.hidden_states
         for layer in self.layers:
@@ -172,7 +182,8 @@ class LionModel(LionPreTrainedModel):
         if last_norm is not None:
             hidden_states = last_norm(hidden_states)
         if rows.not_finite is not None:
-            hidden_states = hidden_states.masked_fill(rows.not_finite, torch.nan)
+            not_finite = rows.not_finite.to(hidden_states.device)
+            hidden_states = hidden_states.masked_fill(not_finite, torch.nan)
         pooled = None
         if self.pooler is not None:
             pooled = self.pooler(hidden_states, attention_mask, rows.lengths)
