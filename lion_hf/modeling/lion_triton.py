@@ -379,11 +379,15 @@ def fused_chunkwise(
     chunk_size: int | None,
 ) -> torch.Tensor:
     """The chunk form of one order; arguments and result as in `lion_chunkwise.chunkwise`."""
-    decays = (None if x is None else x[None] for x in (left_to_right, right_to_left))
-    return fused_forward(
-        query, key, value, *decays, None, None, None, 0.0, scale, False, 0.0, chunk_size,
-        torch.float32,
-    )[0]  # fmt: skip
+    decays = [None if x is None else x[None] for x in (left_to_right, right_to_left)]
+    outputs = [
+        fused_forward(
+            query, key, values, *decays, None, None, None, 0.0, scale, False, 0.0, chunk_size,
+            torch.float32,
+        )[0]
+        for values in value.split(LARGEST_HEAD, -1)  # the divisor's column may be one too many
+    ]  # fmt: skip
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
 
 @torch.library.custom_op("lion_hf::fused_recurrent", mutates_args=())

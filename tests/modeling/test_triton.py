@@ -141,6 +141,22 @@ def test_head_sizes(head_dim, value_dim, device):
     check(problem, fused, torch.float32, 1e-4, form="chunk", chunk_size=9)
 
 
+def test_the_divisor_beside_the_largest_values(device):
+    """Orders longer than a chunk have the divisor as one more column of the values."""
+    problem = make_problem(
+        "selective",
+        20,
+        ordered=True,
+        normalize=True,
+        batch=1,
+        heads=1,
+        head_dim=5,
+        value_dim=lion_triton_launch.LARGEST_HEAD,
+        device=device,
+    )
+    check(problem, fused, torch.float32, 1e-4, form="chunk", chunk_size=16)
+
+
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 4e-6), *HALF], ids=lambda x: str(x).removeprefix("torch.")
 )
