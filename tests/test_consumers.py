@@ -250,6 +250,20 @@ def test_lora(name, tmp_path):
     torch.testing.assert_close(logits(merged, inputs), tuned, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ("word", "token_type", "position"))
+def test_lora_adapts_any_embeddings(name):
+    peft = pytest.importorskip("peft")
+    base = model("SequenceClassification", text_config("lit"))
+    inputs = inputs_of("SequenceClassification", base.config)
+    inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
+    expected = logits(base, inputs)
+    config = peft.LoraConfig(r=2, target_modules=[f"{name}_embeddings"])
+    network = peft.get_peft_model(base, config).eval()
+    torch.testing.assert_close(logits(network, inputs), expected)
+    network(**inputs).loss.backward()
+    assert all(x.grad is not None for x in network.parameters() if x.requires_grad)
+
+
 def test_lora_cannot_adapt_the_decays_of_lion_d():
     """A vector has no low-rank form; `modules_to_save` trains the decays as a whole."""
     peft = pytest.importorskip("peft")

@@ -36,16 +36,17 @@ def check_integers(name: str, x: torch.Tensor) -> None:
         raise ValueError(f"{name} is {x.dtype}: expected integers")
 
 
-def check_ids(name: str, ids: torch.Tensor, count: int, of: str) -> None:
-    """Raises ValueError if an index into a table of `count` rows is out of range.
+def check_ids(name: str, ids: torch.Tensor, table: torch.nn.Module, of: str) -> None:
+    """Raises ValueError if an index into a table of embeddings is out of range.
 
     Args:
         name: the argument's name.
         ids: the indices.
-        count: number of rows.
-        of: the field of the configuration that sets this number.
+        table: the embeddings. Adapters may put a module in their place that does not tell its rows.
+        of: the field of the configuration that sets the number of rows.
     """
-    if values_known(ids) and ids.numel() > 0:
+    count = getattr(table, "num_embeddings", None)
+    if count is not None and values_known(ids) and ids.numel() > 0:
         least, most = (x.item() for x in ids.aminmax())
         if not 0 <= least <= most < count:
             raise ValueError(

@@ -54,10 +54,7 @@ class LionTextEmbeddings(nn.Module):
         self, input_ids, token_type_ids, position_ids, inputs_embeds, attention_mask, seq_idx
     ) -> torch.Tensor:
         if inputs_embeds is None:
-            # adapters may put another module in its place
-            words = getattr(self.word_embeddings, "num_embeddings", None)
-            if words is not None:
-                check_ids("input_ids", input_ids, words, "vocab_size")
+            check_ids("input_ids", input_ids, self.word_embeddings, "vocab_size")
             embeddings = self.word_embeddings(input_ids)
         else:
             embeddings = inputs_embeds.to(self.token_type_embeddings.weight.dtype)
@@ -65,14 +62,14 @@ class LionTextEmbeddings(nn.Module):
         if token_type_ids is None:
             token_type_ids = torch.zeros(1, shape[1], dtype=torch.long, device=embeddings.device)
         else:
-            types = self.token_type_embeddings.num_embeddings
+            types = self.token_type_embeddings
             check_ids("token_type_ids", token_type_ids, types, "type_vocab_size")
         embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.position_embeddings is not None:
             if position_ids is None:
                 position_ids = default_positions(shape, attention_mask, seq_idx, embeddings.device)
-            longest = self.position_embeddings.num_embeddings
-            check_ids("positions", position_ids, longest, "max_position_embeddings")
+            table = self.position_embeddings
+            check_ids("positions", position_ids, table, "max_position_embeddings")
             embeddings = embeddings + self.position_embeddings(position_ids)
         return self.dropout(self.norm(embeddings))
 

@@ -133,10 +133,11 @@ def read_ids(model: Any, input_ids: torch.Tensor | Iterable) -> torch.Tensor:
     if not len(ids):
         raise ValueError("input_ids is empty: expected at least one token")
     positions = model.embeddings.position_embeddings
-    if positions is not None and len(ids) > positions.num_embeddings:
+    longest = getattr(positions, "num_embeddings", model.config.max_position_embeddings)
+    if positions is not None and len(ids) > longest:
         raise ValueError(
-            f"input_ids has {len(ids)} tokens: expected at most {positions.num_embeddings}, because"
-            f" the model has learned max_position_embeddings={positions.num_embeddings} positions"
+            f"input_ids has {len(ids)} tokens: expected at most {longest}, because the model has"
+            f" learned max_position_embeddings={longest} positions"
         )
     return ids
 
