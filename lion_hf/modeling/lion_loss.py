@@ -73,6 +73,8 @@ def classification_loss(
             logits.shape[1],
         )
         total = F.cross_entropy(logits, labels, reduction="sum")
+    if real and num_items_in_batch is None:
+        num_items_in_batch = labels.numel()  # -100 is a number like any other
     items = _items(labels, num_items_in_batch)
     return total * per_item / (items.to(total.device) if torch.is_tensor(items) else items)
 
@@ -114,6 +116,7 @@ def check_token_labels(
     if labels is None:
         return None, kwargs
     labels = check_labels("labels", labels, tokens.shape[:2], num_labels)
+    labels = labels.to(tokens.device)  # the model's parts may be on several devices
     labels = labels.contiguous()  # the losses of transformers take a view of them
     items = _items(labels, kwargs.get("num_items_in_batch"))
     return labels, {**kwargs, "num_items_in_batch": items}

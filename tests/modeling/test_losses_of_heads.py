@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers.loss.loss_utils import ForMaskedLMLoss
 
 from lion_hf import LionConfig, LionForMaskedLM
 from lion_hf.modeling import lion_loss
-from lion_hf.modeling.lion_loss import masked_lm_loss
+from lion_hf.modeling.lion_loss import classification_loss, masked_lm_loss
 
 ROWS, WORDS = 23, 11
 
@@ -80,6 +81,13 @@ def test_logits_that_are_not_finite_show_in_loss_and_gradient(pieces):
     logits[1, 0] = float("nan")
     value, gradient = loss_and_gradient(masked_lm_loss, logits.requires_grad_(), labels)
     assert value.isnan() and gradient[1].isnan().all() and gradient[2].isfinite().all()
+
+
+def test_a_target_of_minus_100_is_a_number_like_any_other():
+    """Only classes have a number that stands for "no label"."""
+    logits, targets = torch.randn(4, 1), torch.tensor([-100.0, 3.0, 20.0, -100.0])
+    found = classification_loss(logits, targets, "regression")
+    torch.testing.assert_close(found, F.mse_loss(logits[:, 0], targets))
 
 
 def test_models_take_it_and_let_users_replace_it():
