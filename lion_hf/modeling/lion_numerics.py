@@ -112,10 +112,13 @@ def gradients_again(
 def has_values(x: torch.Tensor) -> bool:
     """Whether Python may branch on a tensor's values.
 
-    It may not if the tensor is traced, fake, or inside a transform of torch.func. vmap of grad
-    hides a batch in a tensor that calls itself one of grad, so any wrapped tensor counts.
+    It may not if the tensor is traced, fake, captured in a CUDA graph, or inside a transform of
+    torch.func. vmap of grad hides a batch in a tensor that calls itself one of grad, so any wrapped
+    tensor counts.
     """
     if torch.compiler.is_compiling() or x.device.type == "meta":
+        return False
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     if type(x) not in (torch.Tensor, nn.Parameter):
         return False

@@ -156,3 +156,22 @@ def test_the_host_never_waits_for_the_gpu(kind):
         network(**inputs).loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_padded_batch_in_a_cuda_graph(kind):
+    """While it is captured nobody looks at the mask, and padding stays."""
+    network = model("Model", CONFIGS[kind]()).cuda()
+    inputs = {name: x.cuda() for name, x in padded(inputs_of("Model", network.config)).items()}
+    real = inputs["attention_mask"].bool() if "attention_mask" in inputs else slice(None)
+    network.config.attention_form = "chunk"  # as while it is captured; this compiles the kernels
+    with torch.no_grad():
+        expected = network(**inputs).last_hidden_state[real]
+        network.config.attention_form = "auto"
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = network(**inputs).last_hidden_state
+        output.zero_()
+        graph.replay()
+    torch.testing.assert_close(output[real], expected)

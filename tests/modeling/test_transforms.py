@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lion_hf import lion_attention
 from lion_hf.modeling.configuration_lion import FORMS, MASK_TYPES
+from lion_hf.modeling.lion_numerics import has_values
 
 
 def per_sample_gradients(network, inputs, labels):
@@ -130,6 +131,14 @@ def test_tensors_without_values(dtype, device):
         inputs["position_ids"] = torch.zeros(2, 9, dtype=torch.long)
         inputs["labels"] = torch.ones(2, dtype=torch.long)
         assert network(**inputs).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("capturing", (False, True))
+def test_tensors_that_are_captured_in_a_cuda_graph(capturing, monkeypatch):
+    """Looking at values would end the capture."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    assert has_values(torch.ones(2, 9)) is not capturing
 
 
 def test_plain_tensors_are_still_looked_at():
