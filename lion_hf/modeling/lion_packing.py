@@ -57,6 +57,7 @@ def unpad(
 def repad(tokens: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Undoes `unpad`, (1, T, hidden) to (B, L, hidden), with zeros at padding."""
     padded = tokens.new_zeros(shape[0] * shape[1], tokens.shape[-1])
+    places = places.to(tokens.device)  # the last layer may be on another device than the first
     return padded.index_copy(0, places, tokens[0]).unflatten(0, shape)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.loss.loss_utils import ForTokenClassification
 from transformers.modeling_outputs import (
     MaskedImageModelingOutput,
     MaskedLMOutput,
@@ -147,6 +148,8 @@ class LionForTokenClassification(LionPreTrainedModel):
         self.lion = LionModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        # transformers would choose it by the class's name, which a subclass may change
+        self.loss_function = ForTokenClassification
         self.post_init()
 
     @can_return_tuple

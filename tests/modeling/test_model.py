@@ -17,6 +17,7 @@ from support.models import (
     text_config,
     token_ids,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -42,7 +43,9 @@ from lion_hf.modeling.configuration_lion import (
 )
 from lion_hf.modeling.lion_choice import check_score_dropout
 from lion_hf.modeling.lion_layers import drop_path
+from lion_hf.modeling.lion_loss import check_token_labels
 from lion_hf.modeling.lion_naive import FEATURE_MAPS
+from lion_hf.modeling.lion_packing import repad
 
 EVERY_HEAD = [("text", head) for head in ("Model", *TEXT_HEADS)] + [
     ("image", head) for head in ("Model", *IMAGE_HEADS)
@@ -461,6 +464,16 @@ def test_tuples(modality, head):
 # ---- what transformers expects ----
 
 
+@pytest.mark.parametrize("head", TEXT_HEADS)
+def test_a_subclass_of_any_name_has_the_same_loss(head):
+    """transformers chooses losses by the names of classes."""
+    network = model(head, text_config())
+    inputs = inputs_of(head, network.config)
+    subclass = type("Renamed", (type(network),), {})(network.config).eval()
+    subclass.load_state_dict(network.state_dict())
+    torch.testing.assert_close(subclass(**inputs).loss, network(**inputs).loss)
+
+
 @pytest.mark.parametrize("modality, head", EVERY_HEAD)
 def test_save_and_load(modality, head, tmp_path):
     network = model(head, config_of(modality))
@@ -646,6 +659,17 @@ def test_float64_stays_float64():
         outputs.append(last_hidden(network, input_ids=ids))
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], atol=1e-12, rtol=1e-12)
+
+
+def test_parts_of_a_model_on_several_gpus():
+    """What the first layer's device knows of the tokens is needed on the last layer's device."""
+    with FakeTensorMode():
+        hidden_states = torch.empty(1, 6, 8, device="cuda:1")
+        places = torch.empty(6, dtype=torch.long, device="cuda:0")
+        assert repad(hidden_states, places, (2, 5)).device == hidden_states.device
+        labels = torch.empty(1, 6, dtype=torch.long, device="cuda:0")
+        labels, _ = check_token_labels(labels, hidden_states, 3, {})
+        assert labels.device == hidden_states.device
 
 
 def test_device_map_and_meta_loading(tmp_path):
@@ -1011,6 +1035,21 @@ def test_images_that_fit_no_model(shape, message):
         model("Model", image_config())(
             pixel_values=torch.ones(1, 3, 16, 16), bool_masked_pos=torch.ones(1, 16)
         )
+
+
+@pytest.mark.parametrize(
+    "name", ("attention_mask", "token_type_ids", "position_ids", "seq_idx", "cu_seq_lens_q")
+)
+@pytest.mark.parametrize("head", ("Model", "ImageClassification"))
+def test_inputs_of_texts_are_not_ignored_by_image_models(head, name):
+    network = model(head, image_config())
+    with pytest.raises(ValueError, match=re.escape(f"takes pixel_values (and no {name})")):
+        network(pixel_values=torch.ones(1, 3, 16, 16), **{name: torch.ones(1, 17).long()})
+
+
+def test_inputs_of_images_are_not_ignored_by_text_models():
+    with pytest.raises(ValueError, match=re.escape("inputs_embeds (and no bool_masked_pos)")):
+        model("Model", text_config())(token_ids(1, 4), bool_masked_pos=torch.ones(1, 4))
 
 
 def test_heads_refuse_the_other_modality():
