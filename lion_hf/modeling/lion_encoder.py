@@ -1,7 +1,8 @@
 """The encoder for text and images, without a head."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,26 @@ class EmbeddedRows(NamedTuple):
     shape: tuple[int, int] = (0, 0)  # (B, L) of the batch
     lengths: list[int] | None = None  # tokens of each image, if images are packed into one row
     not_finite: torch.Tensor | None = None  # tokens of packed images that are not finite, (1, T, 1)
+
+
+def _last_states_of_texts(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets the last of a text model's `hidden_states` be `last_hidden_state`.
+
+    So it is in every text model of transformers, unless `config.tie_last_hidden_states` says no. In
+    image models it is what the last norm reads.
+    """
+
+    @wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        return_dict = kwargs.pop("return_dict", self.config.return_dict)
+        outputs = forward(self, *args, **kwargs, return_dict=True)
+        states = outputs.hidden_states
+        tied = getattr(self.config, "tie_last_hidden_states", None) is not False
+        if self.config.modality == "text" and tied and states and states[-1] is not None:
+            outputs["hidden_states"] = (*states[:-1], outputs.last_hidden_state)
+        return outputs.to_tuple() if return_dict is False else outputs
+
+    return wrapper
 
 
 class LionModel(LionPreTrainedModel):
@@ -95,6 +116,7 @@ class LionModel(LionPreTrainedModel):
         return self.config.attention_form == "auto" and not (recorded or scores)
 
     @merge_with_config_defaults
+    @_last_states_of_texts
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,

@@ -237,10 +237,9 @@ def draw_heads(fill, sentence: str, folder: Path) -> None:
     model, inputs = fill.model, fill.preprocess(sentence).to(fill.model.device)
     tokens = fill.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
     outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
-    # (layers, heads, length): the gates of a layer read its input
-    gates = torch.stack(
-        [x.attention.log_decay(h)[0] for x, h in zip(model.lion.layers, outputs.hidden_states)]
-    )
+    # (layers, heads, length): the gates of a layer read what its attention reads
+    read = zip(model.lion.layers, outputs.hidden_states)
+    gates = torch.stack([x.attention.log_decay(x.attention_input(h))[0] for x, h in read])
     layers, heads = gates.shape[:2]
     plots.plot_half_lives(
         plots.half_lives(gates.flatten(0, 1)),

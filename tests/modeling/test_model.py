@@ -450,6 +450,23 @@ def test_attentions_and_hidden_states(modality, form):
     )
 
 
+@pytest.mark.parametrize("tied", (None, False))
+@pytest.mark.parametrize("pre_norm", (False, True))
+@pytest.mark.parametrize("head", ("Model", "MaskedLM"))
+def test_texts_end_with_the_last_norm(head, pre_norm, tied):
+    """As ModernBERT's hidden states do: many take the last of them for the embeddings."""
+    network = model(head, text_config(pre_norm=pre_norm))
+    network.config.tie_last_hidden_states = tied
+    ids = token_ids(2, 7)
+    expected = getattr(network, "lion", network)(ids).last_hidden_state
+    outputs = network(ids, output_hidden_states=True)
+    assert len(outputs.hidden_states) == 3
+    same = torch.allclose(outputs.hidden_states[-1], expected, atol=1e-5)
+    assert same == (tied is None or not pre_norm)
+    for x, y in zip(network(ids, output_hidden_states=True, return_dict=False)[-1], outputs[-1]):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("modality, head", EVERY_HEAD)
 def test_tuples(modality, head):
     network = model(head, config_of(modality))
