@@ -152,12 +152,13 @@ def lion_attention(
         features = head_dim * (1 + (feature_map in WIDER_FEATURE_MAPS))
         form = choose_form(length, features, decays, scores, query.device.type, gradients).form
     with full_precision(value):
-        log_decay = _finite(log_decay, compute_type(value))
+        dtype = compute_type(value)
+        log_decay = _finite(log_decay, dtype)
         request = AttentionRequest(
             query=query,
             key=key,
             value=value,
-            directions=directions_of(log_decay, mask, seq_idx, order, length),
+            directions=directions_of(log_decay, mask, seq_idx, order, length, dtype),
             mask=mask,
             scale=scale,
             normalize=bool(normalize),

@@ -135,6 +135,7 @@ class LionPreTrainedModel(PreTrainedModel):
 def _first_gates(config: LionConfig) -> torch.Tensor:
     """The gates of an untrained layer before the sigmoid, (curves * heads,)."""
     heads = config.num_attention_heads
-    spacing = torch.linspace(0, 1, heads) if heads > 1 else torch.full((1,), 0.5)
+    first, last = (0, 1) if heads > 1 else (0.5, 0.5)
+    spacing = torch.linspace(first, last, heads, dtype=torch.float32)  # the default may be a half
     half_lives = SHORTEST_HALF_LIFE * (LONGEST_HALF_LIFE / SHORTEST_HALF_LIFE) ** spacing
     return torch.logit(0.5 ** (1 / half_lives)).repeat(config.num_patch_orders)

@@ -135,6 +135,7 @@ def directions_of(
     seq_idx: torch.Tensor | None,
     order: torch.Tensor | None,
     length: int,
+    dtype: torch.dtype,
 ) -> tuple[Directions, ...]:
     """The decays on the edges, from the gates of the tokens.
 
@@ -144,6 +145,7 @@ def directions_of(
         seq_idx: (B or 1, L), or None.
         order: (K, L), or None.
         length: L.
+        dtype: of the computation, and of the log-decays.
 
     Raises:
         ValueError: if an order interleaves the documents of `seq_idx`.
@@ -156,7 +158,7 @@ def directions_of(
         return (_cut(None, left_to_right, right_to_left, boundary),)
     if log_decay is None:
         device = None if seq_idx is None else seq_idx.device
-        log_decay, order = torch.zeros(1, 1, length, device=device), None
+        log_decay, order = torch.zeros(1, 1, length, dtype=dtype, device=device), None
     if log_decay.shape[-1] == 1 and mask is None and seq_idx is None:
         # one gate serves every edge in every order
         if order is None:

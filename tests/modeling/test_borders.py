@@ -43,7 +43,7 @@ def whole(query, key, value, log_decay) -> torch.Tensor:
     """The definition's recurrent form on the whole row."""
     if log_decay is not None:
         log_decay = log_decay.clamp(min=-800).expand(-1, -1, LENGTH)
-    directions = directions_of(log_decay, None, None, None, LENGTH)[0]
+    directions = directions_of(log_decay, None, None, None, LENGTH, query.dtype)[0]
     return recurrent(query, key, value, directions.left_to_right, directions.right_to_left, SCALE)
 
 

@@ -581,9 +581,11 @@ def test_gates_are_trained(mask_type):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_initial_gates_have_spread_half_lives():
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_initial_gates_have_spread_half_lives(dtype):
     for mask_type in ("decay", "selective"):
-        attention = LionModel(text_config(mask_type, num_attention_heads=4)).layers[0].attention
+        config = text_config(mask_type, num_attention_heads=4)
+        attention = AutoModel.from_config(config, dtype=dtype).layers[0].attention
         log_decay = attention.log_decay(torch.zeros(1, 1, 24)).flatten()
         half_lives = torch.log(torch.tensor(0.5)) / log_decay
         torch.testing.assert_close(
@@ -665,6 +667,27 @@ def test_autocast_casts_a_layers_input_once(mask_type):
     with Casts():
         output.sum().backward()
     assert shapes == [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64), ids=str)
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_another_default_type(mask_type, dtype):
+    """Padding and documents of a model that was made under torch.set_default_dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        network = model("MaskedLM", text_config(mask_type)).train()
+        ids, mask = token_ids(2, 9), torch.ones(2, 9).long()
+        mask[0, 4:] = 0
+        positions = torch.arange(9)[None] % 5
+        for loss in (
+            network(ids, attention_mask=mask, labels=ids).loss,
+            network(ids, position_ids=positions, labels=ids).loss,
+        ):
+            loss.backward()
+            assert loss.isfinite()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_float64_stays_float64():
