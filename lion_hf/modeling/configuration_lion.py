@@ -247,6 +247,7 @@ class LionConfig(PreTrainedConfig):
     """
 
     model_type = "lion"
+    keys_to_ignore_at_inference = ["past_key_values", "distillation_logits"]  # read by Trainer
 
     modality: str = "text"
     mask_type: str = "selective"

@@ -28,6 +28,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     DataCollatorWithFlattening,
+    Trainer,
+    TrainingArguments,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -591,6 +593,17 @@ def test_initial_gates_have_spread_half_lives(dtype):
         torch.testing.assert_close(
             half_lives, torch.tensor([2.0, 8.0, 32.0, 128.0]), rtol=1e-3, atol=0
         )
+
+
+def test_trainer_predicts_the_logits_of_two_heads_together(tmp_path):
+    """`logits` is their mean, and metrics take one array."""
+    network = model("ImageClassification", image_config(distillation_head=True))
+    rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": n} for n in range(3)]
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to=[])
+    found = Trainer(network, arguments).predict(rows).predictions
+    with torch.no_grad():
+        expected = network(torch.stack([row["pixel_values"] for row in rows])).logits
+    torch.testing.assert_close(torch.from_numpy(found), expected)
 
 
 def test_resize_token_embeddings_keeps_the_decoder_tied(tmp_path):
