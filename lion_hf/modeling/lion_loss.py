@@ -234,6 +234,7 @@ def pixel_loss(
         mask: (B, rows, columns), True for masked patches.
         num_items_in_batch: masked patches of the whole accumulated batch; None for this batch's.
     """
+    pixel_values, mask = (x.to(reconstruction.device) for x in (pixel_values, mask))
     channels, size = pixel_values.shape[1], pixel_values.shape[2] // mask.shape[1]
     pixels = mask.repeat_interleave(size, 1).repeat_interleave(size, 2)[:, None]
     errors = (reconstruction.float() - pixel_values.float()).abs().masked_fill(~pixels, 0)

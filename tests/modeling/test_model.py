@@ -45,7 +45,7 @@ from lion_hf.modeling.configuration_lion import (
 )
 from lion_hf.modeling.lion_choice import check_score_dropout
 from lion_hf.modeling.lion_layers import drop_path
-from lion_hf.modeling.lion_loss import check_token_labels
+from lion_hf.modeling.lion_loss import check_token_labels, pixel_loss
 from lion_hf.modeling.lion_naive import FEATURE_MAPS
 from lion_hf.modeling.lion_packing import repad
 
@@ -723,6 +723,9 @@ def test_parts_of_a_model_on_several_gpus():
         labels = torch.empty(1, 6, dtype=torch.long, device="cuda:0")
         labels, _ = check_token_labels(labels, hidden_states, 3, {})
         assert labels.device == hidden_states.device
+        images = torch.empty(1, 3, 4, 4, device="cuda:0")
+        mask = torch.empty(1, 2, 2, dtype=torch.bool, device="cuda:0")
+        assert pixel_loss(images.to("cuda:1"), images, mask).device == hidden_states.device
 
 
 def test_device_map_and_meta_loading(tmp_path):
