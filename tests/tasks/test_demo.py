@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from support.models import SPECIAL_TOKENS
+from transformers import BertTokenizer, pipeline
 
-from lion_hf.tasks import demo
+from lion_hf import LionForMaskedLM
+from lion_hf.tasks import demo, demo_text
 
 DEMO = Path(__file__).parents[2] / "run_scripts" / "demo.py"
 FOLDERS = ("digits", "speeches")
@@ -41,6 +45,26 @@ def test_output_is_a_file(below, tmp_path, monkeypatch, capsys):
         demo.main()
     assert str(error.value).startswith(f"--output {output}: this path is or goes through a file")
     assert capsys.readouterr().out == ""  # refused before any training
+
+
+def test_the_gates_that_are_drawn_are_those_of_the_layers(tmp_path, monkeypatch):
+    """They read what the attention reads, behind a norm and a convolution."""
+    words = [*SPECIAL_TOKENS, "the", "people", "country"]
+    tokenizer = BertTokenizer(vocab={word: n for n, word in enumerate(words)})
+    torch.manual_seed(0)
+    network = LionForMaskedLM(demo_text.speeches_config(tokenizer)).eval()
+    drawn, real = [], []
+    for layer in network.lion.layers:
+        torch.nn.init.normal_(layer.attention.gate.weight)
+        layer.attention.gate.register_forward_hook(lambda *call: real.append(call[-1][0]))
+    monkeypatch.setattr(demo_text.plots, "half_lives", drawn.append)
+    for name in ("plot_half_lives", "plot_mixing_matrix"):
+        monkeypatch.setattr(demo_text.plots, name, lambda *arguments, **options: None)
+    fill = pipeline("fill-mask", model=network, tokenizer=tokenizer)
+    demo_text.draw_heads(fill, "the people [MASK] country", tmp_path)
+    depth = len(network.lion.layers)  # those of the forward pass come first
+    expected = torch.nn.functional.logsigmoid(-torch.stack(real[:depth])).mT
+    torch.testing.assert_close(drawn[0], expected.flatten(0, 1))
 
 
 @pytest.mark.slow
