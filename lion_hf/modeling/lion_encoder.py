@@ -102,8 +102,6 @@ class LionModel(LionPreTrainedModel):
         for name, x in others.items():
             if x is not None:
                 raise ValueError(f"{takes} (and no {name})")
-        if self.config.modality == "image" and images["pixel_values"] is None:
-            raise ValueError(f"{takes} (and no input_ids or inputs_embeds)")
 
     def _may_unpad(self, kwargs: dict) -> bool:
         """Whether padding may be taken out.
@@ -193,7 +191,9 @@ class LionModel(LionPreTrainedModel):
                 return encode_row(self, input_ids)
             rows = self._embed_texts(shape, may_unpad, **texts)
         else:
-            rows = self._embed_images(**images)
+            if pixel_values is None:
+                raise ValueError("an image model takes pixel_values: expected a tensor, not None")
+            rows = self._embed_images(pixel_values, bool_masked_pos, spatial_shapes)
         recorded = kwargs.get("output_attentions", self.config.output_attentions) or False
         hidden_states = rows.hidden_states
         for layer in self.layers:

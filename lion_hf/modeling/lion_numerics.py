@@ -118,9 +118,9 @@ def has_values(x: torch.Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or x.device.type == "meta":
         return False
-    if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
     if type(x) not in (torch.Tensor, nn.Parameter):
+        return False
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     return not (torch.jit.is_tracing() or in_transform(x))
 

@@ -11,7 +11,8 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn import functional as F
 
 from lion_hf import lion_attention
-from lion_hf.modeling.configuration_lion import FORMS, MASK_TYPES
+from lion_hf.modeling import lion_ops
+from lion_hf.modeling.configuration_lion import ATTENTION_FORMS, FORMS, MASK_TYPES
 from lion_hf.modeling.lion_numerics import has_values
 
 
@@ -131,6 +132,21 @@ def test_tensors_without_values(dtype, device):
         inputs["position_ids"] = torch.zeros(2, 9, dtype=torch.long)
         inputs["labels"] = torch.ones(2, dtype=torch.long)
         assert network(**inputs).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("mask_type", MASK_TYPES)
+def test_nothing_is_made_on_another_device_than_the_models(mask_type, monkeypatch):
+    """On a pretended GPU, which need not be there: padding and documents, in every form."""
+    table = {key: backend for key, backend in lion_ops.TABLE.items() if key[0] == "torch"}
+    monkeypatch.setattr(lion_ops, "TABLE", table)  # kernels ask the GPU what it can do
+    with FakeTensorMode():
+        with torch.device("cuda:0"):
+            network = model("MaskedLM", text_config(mask_type, conv_kernel_size=3))
+            ids = torch.ones(2, 9, dtype=torch.long)
+        for form in ATTENTION_FORMS:
+            network.config.attention_form = form
+            for marks in ({"attention_mask": ids}, {"position_ids": ids}, {"seq_idx": ids}):
+                assert network(ids, labels=ids, **marks).loss.device == ids.device
 
 
 @pytest.mark.parametrize("capturing", (False, True))
