@@ -148,7 +148,8 @@ class Images(Sequence):
     def record(self) -> dict[str, Any]:
         """Plain values that change when the pictures or their classes do."""
         labels = hashlib.sha256(self.labels.tobytes()).hexdigest()[:16]
-        return {"images": len(self), "labels": labels, "files": fingerprint(self.files)}
+        files = [file for file in self.files if os.access(file, os.R_OK)]  # no broken links
+        return {"images": len(self), "labels": labels, "files": fingerprint(files)}
 
     def describe(self) -> str:
         """The numbers of pictures, in words."""
@@ -178,6 +179,8 @@ def read_source(source: ImageSource, train: bool = True) -> tuple[Images, Images
             f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or"
             " --train_file with --validation_file"
         )
+    if source.dataset_config and not source.dataset:
+        raise ValueError(f"dataset_config={source.dataset_config!r} without dataset")
     if source.data_path:
         return _read_path(source, Path(source.data_path), train)
     if source.dataset:

@@ -236,6 +236,12 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
             f"do_train=False, but neither {own} nor {folder} holds weights of a trained model:"
             " name a model with weights, or the output_dir of a finished run"
         )
+    elif missing := getattr(trainer.model, "missing_weights", []):
+        raise ValueError(
+            f"do_train=False, but {own} is not trained for this: it lacks {', '.join(missing[:2])}"
+            f"{', ...' if len(missing) > 2 else ''}. Name a model with all weights that the"
+            " settings ask for, or the output_dir of a finished run"
+        )
     logger.warning("no training; the model is that of %s", source or own or "the trainer")
 
 
