@@ -50,7 +50,7 @@ def read_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    except MISSING as error:
+    except Exception as error:  # of tokenizers the bare one
         raise ValueError(
             f"{name} has no tokenizer that can be read ({in_one_line(error)}): {other} takes"
             " another"
