@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput
@@ -230,7 +232,11 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
     else:
         source = None
     if source is not None:
-        trainer.load_weights(source)
+        check_model(source, getattr(trainer.model, "config", None), check_classes=True)
+        try:
+            trainer.load_weights(source)
+        except (RuntimeError, SafetensorError, UnpicklingError) as error:
+            raise ValueError(f"{source}: its weights cannot be loaded: {error}") from error
     elif own and not has_weights(own):
         raise ValueError(
             f"do_train=False, but neither {own} nor {folder} holds weights of a trained model:"

@@ -55,6 +55,55 @@ def test_a_finished_run_is_evaluated_with_the_model_that_it_began_with(folder, s
     assert found["eval_loss"] == pytest.approx(trained["eval_loss"])
 
 
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory) -> Path:
+    """The output of a training of LION-D, with a checkpoint."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    run(folder, output, *PLAIN, "--max_steps=1", "--save_strategy=steps", "--save_steps=1")
+    return output
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["output_dir", "resume"])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--softmax"], "model_type was 'lion' and is 'vit'"),
+        (["--mask_type=Selective"], "mask_type was 'decay' and is 'selective'"),
+        (["--input_size=20"], "image_size was 16 and is 20"),
+    ],
+)
+def test_weights_of_a_run_are_those_of_its_model(folder, finished, tmp_path, argv, message, named):
+    output = tmp_path / "out" if named else finished
+    resume = [f"--resume={finished}/checkpoint-1"] if named else []
+    with pytest.raises(SystemExit, match=f"holds another model: {message}"):
+        run(folder, output, *EVALUATE, *argv, *resume)
+
+
+@pytest.mark.parametrize("renamed", [True, False], ids=["other names", "fewer"])
+def test_weights_of_a_run_are_for_its_classes(folder, finished, tmp_path, renamed):
+    """ "amber" comes before the others, whose numbers would then be one too high."""
+    shutil.copytree(folder, tmp_path / "data")
+    for part in ("train", "validation"):
+        place = tmp_path / "data" / part / "red"
+        if renamed:
+            place.rename(place.with_name("amber"))
+        else:
+            shutil.rmtree(place)
+    with pytest.raises(SystemExit, match=r"was trained for the classes \['blue', 'green', 'red'\]"):
+        run(tmp_path / "data", finished, *EVALUATE)
+    if not renamed:  # as the message says
+        own = ["--model", str(finished)]
+        assert "eval_accuracy" in run(tmp_path / "data", tmp_path / "out", *EVALUATE, model=own)
+
+
+def test_damaged_weights_of_a_run_are_named(folder, finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "out")
+    file = output / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(SystemExit, match="out: its weights cannot be loaded: .*header"):
+        run(folder, output, *EVALUATE)
+
+
 @pytest.mark.parametrize("other", [False, True], ids=["same classes", "other classes"])
 def test_weights_of_another_width_are_refused(folder, source, tmp_path, other):
     if other:
