@@ -92,11 +92,15 @@ OPAQUE_NAMES = {
     *(
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")
-        for name in ("set", "frozenset")
+        for name in (
+            *("set", "frozenset", "dict", "list", "tuple", "int", "long", "float", "bool"),
+            *("str", "unicode"),
+        )
     ),
     *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
     "numpy.ndarray",
     "numpy.dtype",
+    "datetime.datetime",
     "datetime.timedelta",
     "_codecs.encode",
     "torch.Size",

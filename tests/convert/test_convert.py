@@ -1,5 +1,6 @@
 """Conversion of original checkpoints: what a file tells, options, names, shapes, the command."""
 
+import collections
 import datetime
 import pathlib
 import random
@@ -191,6 +192,8 @@ class TestWhatTheFileTells:
             datetime.timedelta(hours=3),
         )
         content["max_accuracy"] = np.float64(81.2)
+        content["log"] = collections.defaultdict(list, {"loss": [0.3]})
+        content["when"], content["args"].type = datetime.datetime(2025, 2, 22), int
         content["shard"] = torch.empty(0)  # as in the optimizer of a process without a share
         content["rng"] = [{"python": random.getstate(), "numpy": np.random.get_state()}]
         assert (
