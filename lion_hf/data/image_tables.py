@@ -27,9 +27,15 @@ def read_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     """The splits of a data set on the Hub, or of a folder that `datasets` can read.
 
     Raises:
-        ValueError: if it cannot be had.
+        ValueError: if it cannot be had, or as in `read_parquet_files` for a folder with such files.
     """
-    return dict(_read(name, lambda: datasets.load_dataset(name, name=config)))
+
+    def read() -> dict[str, datasets.Dataset]:
+        if config is None:  # whose files may have classes of their own
+            _check_classes(sorted(map(str, Path(name).rglob("*.parquet"))))
+        return dict(datasets.load_dataset(name, name=config))
+
+    return _read(name, read)
 
 
 def read_parquet_files(files: Sequence[str]) -> datasets.Dataset:
@@ -61,12 +67,12 @@ def read_parquet_files(files: Sequence[str]) -> datasets.Dataset:
 
 def _check_classes(files: Sequence[str]) -> None:
     """Raises ValueError if a column's numbers do not stand for the same classes in all files."""
-    first, *others = [
+    found = [
         datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)) for file in files
     ]
-    for file, features in zip(files[1:], others):
-        for name in features.keys() & first.keys():
-            kinds = [x[name] for x in (first, features)]
+    for file, features in zip(files[1:], found[1:]):
+        for name in features.keys() & found[0].keys():
+            kinds = [x[name] for x in (found[0], features)]
             if kinds[0] != kinds[1] and any(isinstance(x, datasets.ClassLabel) for x in kinds):
                 raise ValueError(
                     f"the classes in column {name!r} of {file} are not those of {files[0]}, or are"

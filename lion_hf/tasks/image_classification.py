@@ -88,7 +88,7 @@ def train_and_evaluate(
                 "patches_per_batch": args.patches_per_batch,
             }
     source = data.data_path or data.train_file or data.validation_file or ""
-    name = data.dataset or Path(source).name
+    name = data.dataset or Path(source).resolve().name  # also of "."
     kind = " ".join(filter(None, (config.model_type, getattr(config, "mask_type", ""))))
     metrics = run(
         trainer,

@@ -174,7 +174,9 @@ def _read_torch_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         return file.tensors(content)
 
 
-def _transformers_teacher(name: str, names: Sequence[str], student: tuple) -> Teacher:
+def _transformers_teacher(
+    name: str, names: Sequence[str], student: tuple[Sequence[float], Sequence[float]]
+) -> Teacher:
     safe = {"trust_remote_code": False}
     try:
         if Path(name).is_dir():
@@ -198,11 +200,11 @@ def _transformers_teacher(name: str, names: Sequence[str], student: tuple) -> Te
     if hasattr(own, "data_config"):  # timm's wrapper
         config = own.data_config
         size = config["input_size"][1:]
-        return Teacher(model, config["mean"], config["std"], size, *student, order)
+        return Teacher(model, config["mean"], config["std"], size, *student, order=order)
     box = getattr(own, "crop_size", None) or own.size
     size = box.get("height"), box.get("width")
     fixed = size if all(size) else None
-    return Teacher(model, own.image_mean, own.image_std, fixed, *student, order)
+    return Teacher(model, own.image_mean, own.image_std, fixed, *student, order=order)
 
 
 def _order(name: str, known: Sequence[str], names: Sequence[str]) -> list[int] | None:

@@ -51,6 +51,13 @@ def test_files_of_one_part_agree_on_the_classes(tmp_path, other):
         read_images(str(tmp_path))
 
 
+def test_files_of_a_folder_as_dataset_agree_on_the_classes(tmp_path):
+    for part, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        write(tmp_path / f"{part}.parquet", [0, 1], names)
+    with pytest.raises(ValueError, match="'label' of .*train.parquet are not those of .*test.parq"):
+        read_images(dataset=str(tmp_path))
+
+
 def test_names_are_no_patterns(tmp_path):
     for folder, names in (("data[1]", ["cat", "dog"]), ("data1", ["cow", "pig"])):
         for part in ("train", "val"):
