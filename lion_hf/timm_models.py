@@ -105,13 +105,15 @@ class LionTimmModel(LionForImageClassification):
         Saved, it is a folder that the Auto classes load.
 
         Raises:
-            ValueError: if the model has no classifier, or does not pool.
+            ValueError: if the model has no classifier, does not pool, or lacks its last norm.
         """
         if self.num_classes == 0 or self.global_pool == "":
             raise ValueError(
                 f"num_classes={self.num_classes}, global_pool={self.global_pool!r}: expected a"
                 " classifier of pooled images"
             )
+        if isinstance(self.lion.norm, nn.Identity):
+            raise ValueError("the last norm was removed (prune_norm), which LION's models need")
         with torch.device("meta"):
             model = LionForImageClassification(self.config)
         model.lion, model.classifier = self.lion, self.classifier
@@ -201,6 +203,7 @@ class LionTimmModel(LionForImageClassification):
         """Removes the layers after the wanted ones, and last norm and classifier if asked to."""
         wanted, last = feature_take_indices(len(self.lion.layers), indices)
         self.lion.layers = self.lion.layers[: last + 1]
+        self.config.num_hidden_layers = len(self.lion.layers)  # for what is saved
         if prune_norm:
             self.lion.norm = nn.Identity()
         if prune_head:

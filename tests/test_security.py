@@ -115,7 +115,7 @@ def test_code_beside_a_model_is_not_run(tmp_path, monkeypatch):
         lambda: build_classifier(str(other), config, ["a"]),
         lambda: mlm.load_tokenizer(settings, None, "text", tmp_path, False),
         lambda: mlm.build_model(mlm.ModelSettings(model=str(other)), None),
-        lambda: load_teacher(str(other), None, 2, image_processor(32)),
+        lambda: load_teacher(str(other), None, ["cat", "dog"], image_processor(32)),
         lambda: lion_hf.convert_checkpoint(
             file_of("text-lion-s-mlm"), tmp_path / "output", tokenizer=other
         ),

@@ -85,6 +85,17 @@ def test_to_transformers_and_back(tmp_path, pixels):
         create(num_classes=0).to_transformers()
 
 
+def test_a_model_without_its_last_layers_is_saved_without_them(tmp_path, pixels):
+    model = create(num_classes=5)
+    model.prune_intermediate_layers([0], prune_head=False)
+    model.to_transformers().save_pretrained(tmp_path)
+    loaded = LionForImageClassification.from_pretrained(tmp_path)
+    assert len(loaded.lion.layers) == 1 and torch.equal(loaded(pixels).logits, model(pixels))
+    model.prune_intermediate_layers([0], prune_norm=True, prune_head=False)
+    with pytest.raises(ValueError, match="the last norm was removed"):
+        model.to_transformers()
+
+
 def test_weights_of_another_image_size(tmp_path):
     small, file = create(img_size=8), tmp_path / "weights.pth"
     torch.save(small.state_dict(), file)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..auto import image_processor, limit_length
 from ..folders import check_new_folder, new_folder
@@ -39,7 +39,7 @@ from .names import (
 )
 from .reading import Original, read_checkpoint
 from .renaming import find_row
-from .tokenizer_files import check_processor_files, check_words
+from .tokenizer_files import check_words, read_tokenizer
 
 MOST_LABELS = 100_000  # each of which gets a name; ImageNet-21K has 21,841
 
@@ -333,7 +333,6 @@ def _processor(original: Original, config: LionConfig, tokenizer: Any) -> Any:
         original.notes.append(TOKENIZER_NOTE)
         return None
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        check_processor_files(Path(tokenizer), config.vocab_size)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        tokenizer = read_tokenizer(str(tokenizer), config)
     check_words(tokenizer, config)
     return tokenizer

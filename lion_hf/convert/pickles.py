@@ -92,11 +92,15 @@ OPAQUE_NAMES = {
     *(
         f"{module}.{name}"
         for module in ("builtins", "__builtin__")
-        for name in ("set", "frozenset")
+        for name in (
+            *("set", "frozenset", "dict", "list", "tuple", "int", "long", "float", "bool"),
+            *("str", "unicode"),
+        )
     ),
     *(f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
     "numpy.ndarray",
     "numpy.dtype",
+    "datetime.datetime",
     "datetime.timedelta",
     "_codecs.encode",
     "torch.Size",
@@ -295,8 +299,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
         raise Broken(f"a tensor of {len(shape)} dimensions")
     if not all(_is_size(value) for value in (offset, *shape, *stride)):
         raise Broken("a tensor whose size is not a whole number")
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride) if size)
-    if not 0 < _product(shape) <= storage.numel or last >= storage.numel:
+    count = _product(shape)
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride)) if count else 0
+    if count and (count > storage.numel or last >= storage.numel):
         raise Broken(f"a tensor claims shape {shape}, but its storage has {storage.numel} numbers")
     return StoredTensor(storage, offset, shape, stride)
 

@@ -169,5 +169,7 @@ def _check_tensors(tensors: Mapping[str, Any]) -> None:
             )
         if not isinstance(tensor, StoredTensor):
             raise ConversionError(f"{name} is not a dense tensor")
+        if not tensor.nbytes:
+            raise ConversionError(f"{name} claims shape {tensor.shape}: expected numbers in it")
         if tensor.dtype not in DTYPES and not name.endswith("position_ids"):
             raise ConversionError(f"{name} has type {tensor.dtype}: expected one of {DTYPES}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.masking import vocabulary_size
 from ..modeling.configuration_lion import LionConfig
@@ -56,6 +56,26 @@ def check_size(file: Path, most: int) -> None:
     size = file.stat().st_size
     if size > most:
         raise ConversionError(f"{file} has {size} bytes: expected at most {most}")
+
+
+def read_tokenizer(name: str, config: LionConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a name on the Hub.
+
+    Raises:
+        ConversionError: if there is none that can be read, or its files are too large.
+    """
+    check_processor_files(Path(name), config.vocab_size)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    except Exception as error:  # of transformers many kinds, of tokenizers the bare one
+        raise ConversionError(
+            f"--tokenizer (tokenizer) {name} has no tokenizer that can be read"
+            f" ({type(error).__name__}: {error})"
+        ) from error
+    if not words:  # what transformers makes up where there is none
+        raise ConversionError(f"--tokenizer (tokenizer) {name} has no tokenizer")
+    return tokenizer
 
 
 def check_words(tokenizer: PreTrainedTokenizerBase, config: LionConfig) -> None:

@@ -51,6 +51,8 @@ class TorchFile:
         }
 
     def _storage(self, storage: Storage) -> torch.Tensor:
+        if not storage.numel:
+            return torch.empty(0, dtype=storage.dtype)
         return torch.frombuffer(self._read(storage), dtype=storage.dtype, count=storage.numel)
 
 

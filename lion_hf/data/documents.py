@@ -68,7 +68,7 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         )
     (kind,) = kinds
     options: dict[str, Any] = {}
-    _check_names(files)
+    check_names(files)
     if kind != "parquet":
         files = [name for name in files if _holds_text(name)]
         if not files:
@@ -142,7 +142,7 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_names(files: Sequence[str]) -> None:
+def check_names(files: Sequence[str]) -> None:
     """Raises ValueError for names that `datasets` takes for addresses."""
     for name in files:
         packed = name.lower().endswith(".gz")

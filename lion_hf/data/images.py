@@ -15,12 +15,11 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..modeling.image_processing_lion import MAX_BYTES, native_size, upright_rgb
-from .documents import reason
 from .fingerprints import fingerprint
 from .image_settings import ImageSource
+from .image_tables import read_parquet_files, read_splits
 from .labels import LabelColumn, usual_column
 from .samples import SkippedSample
-from .tables import check_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,8 @@ class Images(Sequence):
     def record(self) -> dict[str, Any]:
         """Plain values that change when the pictures or their classes do."""
         labels = hashlib.sha256(self.labels.tobytes()).hexdigest()[:16]
-        return {"images": len(self), "labels": labels, "files": fingerprint(self.files)}
+        files = [file for file in self.files if os.access(file, os.R_OK)]  # no broken links
+        return {"images": len(self), "labels": labels, "files": fingerprint(files)}
 
     def describe(self) -> str:
         """The numbers of pictures, in words."""
@@ -179,18 +179,19 @@ def read_source(source: ImageSource, train: bool = True) -> tuple[Images, Images
             f"data from {given or 'nowhere'}: expected one of --data_path, --dataset, or"
             " --train_file with --validation_file"
         )
+    if source.dataset_config and not source.dataset:
+        raise ValueError(f"dataset_config={source.dataset_config!r} without dataset")
     if source.data_path:
         return _read_path(source, Path(source.data_path), train)
     if source.dataset:
-        kwargs = {"name": source.dataset_config}
-        return _read_tables(source, source.dataset, kwargs, [[], []], train)
+        return _read_dataset(source, source.dataset, train)
     files = {"validation_file": source.validation_file or "", "train_file": source.train_file or ""}
     if not train:
         files["train_file"] = files["train_file"] or files["validation_file"]
     for name, file in files.items():
         if not Path(file).is_file():
             raise ValueError(f"{name}={file!r}: there is no such file")
-    return _read_parquet(source, [files["train_file"]], [files["validation_file"]])
+    return _read_parquet(source, [files["train_file"]], [files["validation_file"]], train)
 
 
 def _read_path(source: ImageSource, root: Path, train: bool) -> tuple[Images, Images]:
@@ -220,7 +221,7 @@ def _read_path(source: ImageSource, root: Path, train: bool) -> tuple[Images, Im
             f"data_path={source.data_path!r}: expected folders train/ and"
             f" {'/, '.join(HELD_OUT)}/, or parquet files of these names"
         )
-    return _read_parquet(source, files["train"], found_parts[0])
+    return _read_parquet(source, files["train"], found_parts[0], train)
 
 
 def check_no_columns(root: Path, **columns: Any) -> None:
@@ -239,63 +240,60 @@ def check_no_columns(root: Path, **columns: Any) -> None:
 
 
 def _read_parquet(
-    source: ImageSource, train: list[str], held_out: list[str]
+    source: ImageSource, train: list[str], held_out: list[str], training: bool
 ) -> tuple[Images, Images]:
-    kwargs = {"data_files": {"train": train, "test": held_out}}
-    return _read_tables(source, "parquet", kwargs, [train, held_out])
+    read = {", ".join(files): read_parquet_files(files) for files in (train, held_out)}
+    tables = [read[", ".join(files)] for files in (train, held_out)]
+    return _read_tables(source, tables, list(read), [train, held_out], training)
 
 
-def _read_tables(
-    source: ImageSource,
-    path: str,
-    kwargs: dict[str, Any],
-    files: list[list[str]],
-    train: bool = True,
-) -> tuple[Images, Images]:
-    import datasets
-
-    tables = _load(path, files, kwargs)
+def _read_dataset(source: ImageSource, path: str, training: bool) -> tuple[Images, Images]:
+    tables = read_splits(path, source.dataset_config)
     held_out = next((name for name in HELD_OUT if name in tables), None)
-    if not train and held_out:
+    if not training and held_out:
         tables.setdefault("train", tables[held_out])
     if "train" not in tables or held_out is None:
         raise ValueError(
             f"{path} has splits {sorted(tables)}: expected train and one of {', '.join(HELD_OUT)}"
         )
-    columns = tables["train"].column_names
-    sources = [", ".join(map(str, names)) or path for names in files]
-    image_column = _column("image_column", source.image_column, IMAGE_COLUMNS, columns, sources[0])
-    label_column = _column("label_column", source.label_column, LABEL_COLUMNS, columns, sources[0])
     parts = [tables["train"], tables[held_out]]
-    labels = [LabelColumn.of(table, label_column, where) for table, where in zip(parts, sources)]
+    return _read_tables(source, parts, [path], [[], []], training)
+
+
+def _read_tables(
+    source: ImageSource,
+    tables: list[Any],
+    places: list[str],
+    files: list[list[str]],
+    training: bool,
+) -> tuple[Images, Images]:
+    """The pictures of two tables; `places` are the names of both, or of the two together."""
+    import datasets
+
+    columns, where = tables[0].column_names, (places[0], places[-1])
+    image_column = _column("image_column", source.image_column, IMAGE_COLUMNS, columns, where[0])
+    label_column = _column("label_column", source.label_column, LABEL_COLUMNS, columns, where[0])
+    for table, place in zip(tables, where):
+        for name in (image_column, label_column):
+            if name not in table.column_names:
+                raise ValueError(
+                    f"column {name!r} is not in {place}: its columns are {table.column_names}"
+                )
+    labels = [LabelColumn.of(*x) for x in zip(tables, [label_column] * 2, where)]
     if labels[0].is_real_valued:
         raise ValueError(f"label_column={label_column!r} holds floats: expected classes")
     names = labels[0].classes()
+    if training and len(names) < 2:
+        raise ValueError(
+            f"{label_column}: every row of {where[0]} has the class {names[0]!r}; expected at least"
+            " two classes"
+        )
     found = []
-    for table, column, own in zip(parts, labels, files):
+    for table, column, own in zip(tables, labels, files):
         if isinstance(table.features[image_column], datasets.Image):
             table = table.cast_column(image_column, datasets.Image(decode=False))
         found.append(Images(table[image_column], column.numbers(names), names, own))
     return found[0], found[1]
-
-
-def _load(path: str, files: list[list[str]], kwargs: dict[str, Any]) -> Any:
-    """The splits of a data set.
-
-    Raises:
-        ValueError: if it cannot be had, or a file of it would become much larger in memory.
-    """
-    import datasets
-    import pyarrow
-    from datasets.exceptions import DatasetsError
-
-    try:
-        for file in sum(files, []):
-            check_parquet(file)
-        return datasets.load_dataset(path, **kwargs)
-    except (DatasetsError, OSError, TypeError, ValueError, pyarrow.ArrowException) as error:
-        where = ", ".join(sum(files, [])) or path
-        raise ValueError(f"{where} cannot be read as images: {reason(error)}") from error
 
 
 def read_images(data_path: str | None = None, **source: str | None) -> tuple[Images, Images]:

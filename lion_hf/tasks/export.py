@@ -22,7 +22,7 @@ from ..linearize.sentence_modules import find_sentence_modules
 from ..modeling import modeling_lion
 from ..modeling.configuration_lion import LionConfig
 from ..modeling.modeling_lion import LionPreTrainedModel
-from .loading import read_config, readable_weights
+from .loading import load_model, read_config
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 MODEL_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_int8.onnx"
@@ -111,16 +111,7 @@ def export_onnx(
     source = modules.transformer_folder
     architecture = _architecture(source)
     start = time.perf_counter()
-    with readable_weights(str(source)):
-        network = getattr(modeling_lion, architecture).from_pretrained(
-            source,
-            dtype=torch.float32,
-            attention_form="auto",
-            return_dict=True,
-            output_attentions=False,
-            output_hidden_states=False,
-        )
-    network.eval()
+    network = _load(source, architecture)
     with new_folder(output) as new, torch.no_grad():
         (new / "onnx").mkdir(parents=True)
         _export(network, new / MODEL_FILE)
@@ -138,6 +129,23 @@ def export_onnx(
     mask_type = network.config.mask_type
     seconds = time.perf_counter() - start
     return OnnxExport(output, architecture, mask_type, tuple(files), seconds)
+
+
+def _load(folder: Path, architecture: str) -> LionPreTrainedModel:
+    """The model in a folder, in evaluation. Its pooler, which few use, may be missing."""
+    network, _ = load_model(
+        getattr(modeling_lion, architecture),
+        str(folder),
+        dtype=torch.float32,
+        attention_form="auto",
+        return_dict=True,
+        output_attentions=False,
+        output_hidden_states=False,
+    )
+    missing = [name for name in network.missing_weights if not name.startswith("pooler.")]
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]}, a weight of {architecture}: train it first")
+    return network.eval()
 
 
 def _architecture(folder: Path) -> str:

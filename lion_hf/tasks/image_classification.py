@@ -15,12 +15,18 @@ from ..data.patch_batches import PatchBudget
 from ..data.samples import SeededDataset
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
-from ..modeling.image_processing_lion import LionImageProcessor
+from ..modeling.image_processing_lion import LionImageProcessor, native_limits
 from ..status import stop
 from ..training.run import log_to_terminal, run
 from ..training.settings import parse_settings
 from .image_arguments import ImageTrainingArguments
-from .image_model import build_model, check_native_resolution, class_order, read_lion_config
+from .image_model import (
+    build_model,
+    check_native_resolution,
+    class_order,
+    image_size_of,
+    read_lion_config,
+)
 from .image_results import accuracies, answers, write_predictions
 from .image_settings import USAGE, DataSettings, ModelSettings, TeachingSettings
 from .image_trainer import ImageTrainer
@@ -69,9 +75,8 @@ def train_and_evaluate(
     trainer = build_trainer(
         model_settings, data, augmentation, teaching, args, parts=(train, validation)
     )
-    to_predict, config = validation, trainer.model.config
-    if data.predict_path:
-        to_predict = read_unlabelled(data.predict_path, train.names)
+    to_predict = pictures_to_predict(data, args, validation, trainer.processing_class)
+    config = trainer.model.config
     if args.do_predict and trainer.patch_budget is not None:
         trainer.patch_budget.counts(to_predict)  # one too large is an error before the training
     record = None
@@ -83,7 +88,7 @@ def train_and_evaluate(
                 "patches_per_batch": args.patches_per_batch,
             }
     source = data.data_path or data.train_file or data.validation_file or ""
-    name = data.dataset or Path(source).name
+    name = data.dataset or Path(source).resolve().name  # also of "."
     kind = " ".join(filter(None, (config.model_type, getattr(config, "mask_type", ""))))
     metrics = run(
         trainer,
@@ -128,6 +133,29 @@ def read_data(
     return train, validation
 
 
+def pictures_to_predict(
+    data: DataSettings,
+    args: ImageTrainingArguments,
+    validation: Images,
+    processor: LionImageProcessor,
+) -> Images:
+    """The pictures of `predict_path`, or those of the validation.
+
+    Raises:
+        ValueError: if there are none, or too many of some of them cannot be read, which the end of
+            a long training would find otherwise.
+    """
+    if data.predict_path is None:
+        return validation
+    if not args.do_predict:
+        logger.warning("predict_path=%s is not used: add --do_predict", data.predict_path)
+        return validation
+    found = read_unlabelled(data.predict_path, validation.names)
+    limits = _most_bytes(data), native_limits(processor)
+    check_readable(found, "predicted", data.max_unreadable, *limits)
+    return found
+
+
 def build_trainer(
     model_settings: ModelSettings,
     data: DataSettings,
@@ -153,7 +181,7 @@ def build_trainer(
     native = None if config is None else (config.patch_size, augmentation.max_patches)
     check_parts(train, validation, native, data, args)  # before the model takes its time
     model, budget = build_model(*described), None
-    size: Any = model_settings.input_size or getattr(model.config, "image_size", 224)
+    size = image_size_of(model_settings, model)
     processor = build_processor(model.config, size, data, augmentation)
     if args.patches_per_batch is not None and native is not None:
         budget = PatchBudget(native, args.patches_per_batch)
@@ -162,7 +190,7 @@ def build_trainer(
     teacher = None
     if teaching.distillation_type != "none" and args.do_train:
         teacher = load_teacher(
-            teaching.teacher_model, teaching.teacher_path, len(train.names), processor
+            teaching.teacher_model, teaching.teacher_path, train.names, processor
         )
     transform = TrainingTransform(augmentation, size, processor)
     return ImageTrainer(

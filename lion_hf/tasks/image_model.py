@@ -30,8 +30,15 @@ from ..presets import find_preset, preset_names
 from ..training.settings import parse_mapping, parse_overrides
 from .image_arguments import ImageTrainingArguments
 from .image_settings import ModelSettings, TeachingSettings
+from .loading import load_model
 
 logger = logging.getLogger(__name__)
+
+# Settings that other models of timm do not have.
+LION_ONLY = (
+    *("mask_type", "order", "format", "chunk_size", "pos_emb", "cls_tok", "drop_path", "softmax"),
+)
+USUAL_SIZE = 224  # of models that take any
 
 
 @dataclass(frozen=True)
@@ -256,17 +263,34 @@ def build_timm_model(
     """Another model of timm, without weights; its overrides are timm's arguments.
 
     Raises:
-        ValueError: if the model does not take the overrides.
+        ValueError: for options of LION's models, or overrides or an image size that the model does
+            not take.
     """
+    for name in LION_ONLY:
+        if (value := getattr(settings, name)) not in (None, False):
+            raise ValueError(
+                f"{name}={value!r} with model={settings.model!r}: expected none, because it is for"
+                " LION's models; model_overrides takes timm's arguments"
+            )
     arguments = parse_mapping(settings.model_overrides)
+    if settings.input_size and timm.get_pretrained_cfg(settings.model).fixed_input_size:
+        arguments = {"img_size": settings.input_size} | arguments
     try:
         config = TimmWrapperConfig(architecture=settings.model, model_args=arguments, **labels)
         return TimmWrapperForImageClassification(config)
-    except TypeError as error:
-        raise ValueError(
-            f"model={settings.model!r} does not take model_overrides={settings.model_overrides!r}:"
-            f" {error}"
-        ) from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"model={settings.model!r} does not take {arguments}: {error}") from error
+
+
+def image_size_of(settings: ModelSettings, model: PreTrainedModel) -> Any:
+    """Height and width in pixels, one integer or a pair: as the settings or the model have them."""
+    if settings.input_size:
+        return settings.input_size
+    if not isinstance(model, TimmWrapperForImageClassification):
+        return getattr(model.config, "image_size", USUAL_SIZE)
+    usual = timm.get_pretrained_cfg(settings.model)
+    fixed = usual.input_size[1:] if usual.fixed_input_size else USUAL_SIZE
+    return (model.config.model_args or {}).get("img_size", fixed)
 
 
 def _with_weights(
@@ -287,9 +311,15 @@ def _with_weights(
             len(names),
             names[0],
         )
-    model = AutoModelForImageClassification.from_pretrained(
-        path, config=config, ignore_mismatched_sizes=not keep, dtype=torch.float32
-    )
+    options = {"config": config, "ignore_mismatched_sizes": True, "dtype": torch.float32}
+    model, info = load_model(AutoModelForImageClassification, path, **options)
+    heads = () if keep else ("classifier.", "distiller.")
+    for name, found, asked in sorted(info["mismatched_keys"]):
+        if not name.startswith(heads):
+            raise ValueError(
+                f"model={settings.model!r}: {name} has shape {tuple(found)}, the settings ask for"
+                f" {tuple(asked)}; from_scratch starts from random weights"
+            )
     if not keep and len(known) == len(names):
         for head in filter(None, (model.classifier, getattr(model, "distiller", None))):
             torch.nn.init.normal_(head.weight, std=config.initializer_range)

@@ -201,10 +201,11 @@ class TeachingSettings:
             raise ValueError(
                 f"distillation_tau={self.distillation_tau}: expected a positive number"
             )
-        if self.distillation_token and self.distillation_type == "none":
-            raise ValueError(
-                "distillation_token without a teacher: expected --distillation-type hard or soft"
-            )
+        for name in ("distillation_token", "teacher_path"):
+            if getattr(self, name) and self.distillation_type == "none":
+                raise ValueError(
+                    f"{name} without a teacher: expected --distillation-type hard or soft"
+                )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import UnpicklingError
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ def read_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    except MISSING as error:
+    except Exception as error:  # of tokenizers the bare one
         raise ValueError(
             f"{name} has no tokenizer that can be read ({in_one_line(error)}): {other} takes"
             " another"
@@ -68,6 +69,26 @@ def readable_weights(path: str) -> Iterator[None]:
         raise ValueError(
             f"model {path}: its weights cannot be loaded: {in_one_line(error)}"
         ) from error
+
+
+def load_model(kind: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model with the weights of a folder or a name on the Hub, and what transformers tells of it.
+
+    Weights that the folder lacks are random. The model's attribute `missing_weights` names them, so
+    that `lion_hf.training.run` does not evaluate it without training.
+
+    Args:
+        kind: the class that loads it, such as AutoModelForMaskedLM.
+        path: folder or name.
+        **options: of its `from_pretrained`.
+
+    Raises:
+        ValueError: if the weights cannot be loaded.
+    """
+    with readable_weights(path):
+        model, info = kind.from_pretrained(path, output_loading_info=True, **options)
+    model.missing_weights = sorted(info["missing_keys"])
+    return model, info
 
 
 def in_one_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from ..data.rows import is_empty
 from ..folders import has_weights, write_json
 from ..presets import find_preset
 from ..training.settings import differences, parse_overrides
-from .loading import read_config, read_tokenizer, readable_weights
+from .loading import load_model, read_config, read_tokenizer
 from .mlm_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -161,8 +161,7 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
     logger.info("weights: %s", source if weights else "random")
     if weights:
         options = {"config": config, "dtype": torch.float32, "trust_remote_code": False}
-        with readable_weights(source):
-            return AutoModelForMaskedLM.from_pretrained(source, **options)
+        return load_model(AutoModelForMaskedLM, source, **options)[0]
     if limit := length_limit(config):  # a borrowed tokenizer has that of the model it came with
         tokenizer.model_max_length = limit
     return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

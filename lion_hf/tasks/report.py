@@ -93,14 +93,16 @@ def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> No
     Args:
         path: file to write.
         predictions: classes or targets (N,).
-        task: STS-B's targets are cut to its range, 0 to 5.
+        task: STS-B's targets are cut to its range, 0 to 5, and rounded.
     """
     with open(path, "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, delimiter="\t", lineterminator="\n")  # quotes names with tabs
         lines.writerow(("index", "prediction"))
         for index, value in enumerate(predictions):
-            if not task.classes:
-                shown = f"{np.clip(value, 0, 5) if 'STS-B.tsv' in task.submission else value:.3f}"
+            if not task.classes and "STS-B.tsv" in task.submission:
+                shown = f"{np.clip(value, 0, 5):.3f}"
+            elif not task.classes:
+                shown = f"{value:.9g}"  # all that float32 holds, whatever the targets' size
             else:
                 shown = str(int(value)) if task.integers else task.classes[int(value)]
             lines.writerow((index, shown))

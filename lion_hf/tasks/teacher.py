@@ -1,6 +1,7 @@
 """A teacher for image classification: any model of timm or transformers."""
 
 import difflib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from ..linearize.sources import MOST, check_number, check_parameters, read_json,
 from ..training.finite import not_finite
 from .loading import MISSING, in_one_line
 
+logger = logging.getLogger(__name__)
+
 # Where training scripts keep a state dict, the average of the weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
@@ -39,6 +42,7 @@ class Teacher(nn.Module):
         image_size: height and width that the teacher needs, None for any.
         student_mean: as subtracted in the pixels that come.
         student_std: likewise.
+        order: for each class of the student its number in the teacher; None for equal numbers.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class Teacher(nn.Module):
         image_size: Sequence[int] | None,
         student_mean: Sequence[float],
         student_std: Sequence[float],
+        order: Sequence[int] | None = None,
     ):
         super().__init__()
+        self.order = None if order is None else list(order)
         self.model, self.image_size = model.eval().requires_grad_(False), image_size
         own_mean, own_std, other_mean, other_std = (
             torch.tensor(x)[:, None, None] for x in (mean, std, student_mean, student_std)
@@ -73,11 +79,12 @@ class Teacher(nn.Module):
                 antialias=True,
             )
         outputs = self.model(pixels)
-        return outputs if torch.is_tensor(outputs) else outputs.logits
+        logits = outputs if torch.is_tensor(outputs) else outputs.logits
+        return logits if self.order is None else logits[:, self.order]
 
 
 def load_teacher(
-    name: str, path: str | None, num_labels: int, processor: BaseImageProcessor
+    name: str, path: str | None, names: Sequence[str], processor: BaseImageProcessor
 ) -> Teacher:
     """Loads a teacher by name.
 
@@ -88,16 +95,23 @@ def load_teacher(
         name: of a model of timm, or a transformers folder or Hub name.
         path: file with weights for a timm model, as torch.save or safetensors write them; None for
             timm's own. Nothing in it is executed.
-        num_labels: classes that it must have.
+        names: of the student's classes, by number. A teacher must have as many. One of transformers
+            that knows the same names in another order answers in this one.
         processor: the student's image processor.
 
     Raises:
-        ValueError: for an unknown name, a file that is missing or holds no weights for the model,
-            or another number of classes.
+        ValueError: for an unknown name, a file that is missing, holds no weights for the model or
+            is not for one of timm, or another number of classes.
     """
+    num_labels = len(names)
     student = processor.image_mean, processor.image_std
     if Path(name).is_dir() or "/" in name:
-        return _transformers_teacher(name, num_labels, student)
+        if path is not None:
+            raise ValueError(
+                f"teacher_path={path!r} with teacher_model={name!r}: expected none, because the"
+                " weights of a transformers model are in its folder"
+            )
+        return _transformers_teacher(name, names, student)
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.0)
         raise ValueError(
@@ -160,25 +174,58 @@ def _read_torch_file(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         return file.tensors(content)
 
 
-def _transformers_teacher(name: str, num_labels: int, student: tuple) -> Teacher:
+def _transformers_teacher(
+    name: str, names: Sequence[str], student: tuple[Sequence[float], Sequence[float]]
+) -> Teacher:
     safe = {"trust_remote_code": False}
     try:
         if Path(name).is_dir():
             _check_size(Path(name))
-        model = AutoModelForImageClassification.from_pretrained(name, **safe)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            name, output_loading_info=True, **safe
+        )
         own = AutoImageProcessor.from_pretrained(name, **safe)
     except MISSING as error:
         raise ValueError(
             f"teacher_model={name!r} cannot be loaded as a transformers image classifier:"
             f" {in_one_line(error)}"
         ) from error
-    _check_classes(name, model.config.num_labels, num_labels)
+    _check_classes(name, model.config.num_labels, len(names))
+    if info["missing_keys"]:
+        raise ValueError(
+            f"teacher_model={name!r} is not a trained classifier: it lacks"
+            f" {sorted(info['missing_keys'])[0]}"
+        )
+    order = _order(name, [model.config.id2label[n] for n in range(len(names))], names)
     if hasattr(own, "data_config"):  # timm's wrapper
         config = own.data_config
-        return Teacher(model, config["mean"], config["std"], config["input_size"][1:], *student)
+        size = config["input_size"][1:]
+        return Teacher(model, config["mean"], config["std"], size, *student, order=order)
     box = getattr(own, "crop_size", None) or own.size
     size = box.get("height"), box.get("width")
-    return Teacher(model, own.image_mean, own.image_std, size if all(size) else None, *student)
+    fixed = size if all(size) else None
+    return Teacher(model, own.image_mean, own.image_std, fixed, *student, order=order)
+
+
+def _order(name: str, known: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """The teacher's numbers of the student's classes; None if they have the same, or other names.
+
+    ImageNet's folders, for example, have other names than its models.
+    """
+    if list(known) == list(names):
+        return None
+    if sorted(known) == sorted(names):
+        numbers = {label: number for number, label in enumerate(known)}
+        return [numbers[label] for label in names]
+    if not all(label == f"LABEL_{number}" for number, label in enumerate(known)):
+        logger.warning(
+            "the classes of the teacher %s have other names (the first %r) than the data's (%r):"
+            " they are taken in the same order",
+            name,
+            known[0],
+            names[0],
+        )
+    return None
 
 
 def _check_size(folder: Path) -> None:

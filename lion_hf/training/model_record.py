@@ -24,13 +24,18 @@ FREE_FIELDS = {
     "use_cache",
 }
 
+MOST_CLASSES = 5  # that an error lists
 
-def check_model(checkpoint: Path, config: PreTrainedConfig | None) -> None:
-    """Checks that a run continues with the model that it began with.
+
+def check_model(
+    checkpoint: Path, config: PreTrainedConfig | None, check_classes: bool = False
+) -> None:
+    """Checks that a run continues with the model that it began with, or evaluates that one.
 
     Args:
-        checkpoint: the folder to continue from.
+        checkpoint: the folder to continue from, or with the weights to evaluate.
         config: that of the model; None for a model without one, which is not checked.
+        check_classes: whether the classes must have the same names and numbers, too.
 
     Raises:
         ValueError: if the checkpoint's configuration is another one, with both values.
@@ -38,19 +43,31 @@ def check_model(checkpoint: Path, config: PreTrainedConfig | None) -> None:
     if config is None or not (checkpoint / "config.json").is_file():
         return
     try:
-        before = type(config).from_pretrained(checkpoint).to_dict()
+        kind = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+        found = type(config).from_pretrained(checkpoint)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{checkpoint}/config.json cannot be read ({error}): remove {checkpoint.name}, and the"
             " run continues from the checkpoint before, or choose another output_dir"
         ) from error
-    now = config.to_dict()
+    before, now = found.to_dict(), config.to_dict()
     named = [name for name in now if name in before and _matters(name)]
+    if kind is not None and kind != config.model_type:
+        before, now = {"model_type": kind}, {"model_type": config.model_type}
+        named = ["model_type"]
     changes = differences({x: before[x] for x in named}, {x: now[x] for x in named})
     if changes:
         raise ValueError(
             f"{checkpoint} holds another model: {', '.join(changes.values())}; give the settings of"
             " the run, or choose another output_dir"
+        )
+
+    classes = [list(x.id2label.values()) for x in (found, config)]
+    if check_classes and classes[0] != classes[1]:
+        shown = [f"{names[:MOST_CLASSES]} ({len(names)})" for names in classes]
+        raise ValueError(
+            f"{checkpoint} was trained for the classes {shown[0]}, the data has {shown[1]}, in this"
+            f" order: name {checkpoint} itself as the model, which keeps its own"
         )
 
 

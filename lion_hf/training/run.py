@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput
@@ -230,11 +232,21 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
     else:
         source = None
     if source is not None:
-        trainer.load_weights(source)
+        check_model(source, getattr(trainer.model, "config", None), check_classes=True)
+        try:
+            trainer.load_weights(source)
+        except (RuntimeError, SafetensorError, UnpicklingError) as error:
+            raise ValueError(f"{source}: its weights cannot be loaded: {error}") from error
     elif own and not has_weights(own):
         raise ValueError(
             f"do_train=False, but neither {own} nor {folder} holds weights of a trained model:"
             " name a model with weights, or the output_dir of a finished run"
+        )
+    elif missing := getattr(trainer.model, "missing_weights", []):
+        raise ValueError(
+            f"do_train=False, but {own} is not trained for this: it lacks {', '.join(missing[:2])}"
+            f"{', ...' if len(missing) > 2 else ''}. Name a model with all weights that the"
+            " settings ask for, or the output_dir of a finished run"
         )
     logger.warning("no training; the model is that of %s", source or own or "the trainer")
 

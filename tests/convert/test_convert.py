@@ -1,5 +1,6 @@
 """Conversion of original checkpoints: what a file tells, options, names, shapes, the command."""
 
+import collections
 import datetime
 import pathlib
 import random
@@ -191,6 +192,9 @@ class TestWhatTheFileTells:
             datetime.timedelta(hours=3),
         )
         content["max_accuracy"] = np.float64(81.2)
+        content["log"] = collections.defaultdict(list, {"loss": [0.3]})
+        content["when"], content["args"].type = datetime.datetime(2025, 2, 22), int
+        content["shard"] = torch.empty(0)  # as in the optimizer of a process without a share
         content["rng"] = [{"python": random.getstate(), "numpy": np.random.get_state()}]
         assert (
             lion_hf.convert_checkpoint(
@@ -363,6 +367,28 @@ class TestOptions:
         conversion = lion_hf.convert_checkpoint(file_of(TEXT), output, tokenizer=tokenizer)
         assert AutoTokenizer.from_pretrained(output)("lion").input_ids == [2, 5, 3]
         assert not any("tokenizer" in note for note in conversion.notes)
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {"tokenizer.json": '{"added_tokens": [], "model": {"type": "none"}}'},
+            {"tokenizer.json": "{}"},
+            {"tokenizer_config.json": "[]"},
+            {"config.json": '{"model_type": "bert"}'},
+            {},
+        ],
+        ids=["unknown", "empty", "settings", "made up", "none"],
+    )
+    def test_a_folder_without_a_tokenizer_that_can_be_read(self, output, tmp_path, files):
+        """transformers makes up one of five words for a folder of BERT's that has none."""
+        folder = tmp_path / "tokenizer"
+        if any(name.startswith("tokenizer") for name in files):
+            vocabulary = {word: number for number, word in enumerate(WORDS)}
+            BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+        for name, text in files.items():
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+        refused(file_of(TEXT), output, "--tokenizer .* has no tokenizer", tokenizer=folder)
 
     def test_missing_tokenizer_is_told(self, output):
         assert any(

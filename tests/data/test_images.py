@@ -232,7 +232,7 @@ def test_errors_of_tables(folder, tmp_path):
 def test_a_table_that_cannot_be_read_or_is_too_large_is_named(folder, tmp_path):
     good, bad = parquet(folder, "train"), tmp_path / "bad.parquet"
     bad.write_bytes(b"PAR1 no table")
-    with pytest.raises(ValueError, match="bad.parquet, .*train.parquet cannot be read as images"):
+    with pytest.raises(ValueError, match="bad.parquet cannot be read as images"):
         read_images(train_file=str(bad), validation_file=good)
     row = pyarrow.array([{"bytes": b"", "path": None}])
     many = row.take(pyarrow.array(np.zeros(20_000_000, np.int8)))

@@ -199,6 +199,22 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "change, lacks",
+    [
+        ({"architectures": ["LionForMaskedLM"]}, "lacks decoder.bias, a weight of LionForMaskedLM"),
+        ({"mask_type": "selective"}, "lacks lion.layers.0.attention.gate.weight"),
+    ],
+)
+def test_random_weights_are_not_exported(change, lacks, tmp_path):
+    model("SequenceClassification", text_config("decay")).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=lacks):
+        export.export_onnx(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("fault", [OSError("no disk"), KeyboardInterrupt()], ids=repr)
 def test_nothing_is_left_of_an_export_that_fails(fault, tmp_path, monkeypatch):
     save(QUICK, tmp_path / "model")

@@ -475,6 +475,7 @@ ERRORS = [
         "nowhere: expected a folder with config.json, or a name on the Hub",
     ),
     ("{own} --model_name_or_path {0}/untokenized", "untokenized has no tokenizer"),
+    ("{own} --tokenizer_name {0}/words", "words has no tokenizer that can be read ("),
     (
         "{own} --model_name_or_path {0}/weightless",
         "weightless holds no weights: from_scratch starts from random ones",
@@ -507,6 +508,7 @@ def broken(folder):
         "one/cola/train.csv": "sentence,label\na,1\nb,acceptable\n",
         "one/cola/validation.csv": "sentence,label\na,1\n",
         "unseen.csv": "review,label\ngood,mixed\n",
+        "words/tokenizer.json": '{"added_tokens": [], "model": {"type": "none"}}',
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)

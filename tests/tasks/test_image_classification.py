@@ -424,6 +424,7 @@ def test_a_run_does_not_continue_with_other_data(folder, tmp_path, change, messa
         (["--model", "configs/lion-d-base"], "expected a LION model for images"),
         (["--model_overrides", "hiden_size=3"], "did you mean hidden_size"),
         (["--aa", "rund-m9"], "aa='rund-m9'"),
+        (["--dataset_config", "large"], "dataset_config='large' without dataset"),
         (
             ["--distillation-type", "hard", "--teacher-model", "regnety_161"],
             "did you mean regnety_1",
@@ -466,6 +467,7 @@ def test_errors_before_any_work(folder, tmp_path, argv, message, monkeypatch):
         (["--repeated_aug", "0"], "repeated_aug=0"),
         (["--distillation-type", "warm"], "distillation_type='warm'"),
         (["--distillation-token"], "distillation_token without a teacher"),
+        (["--teacher-path", "a.pth"], "teacher_path without a teacher"),
         (["--label_smoothing_factor", "0.1"], "its name here is smoothing"),
         (["--smothing", "0.1"], "did you mean --smoothing"),
     ],

@@ -205,6 +205,13 @@ def test_submission_files(task, values, expected, tmp_path):
     assert (tmp_path / "x.tsv").read_text() == expected
 
 
+def test_own_targets_are_not_rounded(tmp_path):
+    values = np.float32([1.5e-5, -2e7 / 3, 5.2]).astype(np.float64)
+    write_predictions(tmp_path / "x.tsv", values, replace(TASKS["stsb"], submission=("own.tsv",)))
+    lines = (tmp_path / "x.tsv").read_text().splitlines()[1:]
+    assert [np.float32(line.split("\t")[1]) for line in lines] == values.tolist()
+
+
 def test_names_of_classes_with_tabs_and_lines_stay_one_field(tmp_path):
     task = replace(TASKS["rte"], classes=("a\tb", "c\nd"))
     write_predictions(tmp_path / "x.tsv", [1, 0], task)

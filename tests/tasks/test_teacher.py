@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from support.images import PLAIN, image_folder, run
+from support.images import CLASSES, PLAIN, image_folder, run
 from support.softmax_models import softmax_model
 from transformers import AutoModelForImageClassification
 
@@ -115,7 +115,7 @@ def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
         (str(tmp_path / "teacher"), None),
         ("lcnet_035", str(tmp_path / "teacher.pth")),
     ):
-        teachers[name] = load_teacher(name, path, 3, processor)(images)
+        teachers[name] = load_teacher(name, path, CLASSES, processor)(images)
     options = [
         "--distillation-type",
         "hard",
@@ -129,7 +129,7 @@ def test_teacher_of_timm_trained_by_the_script(folder, tmp_path):
     )
     assert run(folder, tmp_path / "other", *options, "--max_steps", "1")["eval_loss"] > 0
     with pytest.raises(ValueError, match="does not fit"):
-        load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), 4, processor)
+        load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), [*CLASSES, "grey"], processor)
 
 
 class Bomb:
@@ -154,7 +154,7 @@ def test_code_in_a_teacher_s_file_is_not_run(tmp_path, weights):
         with pytest.raises(
             ValueError, match="teacher_path=.*teacher.pth' cannot be read as weights"
         ):
-            load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), 3, image_processor(32))
+            load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), CLASSES, image_processor(32))
     assert not (tmp_path / "made").exists()
     torch.load(tmp_path / "teacher.pth", weights_only=False)
     assert (tmp_path / "made").exists()  # the premise: it would have run
@@ -165,7 +165,7 @@ def test_timm_never_opens_the_file(tmp_path, weights, monkeypatch):
     torch.save(weights, tmp_path / "teacher.pth")
     seen, create = [], timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: seen.append(k) or create(*a, **k))
-    load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), 3, image_processor(32))
+    load_teacher("lcnet_035", str(tmp_path / "teacher.pth"), CLASSES, image_processor(32))
     assert seen == [{"pretrained": False, "num_classes": 3}]
 
 
@@ -224,11 +224,42 @@ def test_a_folder_that_claims_a_huge_teacher_is_refused(tmp_path, size):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | size))
     with pytest.raises(ValueError, match="cannot be loaded as a transformers.*(has room|at most)"):
-        load_teacher(str(tmp_path), None, 2, image_processor(16, 1.0))
+        load_teacher(str(tmp_path), None, ["cat", "dog"], image_processor(16, 1.0))
 
 
 def test_broken_weights_of_a_teacher_are_named(tmp_path):
     softmax_model("ViTForImageClassification").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((2**50).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="cannot be loaded as a transformers image classifier"):
-        load_teacher(str(tmp_path), None, 2, image_processor(16, 1.0))
+        load_teacher(str(tmp_path), None, ["cat", "dog"], image_processor(16, 1.0))
+
+
+@pytest.fixture
+def classifier(tmp_path) -> Path:
+    """The folder of a softmax ViT that knows two classes by their names, and its processor."""
+    names = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+    network = softmax_model("ViTForImageClassification", num_labels=2, image_size=16, **names)
+    network.save_pretrained(tmp_path / "teacher")
+    image_processor(16, 1.0).save_pretrained(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def test_a_teacher_answers_in_the_order_of_the_student_s_classes(classifier, caplog):
+    images, processor = torch.randn(2, 3, 16, 16), image_processor(16, 1.0)
+    same, other, strange = (
+        load_teacher(str(classifier), None, names, processor)(images)
+        for names in (["cat", "dog"], ["dog", "cat"], ["n01", "n02"])
+    )
+    assert torch.equal(same, strange) and torch.equal(same.flip(1), other)
+    assert caplog.text.count("have other names (the first 'cat') than the data's ('n01')") == 1
+
+
+def test_a_teacher_without_a_classifier_is_refused(classifier):
+    softmax_model("ViTForImageClassification", num_labels=2).vit.save_pretrained(classifier)
+    with pytest.raises(ValueError, match="is not a trained classifier: it lacks classifier.bias"):
+        load_teacher(str(classifier), None, ["cat", "dog"], image_processor(16, 1.0))
+
+
+def test_a_transformers_teacher_takes_no_file_of_weights(classifier):
+    with pytest.raises(ValueError, match="teacher_path='a.pth' with teacher_model=.*expected none"):
+        load_teacher(str(classifier), "a.pth", ["cat", "dog"], image_processor(16, 1.0))
