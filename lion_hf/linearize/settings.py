@@ -270,7 +270,9 @@ class Copying:
     )
     feature_map: str = field(
         default="exponential",
-        metadata={"help": "exponential, elu_plus_one, normalized_silu or identity."},
+        metadata={
+            "help": "exponential, normalized_exponential, elu_plus_one, normalized_silu or identity."
+        },
     )
     conv_kernel_size: int | None = field(
         default=None,

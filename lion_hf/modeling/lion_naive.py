@@ -49,12 +49,23 @@ def _exponential(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, -x], dim=-1).exp() * EXPONENTIAL_SCALE
 
 
+def _normalized_exponential(x: torch.Tensor) -> torch.Tensor:
+    """exp(x) and exp(-x), twice as many features as numbers, scaled to unit length.
+
+    They are divided by the largest of them first, so that no number is too large.
+    """
+    both = torch.cat([x, -x], dim=-1)
+    features = (both - both.detach().amax(-1, keepdim=True)).exp()
+    return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+
+
 # By the names of `FEATURE_MAP_NAMES` in configuration_lion.py.
 FEATURE_MAPS = {
     "identity": lambda x: x,
     "elu_plus_one": _elu_plus_one,
     "normalized_silu": _normalized_silu,
     "exponential": _exponential,
+    "normalized_exponential": _normalized_exponential,
 }
 
 

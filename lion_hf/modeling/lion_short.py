@@ -216,11 +216,23 @@ def _exponential(x: torch.Tensor, record: bool) -> Features:
     slopes = None
     if record and (beyond := x.abs() > EXPONENT_LIMIT).any():
         slopes = (~beyond).to(x.dtype)
-    features = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
-    up, down = features.chunk(2, dim=-1)
-    torch.mul(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT), LOG2_E, out=up)
+    both = _both_exponents(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT))
+    return both.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
+
+
+def _normalized_exponential(x: torch.Tensor, record: bool) -> Features:
+    both = _both_exponents(x)
+    features = both.sub_(both.amax(-1, keepdim=True)).exp2_()
+    return features.div_(torch.linalg.vector_norm(features, dim=-1, keepdim=True)), None
+
+
+def _both_exponents(x: torch.Tensor) -> torch.Tensor:
+    """The exponents of exp(x) and exp(-x) to base 2, side by side."""
+    both = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
+    up, down = both.chunk(2, dim=-1)
+    torch.mul(x, LOG2_E, out=up)
     torch.neg(up, out=down)
-    return features.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
+    return both
 
 
 # The feature maps of lion_naive.py, which write over their argument.
@@ -228,6 +240,7 @@ MAPS: dict[str, Callable[[torch.Tensor, bool], Features]] = {
     "elu_plus_one": _elu_plus_one,
     "normalized_silu": _normalized_silu,
     "exponential": _exponential,
+    "normalized_exponential": _normalized_exponential,
 }
 
 
@@ -237,12 +250,12 @@ def _through(
     """The gradient of queries or keys from that of their features, which is written over."""
     if feature_map == "elu_plus_one":
         return grad.mul_(features.clamp(max=1))
-    if feature_map == "exponential":
-        up, down = grad.mul_(features).chunk(2, dim=-1)
-        grad = up.sub_(down)
-    elif feature_map == "normalized_silu":  # df = (g - (g . f) f) du / |u|
+    if feature_map.startswith("normalized"):  # df = (g - (g . f) f) du / |u|
         along = torch.linalg.vecdot(grad, features).unsqueeze(-1)
         grad.addcmul_(features, along, value=-1)
+    if feature_map.endswith("exponential"):
+        up, down = grad.mul_(features).chunk(2, dim=-1)
+        grad = up.sub_(down)
     return grad if slopes is None else grad.mul_(slopes)
 
 

@@ -21,7 +21,11 @@ MAPS = [
     ("identity", False),
     ("elu_plus_one", True),
     ("exponential", True),
+    ("normalized_exponential", True),
+    ("normalized_exponential", False),
 ]
+
+SECOND = [("normalized_silu", False), ("exponential", True), ("normalized_exponential", True)]
 
 
 def problem(
@@ -137,7 +141,7 @@ def test_what_the_short_path_leaves_to_others(served):
     assert served[-1]
 
 
-@pytest.mark.parametrize("feature_map, padded", [("normalized_silu", False), ("exponential", True)])
+@pytest.mark.parametrize("feature_map, padded", SECOND)
 def test_second_derivatives(feature_map, padded, served):
     inputs, _, given = problem(-0.1, 1, length=12 if padded else 5, padded=padded)
     leaves = [x.requires_grad_() for x in inputs]

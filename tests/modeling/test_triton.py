@@ -34,6 +34,7 @@ OPTIONS = [
     ("right", True, True, False, "identity"),
     ("interior", True, False, True, "elu_plus_one"),
     ("right", True, True, True, "exponential"),
+    ("left", False, False, True, "normalized_exponential"),
 ]
 
 
