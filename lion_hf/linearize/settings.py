@@ -271,7 +271,8 @@ class Copying:
     feature_map: str = field(
         default="exponential",
         metadata={
-            "help": "exponential, normalized_exponential, elu_plus_one, normalized_silu or identity."
+            "help": "exponential, normalized_exponential, elu_plus_one, normalized_silu or"
+            " identity."
         },
     )
     conv_kernel_size: int | None = field(
