@@ -166,7 +166,7 @@ ARMS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     "modern LION-S": modern("selective"),
     "modern LION-D": modern("decay"),
     "modern LION-lit": modern("lit", intermediate_size=336),  # it has positions
-    "LION-S, exponential": modern("selective", feature_map="exponential"),
+    "LION-S, normalized exponential": modern("selective", feature_map="normalized_exponential"),
     "LION-S, convolved projections": modern("selective", conv_placement="projections"),
     "BERT": bert,
     "ModernBERT": modern_bert,
