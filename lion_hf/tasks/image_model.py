@@ -30,7 +30,7 @@ from ..presets import find_preset, preset_names
 from ..training.settings import parse_mapping, parse_overrides
 from .image_arguments import ImageTrainingArguments
 from .image_settings import ModelSettings, TeachingSettings
-from .loading import load_model
+from .loading import load_model, random_model
 
 logger = logging.getLogger(__name__)
 
@@ -192,11 +192,11 @@ def build_model(
     source, labels = find_model(settings), _labels(names)
     config = read_lion_config(settings, names, distillation_head)
     if source.path is None or config is None:
-        return build_timm_model(settings, labels)
+        return random_model(build_timm_model(settings, labels))
     if settings.softmax:
-        return softmax_model(config, labels)
+        return random_model(softmax_model(config, labels))
     if not source.weights:
-        return AutoModelForImageClassification.from_config(config)
+        return random_model(AutoModelForImageClassification.from_config(config))
     return _with_weights(settings, source.path, config)
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.images import CLASSES, PLAIN, image_folder, noise, run
+from support.images import CLASSES, MODEL, PLAIN, image_folder, noise, run
 from support.models import image_config, model
 
 EVALUATE = ("--do_train=false", "--do_eval")
@@ -44,6 +44,18 @@ def test_a_model_with_random_weights_is_not_evaluated(folder, source, tmp_path, 
     with pytest.raises(SystemExit, match=f"is not trained for this: it lacks .*{lacks}"):
         run(folder, tmp_path / "out", *EVALUATE, *argv, model=["--model", str(source)])
     assert not (tmp_path / "out/eval_metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [MODEL, [*MODEL, "--softmax"], ["--model=test_vit"], ["--from_scratch"]],
+    ids=["preset", "softmax", "timm", "from scratch"],
+)
+def test_random_weights_are_not_evaluated(folder, source, tmp_path, argv):
+    if argv == ["--from_scratch"]:
+        argv = ["--model", str(source), *argv]
+    with pytest.raises(SystemExit, match="do_train=False, but .* is not trained for this"):
+        run(folder, tmp_path / "out", *EVALUATE, model=argv)
 
 
 @pytest.mark.slow
