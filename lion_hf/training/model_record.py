@@ -28,14 +28,15 @@ MOST_CLASSES = 5  # that an error lists
 
 
 def check_model(
-    checkpoint: Path, config: PreTrainedConfig | None, check_classes: bool = False
+    checkpoint: Path, config: PreTrainedConfig | None, evaluated: bool = False
 ) -> None:
     """Checks that a run continues with the model that it began with, or evaluates that one.
 
     Args:
         checkpoint: the folder to continue from, or with the weights to evaluate.
         config: that of the model; None for a model without one, which is not checked.
-        check_classes: whether the classes must have the same names and numbers, too.
+        evaluated: whether the classes must have the same names and numbers, too, and images may
+            have another size, where no position embeddings depend on it.
 
     Raises:
         ValueError: if the checkpoint's configuration is another one, with both values.
@@ -51,7 +52,9 @@ def check_model(
             " run continues from the checkpoint before, or choose another output_dir"
         ) from error
     before, now = found.to_dict(), config.to_dict()
-    named = [name for name in now if name in before and _matters(name)]
+    any_size = evaluated and now.get("use_position_embeddings") is False
+    free = {"image_size"} if any_size else set()
+    named = [name for name in now if name in before and name not in free and _matters(name)]
     if kind is not None and kind != config.model_type:
         before, now = {"model_type": kind}, {"model_type": config.model_type}
         named = ["model_type"]
@@ -63,11 +66,14 @@ def check_model(
         )
 
     classes = [list(x.id2label.values()) for x in (found, config)]
-    if check_classes and classes[0] != classes[1]:
+    if evaluated and classes[0] != classes[1]:
         shown = [f"{names[:MOST_CLASSES]} ({len(names)})" for names in classes]
+        cure = f"name {checkpoint} itself as the model, which keeps its own"
+        if config.model_type != "lion":  # no such model can be named
+            cure = "evaluate it on data with its classes"
         raise ValueError(
             f"{checkpoint} was trained for the classes {shown[0]}, the data has {shown[1]}, in this"
-            f" order: name {checkpoint} itself as the model, which keeps its own"
+            f" order: {cure}"
         )
 
 

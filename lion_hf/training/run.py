@@ -232,7 +232,7 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
     else:
         source = None
     if source is not None:
-        check_model(source, getattr(trainer.model, "config", None), check_classes=True)
+        check_model(source, getattr(trainer.model, "config", None), evaluated=True)
         try:
             trainer.load_weights(source)
         except (RuntimeError, SafetensorError, UnpicklingError) as error:

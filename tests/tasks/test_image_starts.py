@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.images import CLASSES, MODEL, PLAIN, image_folder, noise, run
+from support.images import CLASSES, MODEL, PLAIN, SIZES, image_folder, noise, run
 from support.models import image_config, model
 
 EVALUATE = ("--do_train=false", "--do_eval")
@@ -106,6 +106,28 @@ def test_weights_of_a_run_are_for_its_classes(folder, finished, tmp_path, rename
     if not renamed:  # as the message says
         own = ["--model", str(finished)]
         assert "eval_accuracy" in run(tmp_path / "data", tmp_path / "out", *EVALUATE, model=own)
+
+
+@pytest.mark.slow
+def test_a_run_without_positions_is_evaluated_at_any_size(folder, tmp_path):
+    network = [*MODEL, "--model_overrides", f"{SIZES},use_position_embeddings=false"]
+    trained = run(folder, tmp_path / "out", *PLAIN, "--max_steps=1", model=network)
+    same = run(folder, tmp_path / "out", *EVALUATE, model=network)
+    larger = run(folder, tmp_path / "out", *EVALUATE, model=[*network, "--input_size=20"])
+    assert same["eval_loss"] == pytest.approx(trained["eval_loss"])
+    assert larger["eval_loss"] != pytest.approx(trained["eval_loss"])
+
+
+@pytest.mark.slow
+def test_classes_of_a_run_of_another_model(folder, tmp_path):
+    """It cannot be named as the model, which would be the cure for LION's."""
+    network = [*MODEL, "--softmax"]
+    run(folder, tmp_path / "out", *PLAIN, "--max_steps=1", model=network)
+    shutil.copytree(folder, tmp_path / "data")
+    for part in ("train", "validation"):
+        shutil.rmtree(tmp_path / "data" / part / "red")
+    with pytest.raises(SystemExit, match="in this order: evaluate it on data with its classes"):
+        run(tmp_path / "data", tmp_path / "out", *EVALUATE, model=network)
 
 
 def test_damaged_weights_of_a_run_are_named(folder, finished, tmp_path):
