@@ -35,9 +35,7 @@ from .loading import load_model, random_model
 logger = logging.getLogger(__name__)
 
 # Settings that other models of timm do not have.
-LION_ONLY = (
-    *("mask_type", "order", "format", "chunk_size", "pos_emb", "cls_tok", "drop_path", "softmax"),
-)
+LION_ONLY = ("mask_type", "order", "format", "chunk_size", "pos_emb", "cls_tok", "softmax")
 USUAL_SIZE = 224  # of models that take any
 
 
@@ -273,6 +271,8 @@ def build_timm_model(
                 " LION's models; model_overrides takes timm's arguments"
             )
     arguments = parse_mapping(settings.model_overrides)
+    if settings.drop_path:  # not all models have it; 0 is for those that do not
+        arguments = {"drop_path_rate": settings.drop_path} | arguments
     if settings.input_size and timm.get_pretrained_cfg(settings.model).fixed_input_size:
         arguments = {"img_size": settings.input_size} | arguments
     try:

@@ -9,6 +9,9 @@ import pytest
 from support.images import CLASSES, MODEL, PLAIN, SIZES, image_folder, noise, run
 from support.models import image_config, model
 
+from lion_hf.tasks.image_model import build_model
+from lion_hf.tasks.image_settings import ModelSettings
+
 EVALUATE = ("--do_train=false", "--do_eval")
 
 
@@ -169,6 +172,12 @@ def test_damaged_weights_are_named_in_one_line(folder, source, tmp_path):
 def test_options_that_a_model_of_timm_does_not_have(folder, tmp_path, argv, message):
     with pytest.raises(SystemExit, match=message):
         run(folder, tmp_path / "out", "--max_steps=1", *argv, model=["--model", "test_vit"])
+
+
+def test_stochastic_depth_of_a_model_of_timm():
+    """The recipes set it, so that it must not be an option of LION's alone."""
+    network = build_model(ModelSettings(model="test_vit", drop_path=0.1), CLASSES)
+    assert network.timm_model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
 
 
 @pytest.mark.slow
