@@ -27,9 +27,7 @@ FREE_FIELDS = {
 MOST_CLASSES = 5  # that an error lists
 
 
-def check_model(
-    checkpoint: Path, config: PreTrainedConfig | None, evaluated: bool = False
-) -> None:
+def check_model(checkpoint: Path, config: PreTrainedConfig | None, evaluated: bool = False) -> None:
     """Checks that a run continues with the model that it began with, or evaluates that one.
 
     Args:
