@@ -1,6 +1,7 @@
 """Whether a checkpoint holds the model that a run trains."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -56,7 +57,9 @@ def check_model(checkpoint: Path, config: PreTrainedConfig | None, evaluated: bo
     if kind is not None and kind != config.model_type:
         before, now = {"model_type": kind}, {"model_type": config.model_type}
         named = ["model_type"]
-    changes = differences({x: before[x] for x in named}, {x: now[x] for x in named})
+    changes = differences(
+        *({name: _without_dropout(x[name]) for name in named} for x in (before, now))
+    )
     if changes:
         raise ValueError(
             f"{checkpoint} holds another model: {', '.join(changes.values())}; give the settings of"
@@ -73,6 +76,13 @@ def check_model(checkpoint: Path, config: PreTrainedConfig | None, evaluated: bo
             f"{checkpoint} was trained for the classes {shown[0]}, the data has {shown[1]}, in this"
             f" order: {cure}"
         )
+
+
+def _without_dropout(value: Any) -> Any:
+    """A field's value; from a mapping, such as the arguments of timm's models, dropout is taken."""
+    if not isinstance(value, dict):
+        return value
+    return {name: x for name, x in value.items() if "drop" not in str(name)}
 
 
 def _matters(name: str) -> bool:

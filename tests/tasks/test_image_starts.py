@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from support.images import CLASSES, MODEL, PLAIN, SIZES, image_folder, noise, run
 from support.models import image_config, model
+from transformers import TimmWrapperConfig
 
 from lion_hf.tasks.image_model import build_model
 from lion_hf.tasks.image_settings import ModelSettings
+from lion_hf.training.model_record import check_model
 
 EVALUATE = ("--do_train=false", "--do_eval")
 
@@ -178,6 +180,18 @@ def test_stochastic_depth_of_a_model_of_timm():
     """The recipes set it, so that it must not be an option of LION's alone."""
     network = build_model(ModelSettings(model="test_vit", drop_path=0.1), CLASSES)
     assert network.timm_model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
+def test_a_run_of_timm_is_evaluated_without_its_dropout(tmp_path):
+    """As one of LION is."""
+    trained, deeper = (
+        TimmWrapperConfig(architecture="test_vit", model_args={"drop_path_rate": 0.1} | more)
+        for more in ({}, {"depth": 3})
+    )
+    trained.save_pretrained(tmp_path)
+    check_model(tmp_path, TimmWrapperConfig(architecture="test_vit", model_args={}), evaluated=True)
+    with pytest.raises(ValueError, match="model_args was {} and is {'depth': 3}"):
+        check_model(tmp_path, deeper, evaluated=True)
 
 
 @pytest.mark.slow
