@@ -31,8 +31,10 @@ def read_splits(name: str, config: str | None) -> dict[str, datasets.Dataset]:
     """
 
     def read() -> dict[str, datasets.Dataset]:
-        if config is None:  # whose files may have classes of their own
-            _check_classes(sorted(map(str, Path(name).rglob("*.parquet"))))
+        if Path(name).is_dir():  # its files may have classes of their own
+            parts = datasets.load_dataset_builder(name, name=config).config.data_files or {}
+            files = sorted({str(file) for part in parts.values() for file in part})
+            _check_classes([file for file in files if file.lower().endswith(".parquet")])
         return dict(datasets.load_dataset(name, name=config))
 
     return _read(name, read)
@@ -53,12 +55,14 @@ def read_parquet_files(files: Sequence[str]) -> datasets.Dataset:
         check_names(files)
         for file in files:
             check_parquet(file)
-        if not any(pyarrow.parquet.read_metadata(file).num_rows for file in files):
+        # one without rows, the rest of a division, may have types that others do not have
+        filled = [file for file in files if pyarrow.parquet.read_metadata(file).num_rows]
+        if not filled:
             raise ValueError("there are no rows")
-        _check_classes(files)
+        _check_classes(filled)
         # `datasets` takes names for patterns, and knows a file by its time of change
-        names = [glob.escape(str(Path(file).absolute())) for file in files]
-        content = hashlib.sha256(json.dumps(fingerprint(files)).encode()).hexdigest()[:16]
+        names = [glob.escape(str(Path(file).absolute())) for file in filled]
+        content = hashlib.sha256(json.dumps(fingerprint(filled)).encode()).hexdigest()[:16]
         options = {"name": f"images-{content}", "data_files": names, "split": "train"}
         return datasets.load_dataset("parquet", **options)
 
@@ -66,16 +70,20 @@ def read_parquet_files(files: Sequence[str]) -> datasets.Dataset:
 
 
 def _check_classes(files: Sequence[str]) -> None:
-    """Raises ValueError if a column's numbers do not stand for the same classes in all files."""
-    found = [
-        datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)) for file in files
-    ]
-    for file, features in zip(files[1:], found[1:]):
-        for name in features.keys() & found[0].keys():
-            kinds = [x[name] for x in (found[0], features)]
-            if kinds[0] != kinds[1] and any(isinstance(x, datasets.ClassLabel) for x in kinds):
+    """Raises ValueError if a column's numbers do not stand for the same classes in all files.
+
+    Integers without names are numbers of the classes that the other files name.
+    """
+    first: dict[str, tuple[str, Any]] = {}
+    for file in files:
+        features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file))
+        for name, kind in features.items():
+            if isinstance(kind, datasets.Value) and "int" in kind.dtype:
+                continue
+            place, other = first.setdefault(name, (file, kind))
+            if kind != other and datasets.ClassLabel in (type(kind), type(other)):
                 raise ValueError(
-                    f"the classes in column {name!r} of {file} are not those of {files[0]}, or are"
+                    f"the classes in column {name!r} of {file} are not those of {place}, or are"
                     " in another order: write both with the same ones"
                 )
 

@@ -288,11 +288,11 @@ def _read_tables(
             f"{label_column}: every row of {where[0]} has the class {names[0]!r}; expected at least"
             " two classes"
         )
-    found = []
+    found, by_number = [], isinstance(labels[0].feature, datasets.ClassLabel)
     for table, column, own in zip(tables, labels, files):
         if isinstance(table.features[image_column], datasets.Image):
             table = table.cast_column(image_column, datasets.Image(decode=False))
-        found.append(Images(table[image_column], column.numbers(names), names, own))
+        found.append(Images(table[image_column], column.numbers(names, by_number), names, own))
     return found[0], found[1]
 
 

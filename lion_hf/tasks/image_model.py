@@ -30,14 +30,12 @@ from ..presets import find_preset, preset_names
 from ..training.settings import parse_mapping, parse_overrides
 from .image_arguments import ImageTrainingArguments
 from .image_settings import ModelSettings, TeachingSettings
-from .loading import load_model
+from .loading import load_model, random_model
 
 logger = logging.getLogger(__name__)
 
 # Settings that other models of timm do not have.
-LION_ONLY = (
-    *("mask_type", "order", "format", "chunk_size", "pos_emb", "cls_tok", "drop_path", "softmax"),
-)
+LION_ONLY = ("mask_type", "order", "format", "chunk_size", "pos_emb", "cls_tok", "softmax")
 USUAL_SIZE = 224  # of models that take any
 
 
@@ -192,11 +190,11 @@ def build_model(
     source, labels = find_model(settings), _labels(names)
     config = read_lion_config(settings, names, distillation_head)
     if source.path is None or config is None:
-        return build_timm_model(settings, labels)
+        return random_model(build_timm_model(settings, labels))
     if settings.softmax:
-        return softmax_model(config, labels)
+        return random_model(softmax_model(config, labels))
     if not source.weights:
-        return AutoModelForImageClassification.from_config(config)
+        return random_model(AutoModelForImageClassification.from_config(config))
     return _with_weights(settings, source.path, config)
 
 
@@ -273,6 +271,8 @@ def build_timm_model(
                 " LION's models; model_overrides takes timm's arguments"
             )
     arguments = parse_mapping(settings.model_overrides)
+    if settings.drop_path:  # not all models have it; 0 is for those that do not
+        arguments = {"drop_path_rate": settings.drop_path} | arguments
     if settings.input_size and timm.get_pretrained_cfg(settings.model).fixed_input_size:
         arguments = {"img_size": settings.input_size} | arguments
     try:

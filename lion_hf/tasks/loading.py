@@ -91,6 +91,12 @@ def load_model(kind: Any, path: str, **options: Any) -> tuple[Any, dict[str, Any
     return model, info
 
 
+def random_model(model: Any) -> Any:
+    """The same model; its `missing_weights`, as in `load_model`, are all that it has."""
+    model.missing_weights = sorted(name for name, _ in model.named_parameters())
+    return model
+
+
 def in_one_line(error: BaseException) -> str:
     """The beginning of an error's text in one line."""
     text = " ".join(str(error).split()) or type(error).__name__

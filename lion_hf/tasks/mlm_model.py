@@ -22,7 +22,7 @@ from ..data.rows import is_empty
 from ..folders import has_weights, write_json
 from ..presets import find_preset
 from ..training.settings import differences, parse_overrides
-from .loading import load_model, read_config, read_tokenizer
+from .loading import load_model, random_model, read_config, read_tokenizer
 from .mlm_settings import ModelSettings
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,8 @@ def build_model(settings: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> 
         return load_model(AutoModelForMaskedLM, source, **options)[0]
     if limit := length_limit(config):  # a borrowed tokenizer has that of the model it came with
         tokenizer.model_max_length = limit
-    return AutoModelForMaskedLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    options = {"dtype": torch.float32, "trust_remote_code": False}
+    return random_model(AutoModelForMaskedLM.from_config(config, **options))
 
 
 def check_length(config: PreTrainedConfig, max_length: int) -> None:

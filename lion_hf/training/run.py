@@ -232,7 +232,7 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
     else:
         source = None
     if source is not None:
-        check_model(source, getattr(trainer.model, "config", None), check_classes=True)
+        check_model(source, getattr(trainer.model, "config", None), evaluated=True)
         try:
             trainer.load_weights(source)
         except (RuntimeError, SafetensorError, UnpicklingError) as error:
@@ -244,7 +244,8 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
         )
     elif missing := getattr(trainer.model, "missing_weights", []):
         raise ValueError(
-            f"do_train=False, but {own} is not trained for this: it lacks {', '.join(missing[:2])}"
+            f"do_train=False, but {own or 'the model'} is not trained for this: it lacks"
+            f" {', '.join(missing[:2])}"
             f"{', ...' if len(missing) > 2 else ''}. Name a model with all weights that the"
             " settings ask for, or the output_dir of a finished run"
         )

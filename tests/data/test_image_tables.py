@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 from support.images import noise
 
@@ -58,6 +60,37 @@ def test_files_of_a_folder_as_dataset_agree_on_the_classes(tmp_path):
         read_images(dataset=str(tmp_path))
 
 
+def test_other_files_of_a_folder_as_dataset_do_not_count(tmp_path):
+    """Those of another configuration, and what macOS leaves beside files."""
+    settings = ["configs:"]
+    for name, names in (("one", ["cat", "dog"]), ("two", ["dog", "cat"]), ("odd", ["cow"])):
+        settings += [f"- config_name: {name}", "  data_files:"]
+        for part in ("train", "test"):
+            file = tmp_path / name / f"{part}.parquet"
+            write(file, [0], names if (name, part) != ("odd", "test") else ["pig"])
+            settings += [f"  - split: {part}", f"    path: {name}/{part}.parquet"]
+    settings[1] += "\n  default: true"
+    (tmp_path / "README.md").write_text("\n".join(["---", *settings, "---", ""]))
+    (tmp_path / "one/._train.parquet").write_bytes(b"no table")
+    found = [read_images(dataset=str(tmp_path), dataset_config=x)[1].names for x in (None, "two")]
+    assert found == [["cat", "dog"], ["dog", "cat"]]
+    with pytest.raises(ValueError, match="'label' of .*odd/train.parquet are not those of"):
+        read_images(dataset=str(tmp_path), dataset_config="odd")
+
+
+@pytest.mark.parametrize("part", ["train-1", "val"])
+def test_integers_without_names_are_numbers_of_the_named_classes(tmp_path, part):
+    """As files are that a program without `datasets` wrote beside those of the Hub."""
+    for name in ("train-0", "val"):
+        write(tmp_path / f"{name}.parquet", [0, 1], ["dog", "cat"])
+    rows = pyarrow.table({"image": [{"bytes": png(), "path": None}] * 2, "label": [1, 0]})
+    pyarrow.parquet.write_table(rows, tmp_path / f"{part}.parquet")
+    first, second = read_images(str(tmp_path))
+    assert first.names == second.names == ["dog", "cat"]
+    expected = [[0, 1, 1, 0], [0, 1]] if part == "train-1" else [[0, 1], [1, 0]]
+    assert [x.labels.tolist() for x in (first, second)] == expected
+
+
 def test_names_are_no_patterns(tmp_path):
     for folder, names in (("data[1]", ["cat", "dog"]), ("data1", ["cow", "pig"])):
         for part in ("train", "val"):
@@ -82,6 +115,10 @@ def test_a_single_class_is_not_trained(tmp_path):
 
 def test_a_file_without_rows_and_one_without_the_column(tmp_path):
     write(tmp_path / "train.parquet", ["cat", "dog"])
+    empty = pyarrow.table({"image": [], "label": []})  # of no type
+    pyarrow.parquet.write_table(empty, tmp_path / "train-2.parquet")
+    write(tmp_path / "val.parquet", ["dog"])
+    assert [x.labels.tolist() for x in read_images(str(tmp_path))] == [[0, 1], [1]]
     write(tmp_path / "val.parquet", [])
     with pytest.raises(ValueError, match="val.parquet cannot be read as images: there are no rows"):
         read_images(str(tmp_path))

@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.images import CLASSES, PLAIN, image_folder, noise, run
+from support.images import CLASSES, MODEL, PLAIN, SIZES, image_folder, noise, run
 from support.models import image_config, model
+from transformers import TimmWrapperConfig
+
+from lion_hf.tasks.image_model import build_model
+from lion_hf.tasks.image_settings import ModelSettings
+from lion_hf.training.model_record import check_model
 
 EVALUATE = ("--do_train=false", "--do_eval")
 
@@ -44,6 +49,18 @@ def test_a_model_with_random_weights_is_not_evaluated(folder, source, tmp_path, 
     with pytest.raises(SystemExit, match=f"is not trained for this: it lacks .*{lacks}"):
         run(folder, tmp_path / "out", *EVALUATE, *argv, model=["--model", str(source)])
     assert not (tmp_path / "out/eval_metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [MODEL, [*MODEL, "--softmax"], ["--model=test_vit"], ["--from_scratch"]],
+    ids=["preset", "softmax", "timm", "from scratch"],
+)
+def test_random_weights_are_not_evaluated(folder, source, tmp_path, argv):
+    if argv == ["--from_scratch"]:
+        argv = ["--model", str(source), *argv]
+    with pytest.raises(SystemExit, match="do_train=False, but .* is not trained for this"):
+        run(folder, tmp_path / "out", *EVALUATE, model=argv)
 
 
 @pytest.mark.slow
@@ -96,6 +113,28 @@ def test_weights_of_a_run_are_for_its_classes(folder, finished, tmp_path, rename
         assert "eval_accuracy" in run(tmp_path / "data", tmp_path / "out", *EVALUATE, model=own)
 
 
+@pytest.mark.slow
+def test_a_run_without_positions_is_evaluated_at_any_size(folder, tmp_path):
+    network = [*MODEL, "--model_overrides", f"{SIZES},use_position_embeddings=false"]
+    trained = run(folder, tmp_path / "out", *PLAIN, "--max_steps=1", model=network)
+    same = run(folder, tmp_path / "out", *EVALUATE, model=network)
+    larger = run(folder, tmp_path / "out", *EVALUATE, model=[*network, "--input_size=20"])
+    assert same["eval_loss"] == pytest.approx(trained["eval_loss"])
+    assert larger["eval_loss"] != pytest.approx(trained["eval_loss"])
+
+
+@pytest.mark.slow
+def test_classes_of_a_run_of_another_model(folder, tmp_path):
+    """It cannot be named as the model, which would be the cure for LION's."""
+    network = [*MODEL, "--softmax"]
+    run(folder, tmp_path / "out", *PLAIN, "--max_steps=1", model=network)
+    shutil.copytree(folder, tmp_path / "data")
+    for part in ("train", "validation"):
+        shutil.rmtree(tmp_path / "data" / part / "red")
+    with pytest.raises(SystemExit, match="in this order: evaluate it on data with its classes"):
+        run(tmp_path / "data", tmp_path / "out", *EVALUATE, model=network)
+
+
 def test_damaged_weights_of_a_run_are_named(folder, finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "out")
     file = output / "model.safetensors"
@@ -135,6 +174,24 @@ def test_damaged_weights_are_named_in_one_line(folder, source, tmp_path):
 def test_options_that_a_model_of_timm_does_not_have(folder, tmp_path, argv, message):
     with pytest.raises(SystemExit, match=message):
         run(folder, tmp_path / "out", "--max_steps=1", *argv, model=["--model", "test_vit"])
+
+
+def test_stochastic_depth_of_a_model_of_timm():
+    """The recipes set it, so that it must not be an option of LION's alone."""
+    network = build_model(ModelSettings(model="test_vit", drop_path=0.1), CLASSES)
+    assert network.timm_model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
+def test_a_run_of_timm_is_evaluated_without_its_dropout(tmp_path):
+    """As one of LION is."""
+    trained, deeper = (
+        TimmWrapperConfig(architecture="test_vit", model_args={"drop_path_rate": 0.1} | more)
+        for more in ({}, {"depth": 3})
+    )
+    trained.save_pretrained(tmp_path)
+    check_model(tmp_path, TimmWrapperConfig(architecture="test_vit", model_args={}), evaluated=True)
+    with pytest.raises(ValueError, match="model_args was {} and is {'depth': 3}"):
+        check_model(tmp_path, deeper, evaluated=True)
 
 
 @pytest.mark.slow

@@ -162,6 +162,9 @@ def test_evaluation_and_prediction_without_training(folder):
     preset += ["--tokenizer", str(folder / "model"), "--output_dir", str(folder / "nothing")]
     with pytest.raises(SystemExit, match="holds weights of a trained model"):
         mlm.main([*SHORT, *preset, *validation, "--do_train", "false", "--do_eval", "true"])
+    argv += ["--from_scratch", "--output_dir", str(folder / "nothing")]
+    with pytest.raises(SystemExit, match="is not trained for this"):
+        mlm.main([*argv, *validation, *only])
 
 
 def interrupted(folder: Path, output: str, *argv: str) -> list[str]:
