@@ -79,7 +79,7 @@ def _table(name: str, found: dict[str, list[Run]]) -> str:
             if run["seed"] == TUNING_SEED
         )
         values = [run[task.measure] for run in paired(runs).values()]
-        reached = f"{_mean(task, values)} ({len(values)})" if values else ""
+        reached = f"{_mean(task, values)} ({len(values)})" if values else "not run"
         seconds = min(run["cpu_seconds"] for run in runs)  # others shared the machine
         lines.append(
             f"| {arm} | {runs[0]['parameters']:,} | {tried} | {reached} | {seconds:,.0f} |"
