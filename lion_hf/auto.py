@@ -11,6 +11,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BertTokenizer,
+    PreTrainedTokenizerBase,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
@@ -37,9 +38,17 @@ class ExistingBertTokenizer(BertTokenizer):
             OSError: if there is no vocabulary.
         """
         tokenizer = BertTokenizer.from_pretrained(name, *args, **kwargs)
-        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        if not has_words(tokenizer):
             raise OSError(f"{name} has no tokenizer: expected tokenizer.json or vocab.txt")
         return tokenizer
+
+
+def has_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has any word beside the special ones.
+
+    Where a folder has no tokenizer, transformers makes one up that has none.
+    """
+    return not set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens)
 
 
 def register() -> None:

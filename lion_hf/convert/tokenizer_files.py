@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..auto import has_words
 from ..data.masking import vocabulary_size
 from ..modeling.configuration_lion import LionConfig
 from .errors import ConversionError
@@ -67,13 +68,13 @@ def read_tokenizer(name: str, config: LionConfig) -> PreTrainedTokenizerBase:
     check_processor_files(Path(name), config.vocab_size)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        found = has_words(tokenizer)
     except Exception as error:  # of transformers many kinds, of tokenizers the bare one
         raise ConversionError(
             f"--tokenizer (tokenizer) {name} has no tokenizer that can be read"
             f" ({type(error).__name__}: {error})"
         ) from error
-    if not words:  # what transformers makes up where there is none
+    if not found:
         raise ConversionError(f"--tokenizer (tokenizer) {name} has no tokenizer")
     return tokenizer
 

@@ -279,7 +279,7 @@ def _read_tables(
                 raise ValueError(
                     f"column {name!r} is not in {place}: its columns are {table.column_names}"
                 )
-    labels = [LabelColumn.of(*x) for x in zip(tables, [label_column] * 2, where)]
+    labels = [LabelColumn.of(table, label_column, place) for table, place in zip(tables, where)]
     if labels[0].is_real_valued:
         raise ValueError(f"label_column={label_column!r} holds floats: expected classes")
     names = labels[0].classes()

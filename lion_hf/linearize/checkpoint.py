@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
+from ..auto import has_words
 from ..convert.conversion import Conversion
 from ..convert.errors import ConversionError
 from ..convert.tokenizer_files import check_processor_files, check_words
@@ -198,9 +199,7 @@ def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
         check_image_sizes(folder, config)
     try:
         processor = auto.from_pretrained(folder, trust_remote_code=False)
-        found = kind != "tokenizer" or bool(  # else it is made up
-            set(processor.get_vocab()) - set(processor.all_special_tokens)
-        )
+        found = kind != "tokenizer" or has_words(processor)
     except (
         Exception
     ) as error:  # files may hold anything, and transformers and tokenizers raise accordingly

@@ -8,6 +8,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..auto import has_words
+
 # What transformers raises for models that are missing, broken or not known to it. RuntimeErrors are
 # those of weights of another shape, and of methods that a tokenizer lacks.
 MISSING = (
@@ -49,13 +51,13 @@ def read_tokenizer(
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+        found = has_words(tokenizer)
     except Exception as error:  # of tokenizers the bare one
         raise ValueError(
             f"{name} has no tokenizer that can be read ({in_one_line(error)}): {other} takes"
             " another"
         ) from error
-    if not words:  # what transformers makes up where there is none
+    if not found:
         raise ValueError(f"{name} has no tokenizer: {other} takes another")
     return tokenizer
 
