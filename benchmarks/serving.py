@@ -4,7 +4,7 @@
     python benchmarks/serving.py --quick            # one layer, short rows
 
 Both are encoders with random weights, 4 layers of width 256 with 4 heads, exported by one function
-with dynamic axes. LION is also timed in torch. One row, one thread. Equality with torch is checked
+with dynamic axes; LION-S has the block of the modern presets. Both are also timed in torch. One row, one thread. Equality with torch is checked
 before anything is timed. Leaves serving-cpu.md in benchmarks/results, with --quick in
 outputs/benchmarks.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from learning_arms import MODERN
 from measure import Group, assert_close, environment, table, time_group
 from tqdm import tqdm
 from transformers import ModernBertConfig, ModernBertModel
@@ -31,7 +32,6 @@ SIZES = {
     "num_attention_heads": 4,
     "pad_token_id": 0,
 }
-LION = {"pre_norm": True, "conv_kernel_size": 3, "gated_mlp": True, "intermediate_size": 512}
 SPECIAL = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 WHOLE, SMALL = "ONNX", "ONNX int8"
 # Of the largest output. Int8 rounds weights and activations.
@@ -42,7 +42,8 @@ BASELINE = f"LION-S, {WHOLE}"
 def build(layers: int) -> dict[str, torch.nn.Module]:
     """The encoders by their names, in evaluation."""
     torch.manual_seed(0)
-    lion = LionConfig(mask_type="selective", num_hidden_layers=layers, **SIZES, **LION)
+    modern = MODERN | {"intermediate_size": 512}
+    lion = LionConfig(mask_type="selective", num_hidden_layers=layers, **SIZES, **modern)
     bert = ModernBertConfig(
         num_hidden_layers=layers, intermediate_size=512, **SIZES, **dict.fromkeys(SPECIAL, 1)
     )

@@ -197,8 +197,8 @@ class LionConfig(PreTrainedConfig):
         qkv_bias: whether the query, key and value projections have biases.
         feature_map: applied to queries and keys: "identity", "elu_plus_one", "normalized_silu"
             (silu(x) + 0.5, then scaled to unit length), "exponential" (exp(x) and exp(-x), twice as
-            many features) or "normalized_exponential" (the same, scaled to unit length). None:
-            identity for text; for images elu_plus_one (lit) or normalized_silu (decay, selective).
+            many features) or "normalized_exponential" (the same of x / 2, scaled to unit length).
+            None: identity for text; for images elu_plus_one (lit) or normalized_silu (others).
         normalize_attention: whether to divide by the row sum of the masked scores. None: False for
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the

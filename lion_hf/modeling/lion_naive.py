@@ -50,13 +50,12 @@ def _exponential(x: torch.Tensor) -> torch.Tensor:
 
 
 def _normalized_exponential(x: torch.Tensor) -> torch.Tensor:
-    """exp(x) and exp(-x), twice as many features as numbers, scaled to unit length.
+    """exp(x / 2) and exp(-x / 2), twice as many features as numbers, scaled to unit length.
 
-    They are divided by the largest of them first, so that no number is too large.
+    Their squares are softmax([x, -x]): the score of a query and a key is the overlap (the
+    Bhattacharyya coefficient) of two distributions, 1 where they are the same.
     """
-    both = torch.cat([x, -x], dim=-1)
-    features = (both - both.detach().amax(-1, keepdim=True)).exp()
-    return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return torch.cat([x, -x], dim=-1).log_softmax(dim=-1).mul(0.5).exp()
 
 
 # By the names of `FEATURE_MAP_NAMES` in configuration_lion.py.

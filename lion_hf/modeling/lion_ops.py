@@ -102,7 +102,7 @@ def lion_attention(
         feature_map: what query and key go through first: "identity", "elu_plus_one" (x + 1 above 0,
             exp(x) below), "normalized_silu" (silu(x) + 0.5, then scaled to unit length),
             "exponential" (exp(x) and exp(-x), each divided by 16), or "normalized_exponential"
-            (both, then scaled to unit length). It is computed in float32 at least.
+            (both of x / 2, scaled to unit length). It is computed in float32 at least.
         scale: factor of the scores; D ** -0.5 if None.
         normalize: whether to divide by the sum of the masked scores.
         eps: added to that sum; above 0.

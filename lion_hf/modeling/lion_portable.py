@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from .lion_naive import decay_mask
 from .lion_numerics import compute_type, has_tangent, in_transform, prefix_sums
 
-# Tokens per chunk, unless the call says how many. The last chunk is filled up, so that large chunks
-# would burden short rows.
+# The most tokens of a chunk, unless the call says how many.
 PORTABLE_CHUNK_SIZE = 64
 
 _portable = False
@@ -69,11 +68,7 @@ def chunks_at_once(
     length, dtype = query.shape[2], compute_type(value)
     query, key, value = query.to(dtype) * scale, key.to(dtype), value.to(dtype)
     edges = [x.expand(*x.shape[:-1], length) for x in (left_to_right, right_to_left)]
-    size = chunk_size or PORTABLE_CHUNK_SIZE
-    count = (length + size - 1) // size
-    if not (statically_known_true(count == 1) or statically_known_true(count > 1)):
-        # an empty one more: a number of chunks that may be 1 would be traced as that of the example
-        count = count + 1
+    count, size = _chunks(length, chunk_size)
     rest = count * size - length
     q, k, v = (  # (B, H, N, C, D or Dv)
         F.pad(x, (0, 0, 0, rest)).unflatten(2, (count, size)) for x in (query, key, value)
@@ -100,6 +95,20 @@ def chunks_at_once(
         + (q * _factor(right_end - right, dtype)) @ state_right
     )
     return output.flatten(2, 3)[:, :, :length]
+
+
+def _chunks(length: int, size: int | None) -> tuple[int, int]:
+    """How many chunks, and the tokens of each.
+
+    Neither may be 1 in a trace, which would then hold for that number alone, nor may the last chunk
+    be full. So unless the call says how many tokens, both are even and there is always some room.
+    """
+    if size is None:
+        count = 2 * (1 + length // (2 * PORTABLE_CHUNK_SIZE))
+        return count, 2 * (1 + length // (2 * count))
+    count = (length + size - 1) // size
+    known = statically_known_true(count == 1) or statically_known_true(count > 1)
+    return (count if known else count + 1), size  # an empty one more
 
 
 def _split_end(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

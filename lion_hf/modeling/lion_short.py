@@ -216,22 +216,20 @@ def _exponential(x: torch.Tensor, record: bool) -> Features:
     slopes = None
     if record and (beyond := x.abs() > EXPONENT_LIMIT).any():
         slopes = (~beyond).to(x.dtype)
-    both = _both_exponents(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT))
+    both = _both_signs(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT).mul_(LOG2_E))
     return both.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
 
 
 def _normalized_exponential(x: torch.Tensor, record: bool) -> Features:
-    both = _both_exponents(x)
-    features = both.sub_(both.amax(-1, keepdim=True)).exp2_()
-    return features.div_(torch.linalg.vector_norm(features, dim=-1, keepdim=True)), None
+    return _both_signs(x).softmax(dim=-1).sqrt_(), None
 
 
-def _both_exponents(x: torch.Tensor) -> torch.Tensor:
-    """The exponents of exp(x) and exp(-x) to base 2, side by side."""
+def _both_signs(x: torch.Tensor) -> torch.Tensor:
+    """x and -x side by side."""
     both = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
     up, down = both.chunk(2, dim=-1)
-    torch.mul(x, LOG2_E, out=up)
-    torch.neg(up, out=down)
+    up.copy_(x)
+    torch.neg(x, out=down)
     return both
 
 
@@ -256,6 +254,8 @@ def _through(
     if feature_map.endswith("exponential"):
         up, down = grad.mul_(features).chunk(2, dim=-1)
         grad = up.sub_(down)
+    if feature_map == "normalized_exponential":  # its exponents are half of its argument
+        grad = grad.mul_(0.5)
     return grad if slopes is None else grad.mul_(slopes)
 
 

@@ -20,7 +20,7 @@ def _of_unit_length(x: torch.Tensor) -> torch.Tensor:
 
 
 def _both_of_unit_length(x: torch.Tensor) -> torch.Tensor:
-    features = torch.cat([x.exp(), 1 / x.exp()], -1)
+    features = torch.cat([(x / 2).exp(), 1 / (x / 2).exp()], -1)
     return features / (features * features).sum(-1, keepdim=True).sqrt()
 
 
