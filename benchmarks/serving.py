@@ -4,9 +4,9 @@
     python benchmarks/serving.py --quick            # one layer, short rows
 
 Both are encoders with random weights, 4 layers of width 256 with 4 heads, exported by one function
-with dynamic axes; LION-S has the block of the modern presets. Both are also timed in torch. One row, one thread. Equality with torch is checked
-before anything is timed. Leaves serving-cpu.md in benchmarks/results, with --quick in
-outputs/benchmarks.
+with dynamic axes; LION-S has the block of the modern presets. Both are also timed in torch. One
+row, one thread. Equality with torch is checked before anything is timed. Leaves serving-cpu.md in
+benchmarks/results, with --quick in outputs/benchmarks.
 """
 
 import argparse
