@@ -39,7 +39,7 @@ MODERN = {
     "conv_placement": "inputs",
     "gated_mlp": True,
     "scale_output_init": True,
-    "feature_map": "normalized_silu",
+    "feature_map": "sqrt_softmax",
     "normalize_attention": True,
     "attention_norm": True,
     "intermediate_size": GATED_MLP,
@@ -166,7 +166,7 @@ ARMS: dict[str, Callable[[int, int], PreTrainedModel]] = {
     "modern LION-S": modern("selective"),
     "modern LION-D": modern("decay"),
     "modern LION-lit": modern("lit", intermediate_size=336),  # it has positions
-    "LION-S, normalized exponential": modern("selective", feature_map="normalized_exponential"),
+    "LION-S, normalized silu": modern("selective", feature_map="normalized_silu"),
     "LION-S, convolved projections": modern("selective", conv_placement="projections"),
     "BERT": bert,
     "ModernBERT": modern_bert,

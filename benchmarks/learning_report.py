@@ -14,7 +14,7 @@ TUNING_SEED = 0
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 OURS = (
     *("modern LION-S", "modern LION-D", "modern LION-lit"),
-    *("LION-S, normalized exponential", "LION-S, convolved projections"),
+    *("LION-S, normalized silu", "LION-S, convolved projections"),
 )
 PEERS = ("ModernBERT", "softmax twin", "softmax twin, convolved projections", "BERT", "ViT")
 # How much worse "at least as good" may be: 0.3 points of accuracy, 0.01 nats.

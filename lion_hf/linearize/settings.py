@@ -270,10 +270,7 @@ class Copying:
     )
     feature_map: str = field(
         default="exponential",
-        metadata={
-            "help": "exponential, normalized_exponential, elu_plus_one, normalized_silu or"
-            " identity."
-        },
+        metadata={"help": "exponential, sqrt_softmax, elu_plus_one, normalized_silu or identity."},
     )
     conv_kernel_size: int | None = field(
         default=None,

@@ -25,8 +25,8 @@ FORMS = ("attention", "recurrent", "chunk")
 ATTENTION_FORMS = ("auto", *FORMS)
 FORMS_WITHOUT_SCORES = ("recurrent", "chunk")  # they cannot drop scores out
 BACKENDS = ("auto", "torch", "triton")
-WIDER_FEATURE_MAPS = ("exponential", "normalized_exponential")  # two features of each number
-FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu", *WIDER_FEATURE_MAPS)
+WIDER_FEATURE_MAPS = ("exponential",)  # two features of each number
+FEATURE_MAP_NAMES = ("identity", "elu_plus_one", "normalized_silu", "sqrt_softmax", "exponential")
 CLASSIFIER_POOLINGS = ("cls", "mean")
 CONV_PLACEMENTS = ("projections", "inputs")
 # Patch order -> number of curves (see lion_orders.py), each with its own gates.
@@ -196,9 +196,9 @@ class LionConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         qkv_bias: whether the query, key and value projections have biases.
         feature_map: applied to queries and keys: "identity", "elu_plus_one", "normalized_silu"
-            (silu(x) + 0.5, then scaled to unit length), "exponential" (exp(x) and exp(-x), twice as
-            many features) or "normalized_exponential" (the same of x / 2, scaled to unit length).
-            None: identity for text; for images elu_plus_one (lit) or normalized_silu (others).
+            (silu(x) + 0.5, then scaled to unit length), "sqrt_softmax" (the square roots of a
+            softmax) or "exponential" (exp(x) and exp(-x), twice as many features). None: identity
+            for text; for images elu_plus_one (lit) or normalized_silu (decay, selective).
         normalize_attention: whether to divide by the row sum of the masked scores. None: False for
             text, True for images.
         attention_norm: whether a LayerNorm (eps 1e-5) over the concatenated heads comes before the

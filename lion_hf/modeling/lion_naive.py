@@ -40,6 +40,17 @@ def _normalized_silu(x: torch.Tensor) -> torch.Tensor:
     return features / norm if needs_grad(x) else features.div_(norm)
 
 
+def _sqrt_softmax(x: torch.Tensor) -> torch.Tensor:
+    """exp(x / 2), scaled to unit length: the square roots of a softmax over the features.
+
+    So the score of a query and a key is the overlap of two distributions (their Bhattacharyya
+    coefficient), 1 where they are the same.
+    """
+    if needs_grad(x):
+        return x.log_softmax(dim=-1).mul(0.5).exp()  # the gradient of a root at 0 is infinite
+    return x.softmax(dim=-1).sqrt_()
+
+
 def _exponential(x: torch.Tensor) -> torch.Tensor:
     """exp(x) and exp(-x), twice as many features as numbers (as in Hedgehog, arXiv 2402.04347).
 
@@ -49,22 +60,13 @@ def _exponential(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, -x], dim=-1).exp() * EXPONENTIAL_SCALE
 
 
-def _normalized_exponential(x: torch.Tensor) -> torch.Tensor:
-    """exp(x / 2) and exp(-x / 2), twice as many features as numbers, scaled to unit length.
-
-    Their squares are softmax([x, -x]): the score of a query and a key is the overlap (the
-    Bhattacharyya coefficient) of two distributions, 1 where they are the same.
-    """
-    return torch.cat([x, -x], dim=-1).log_softmax(dim=-1).mul(0.5).exp()
-
-
 # By the names of `FEATURE_MAP_NAMES` in configuration_lion.py.
 FEATURE_MAPS = {
     "identity": lambda x: x,
     "elu_plus_one": _elu_plus_one,
     "normalized_silu": _normalized_silu,
+    "sqrt_softmax": _sqrt_softmax,
     "exponential": _exponential,
-    "normalized_exponential": _normalized_exponential,
 }
 
 

@@ -101,8 +101,9 @@ def lion_attention(
             `snake_orders`. An order must keep every document of `seq_idx` in one piece.
         feature_map: what query and key go through first: "identity", "elu_plus_one" (x + 1 above 0,
             exp(x) below), "normalized_silu" (silu(x) + 0.5, then scaled to unit length),
-            "exponential" (exp(x) and exp(-x), each divided by 16), or "normalized_exponential"
-            (both of x / 2, scaled to unit length). It is computed in float32 at least.
+            "sqrt_softmax" (exp(x / 2) scaled to unit length, the square roots of a softmax over D),
+            or "exponential" (exp(x) and exp(-x), each divided by 16). It is computed in float32 at
+            least.
         scale: factor of the scores; D ** -0.5 if None.
         normalize: whether to divide by the sum of the masked scores.
         eps: added to that sum; above 0.

@@ -211,34 +211,29 @@ def _normalized_silu(x: torch.Tensor, record: bool) -> Features:
     return x.div_(norms), None if slopes is None else slopes.div_(norms)
 
 
+def _sqrt_softmax(x: torch.Tensor, record: bool) -> Features:
+    return x.softmax(dim=-1).sqrt_(), None
+
+
 def _exponential(x: torch.Tensor, record: bool) -> Features:
     """Both halves of the features, and where an exponent reached its limit a slope of zero."""
     slopes = None
     if record and (beyond := x.abs() > EXPONENT_LIMIT).any():
         slopes = (~beyond).to(x.dtype)
-    both = _both_signs(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT).mul_(LOG2_E))
-    return both.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
-
-
-def _normalized_exponential(x: torch.Tensor, record: bool) -> Features:
-    return _both_signs(x).softmax(dim=-1).sqrt_(), None
-
-
-def _both_signs(x: torch.Tensor) -> torch.Tensor:
-    """x and -x side by side."""
+    exponents = x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT).mul_(LOG2_E)
     both = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
     up, down = both.chunk(2, dim=-1)
-    up.copy_(x)
-    torch.neg(x, out=down)
-    return both
+    up.copy_(exponents)
+    torch.neg(exponents, out=down)
+    return both.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
 
 
 # The feature maps of lion_naive.py, which write over their argument.
 MAPS: dict[str, Callable[[torch.Tensor, bool], Features]] = {
     "elu_plus_one": _elu_plus_one,
     "normalized_silu": _normalized_silu,
+    "sqrt_softmax": _sqrt_softmax,
     "exponential": _exponential,
-    "normalized_exponential": _normalized_exponential,
 }
 
 
@@ -248,14 +243,14 @@ def _through(
     """The gradient of queries or keys from that of their features, which is written over."""
     if feature_map == "elu_plus_one":
         return grad.mul_(features.clamp(max=1))
-    if feature_map.startswith("normalized"):  # df = (g - (g . f) f) du / |u|
+    if feature_map in ("normalized_silu", "sqrt_softmax"):  # df = (g - (g . f) f) du / |u|
         along = torch.linalg.vecdot(grad, features).unsqueeze(-1)
         grad.addcmul_(features, along, value=-1)
-    if feature_map.endswith("exponential"):
+    if feature_map == "sqrt_softmax":  # du = u dx / 2
+        return grad.mul_(features).mul_(0.5)
+    if feature_map == "exponential":
         up, down = grad.mul_(features).chunk(2, dim=-1)
         grad = up.sub_(down)
-    if feature_map == "normalized_exponential":  # its exponents are half of its argument
-        grad = grad.mul_(0.5)
     return grad if slopes is None else grad.mul_(slopes)
 
 

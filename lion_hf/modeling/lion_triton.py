@@ -152,7 +152,7 @@ def fused_features(
         x: (B, H, L, D), of any strides, float32, bfloat16 or float16.
         grad: None for the features; for the gradient of x, that of the features.
         mask: (B, L), False where a token is padding, whose features and gradients are 0.
-        name: "elu_plus_one" or "normalized_silu".
+        name: "elu_plus_one", "normalized_silu" or "sqrt_softmax".
         dtype: type of the result.
 
     Returns:

@@ -238,6 +238,11 @@ def features_kernel(
     if NAME == "elu_plus_one":
         y = tl.where(x > 0, x + 1, tl.exp(x))
         slope = tl.where(x > 0, 1.0, y)
+    elif NAME == "sqrt_softmax":
+        x = tl.where((tl.arange(0, BLOCK_D) < D)[None, :], x, float("-inf"))
+        y = tl.exp((x - tl.max(x, 1)[:, None]) * 0.5)
+        y /= tl.sqrt(tl.sum(y * y, 1))[:, None]
+        slope = y * 0.5
     else:
         tl.static_assert(NAME == "normalized_silu")
         gate = tl.sigmoid(x)
@@ -261,7 +266,7 @@ def features_kernel(
             BLOCK_D,
             tl.float32,
         )
-        if NAME == "normalized_silu":  # the part along the unit vector changes nothing
+        if NAME != "elu_plus_one":  # the part along the unit vector changes nothing
             g -= tl.sum(g * y, 1)[:, None] * y
         y = g * slope
     result += b * r_b + h * r_h + first.to(tl.int64) * r_l

@@ -34,7 +34,7 @@ MODERN = {
     "pre_norm": True,
     "gated_mlp": True,
     "normalize_attention": True,
-    "feature_map": "normalized_silu",
+    "feature_map": "sqrt_softmax",
     "attention_norm": True,
     "conv_placement": "inputs",
 }

@@ -894,11 +894,8 @@ def test_every_named_feature_map_exists():
     [
         ("elu_plus_one", lambda x: F.elu(x) + 1),
         ("normalized_silu", lambda x: F.normalize(F.silu(x) + 0.5, dim=-1)),
+        ("sqrt_softmax", lambda x: F.normalize((x / 2).exp(), dim=-1)),
         ("exponential", lambda x: torch.stack([x, -x], 1).exp().flatten(1) / 16),
-        (
-            "normalized_exponential",
-            lambda x: F.normalize(torch.stack([x, -x], 1).exp().flatten(1), dim=-1),
-        ),
     ],
 )
 def test_feature_maps(name, definition):

@@ -28,7 +28,7 @@ MODERN = {
     "conv_kernel_size": 5,
     "gated_mlp": True,
     "scale_output_init": True,
-    "feature_map": "normalized_silu",
+    "feature_map": "sqrt_softmax",
     "normalize_attention": True,
     "attention_norm": True,
     "conv_placement": "inputs",

@@ -21,11 +21,11 @@ MAPS = [
     ("identity", False),
     ("elu_plus_one", True),
     ("exponential", True),
-    ("normalized_exponential", True),
-    ("normalized_exponential", False),
+    ("sqrt_softmax", True),
+    ("sqrt_softmax", False),
 ]
 
-SECOND = [("normalized_silu", False), ("exponential", True), ("normalized_exponential", True)]
+SECOND = [("normalized_silu", False), ("exponential", True), ("sqrt_softmax", True)]
 
 
 def problem(

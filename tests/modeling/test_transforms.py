@@ -84,7 +84,7 @@ def test_batches_of_batches(mask_type):
     torch.testing.assert_close(found.flatten(0, 1), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("feature_map", ("elu_plus_one", "normalized_silu"))
+@pytest.mark.parametrize("feature_map", ("elu_plus_one", "normalized_silu", "sqrt_softmax"))
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_from_outside_of_vmap(form, feature_map):
     """Inside it no tensor says that it requires a gradient.

@@ -34,7 +34,7 @@ OPTIONS = [
     ("right", True, True, False, "identity"),
     ("interior", True, False, True, "elu_plus_one"),
     ("right", True, True, True, "exponential"),
-    ("left", False, False, True, "normalized_exponential"),
+    ("left", False, False, True, "sqrt_softmax"),
 ]
 
 
@@ -161,7 +161,7 @@ def test_the_divisor_beside_the_largest_values(device):
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 4e-6), *HALF], ids=lambda x: str(x).removeprefix("torch.")
 )
-@pytest.mark.parametrize("name", ("elu_plus_one", "normalized_silu"))
+@pytest.mark.parametrize("name", ("elu_plus_one", "normalized_silu", "sqrt_softmax"))
 def test_feature_maps(name, dtype, tolerance, device):
     """Features and gradients in any type.
 

@@ -87,7 +87,7 @@ def run(
         lion_triton.fused_recurrent(query, key, value, *(x[0] for x in edges), 1.0, None)
         return
     if case == "features":
-        for name in ("elu_plus_one", "normalized_silu"):
+        for name in ("elu_plus_one", "normalized_silu", "sqrt_softmax"):
             for grad in (None, key):
                 lion_triton.fused_features(query, grad, None, name, dtype)
         return

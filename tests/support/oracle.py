@@ -19,17 +19,16 @@ def _of_unit_length(x: torch.Tensor) -> torch.Tensor:
     return features / (features * features).sum(-1, keepdim=True).sqrt()
 
 
-def _both_of_unit_length(x: torch.Tensor) -> torch.Tensor:
-    features = torch.cat([(x / 2).exp(), 1 / (x / 2).exp()], -1)
-    return features / (features * features).sum(-1, keepdim=True).sqrt()
+def _roots_of_shares(x: torch.Tensor) -> torch.Tensor:
+    return (x.exp() / x.exp().sum(-1, keepdim=True)).sqrt()
 
 
 FEATURES = {
     "identity": lambda x: x,
     "elu_plus_one": lambda x: torch.where(x > 0, x + 1, x.exp()),
     "normalized_silu": _of_unit_length,
+    "sqrt_softmax": _roots_of_shares,
     "exponential": lambda x: torch.cat([x.exp(), 1 / x.exp()], -1) / 16,
-    "normalized_exponential": _both_of_unit_length,
 }
 
 

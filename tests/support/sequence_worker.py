@@ -34,7 +34,7 @@ BLOCKS = {
         "pre_norm": True,
         "conv_kernel_size": 5,
         "gated_mlp": True,
-        "feature_map": "normalized_silu",
+        "feature_map": "sqrt_softmax",
         "normalize_attention": True,
         "conv_placement": "inputs",
     },
