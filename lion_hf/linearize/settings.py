@@ -31,8 +31,8 @@ class Distillation:
 
     In the first stage every layer's attention learns on its own to answer the teacher's hidden
     states as the teacher's attention does; the rest of the network waits. In the second the whole
-    network learns the teacher's answers. A copy that takes longer texts than its source then learns
-    from long documents, with the teacher's answers to their passages.
+    network learns the teacher's hidden states and its answers. A copy that takes longer texts than
+    its source then learns from long documents, with the teacher's answers to their passages.
     """
 
     train_file: list[str] | None = field(
