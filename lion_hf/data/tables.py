@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,31 @@ def _read_csv(path: Path) -> Dataset:
     with long_fields():
         reader = csv.reader(lines, strict=True)
         try:
-            header, rows = next(reader, []), []
+            header = next(reader, [])
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}: two columns have the same name: {header}")
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has"
-                        f" {len(header)}: {header}"
-                    )
-                if row:
-                    rows.append(row)
+            rows = list(rows_below(header, reader, path))
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     return Dataset.from_dict({name: list(values) for name, values in zip(header, zip(*rows))})
+
+
+def rows_below(header: Sequence[str], reader: Any, path: str | Path) -> Iterator[list[str]]:
+    """Yields the rows of a `csv.reader` that has read the header; blank lines are left out.
+
+    Raises:
+        ValueError: for a row with more or fewer fields than the header, by its line.
+        csv.Error: as the reader.
+    """
+    for row in reader:
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {len(row)} fields, but the header has"
+                f" {len(header)}: {list(header)[:20]}; expected commas between fields, and quotes"
+                " around text with commas"
+            )
+        if row:
+            yield row
 
 
 @contextlib.contextmanager
