@@ -122,7 +122,10 @@ def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place.format(error.lineno)}: {error.msg}") from error
+        raise ValueError(
+            f"{place.format(error.lineno)}: {error.msg}; expected one object per line, or a list of"
+            " objects"
+        ) from error
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         raise ValueError(f"{place.format(1)}: {error}") from error
 
@@ -136,8 +139,10 @@ def _typed(values: list, name: str, path: Path) -> pyarrow.Array:
             f"{path}: column {name!r} has an integer of more than 64 bits; write it as text"
         ) from error
     except (pyarrow.ArrowException, UnicodeError, TypeError) as error:
+        kinds = sorted({type(value).__name__ for value in values if value is not None})
         raise ValueError(
-            f"{path}: column {name!r} cannot be read as values of one type: {error}"
+            f"{path}: column {name!r} cannot be read as values of one type: it holds"
+            f" {', '.join(kinds)} ({error})"
         ) from error
 
 
