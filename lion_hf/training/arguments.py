@@ -1,5 +1,6 @@
 """Arguments of a run: those of transformers, with defaults for long runs."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -55,17 +56,32 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
         asked = self.do_eval  # transformers sets it wherever there is an eval_strategy
         super().__post_init__()
         self.do_eval = asked
+        if self.should_save:
+            self._check_permission()
         if self.total_batch_size is not None:
             self._divide_batch()
 
+    def _place(self) -> Path:
+        """The folder, or what there is of the path to it."""
+        folder = Path(self.output_dir)
+        return next((path for path in (folder, *folder.parents) if path.exists()), folder)
+
     def _check_output_dir(self) -> None:
         """Raises ValueError if the folder cannot be made because a file is in its place."""
-        folder = Path(self.output_dir)
-        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        there = self._place()
         if there.exists() and not there.is_dir():
             raise ValueError(
                 f"output_dir={self.output_dir!r}: {there} is a file; expected a folder, or a new"
                 " name"
+            )
+
+    def _check_permission(self) -> None:
+        """Raises ValueError if nothing may be written to the folder."""
+        there = self._place()
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"output_dir={self.output_dir!r}: {there} may not be written to; choose another"
+                " folder"
             )
 
     @property

@@ -1,6 +1,7 @@
 """What a run is asked to do: only evaluate or predict, and never to continue with other data."""
 
 import json
+import os
 import re
 
 import pytest
@@ -149,3 +150,13 @@ def test_a_file_is_no_output_folder(tmp_path, name):
     message = f"output_dir={str(tmp_path / name)!r}: {tmp_path / 'file'} is a file"
     with pytest.raises(ValueError, match=re.escape(message)):
         LionTrainingArguments(str(tmp_path / name), use_cpu=True)
+
+
+def test_a_folder_without_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    """Permissions do not bind root, who may run these tests: the answer is the system's."""
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    message = f"output_dir={str(tmp_path / 'a' / 'b')!r}: {tmp_path} may not be written to"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LionTrainingArguments(str(tmp_path / "a" / "b"), use_cpu=True)
+    (tmp_path / "c").mkdir()
+    LionTrainingArguments(str(tmp_path / "c" / "d"), use_cpu=True)
