@@ -1,5 +1,6 @@
 """Arguments of a run: those of transformers, with defaults for long runs."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,13 @@ from transformers import TrainingArguments
 
 from .options import RunOptions
 from .processes import use_cpu_without_accelerator
+
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+RATES = ("learning_rate", "weight_decay")
 
 
 @dataclass
@@ -43,6 +51,7 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
 
     def __post_init__(self):
         self._check_output_dir()
+        self._check_numbers()
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
         if self.save_total_limit is not None and self.save_total_limit < 1:
@@ -60,6 +69,20 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
             self._check_permission()
         if self.total_batch_size is not None:
             self._divide_batch()
+
+    def _check_numbers(self) -> None:
+        """Raises ValueError for numbers with which nothing or only nonsense would be learnt."""
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+        for name in RATES:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs}: expected a positive number, or"
+                " max_steps"
+            )
 
     def _place(self) -> Path:
         """The folder, or what there is of the path to it."""

@@ -1,6 +1,7 @@
 """What a run is asked to do: only evaluate or predict, and never to continue with other data."""
 
 import json
+import math
 import os
 import re
 
@@ -160,3 +161,25 @@ def test_a_folder_without_permission_is_refused_before_the_work(tmp_path, monkey
         LionTrainingArguments(str(tmp_path / "a" / "b"), use_cpu=True)
     (tmp_path / "c").mkdir()
     LionTrainingArguments(str(tmp_path / "c" / "d"), use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("num_train_epochs", 0),
+        ("num_train_epochs", -1.0),
+        ("num_train_epochs", math.nan),
+        ("per_device_train_batch_size", 0),
+        ("per_device_eval_batch_size", -2),
+        ("gradient_accumulation_steps", 0),
+        ("learning_rate", math.inf),
+        ("learning_rate", -1.0),
+        ("weight_decay", math.nan),
+    ],
+)
+def test_numbers_with_which_nothing_is_learnt_are_refused(name, value, tmp_path):
+    """A run of -1 epochs ended well, with random weights, and an infinite rate after its steps."""
+    with pytest.raises(ValueError, match=f"^{name}={value}: expected"):
+        LionTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+    if name == "num_train_epochs":
+        LionTrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, num_train_epochs=value)
