@@ -57,8 +57,9 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
 
     Raises:
         ValueError: for files of several kinds or of none, files that cannot be read, without the
-            column or without text, or that become much larger in memory than they are. Of a stream,
-            only the directories of parquet files are measured.
+            column or without text, with rows that do not fit the header, or that become much larger
+            in memory than they are. Of a stream, only the beginnings of CSV files are read, and the
+            directories of parquet files measured.
     """
     kinds = {LOADERS.get(Path(name.lower().removesuffix(".gz")).suffix) for name in files}
     if len(kinds) > 1 or None in kinds:
