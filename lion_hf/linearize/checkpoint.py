@@ -14,6 +14,7 @@ from ..convert.errors import ConversionError
 from ..convert.tokenizer_files import check_processor_files, check_words
 from ..data.documents import find_files
 from ..data.fingerprints import fingerprint
+from ..data.images import HELD_OUT, visible_files
 from ..folders import check_new_folder, new_folder
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
@@ -182,9 +183,16 @@ def _record(folder: Path, copying: Copying, distillation: Distillation) -> dict[
         if paths is not None:
             # a file that is missing is an error of the data, in its words; a dataset may be a name
             with suppress(OSError, ValueError):
-                found = fingerprint(find_files(paths) if isinstance(paths, list) else [paths])
-                record[f"the content of {name}"] = digest(found)
+                found = find_files(paths) if isinstance(paths, list) else [paths]
+                found = _image_parts(Path(paths)) if name == "data_path" else found
+                record[f"the content of {name}"] = digest(fingerprint(found))
     return record
+
+
+def _image_parts(root: Path) -> list[Path]:
+    """What is read of a folder of images. The output and logs may be in it, too, and grow."""
+    folders = [root / part for part in ("train", *HELD_OUT) if (root / part).is_dir()]
+    return folders or [Path(file) for file in visible_files(root, (".parquet",))]
 
 
 def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:
