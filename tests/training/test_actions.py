@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import dataclass
 
 import pytest
 from support.models import model, text_config
@@ -183,3 +184,20 @@ def test_numbers_with_which_nothing_is_learnt_are_refused(name, value, tmp_path)
         LionTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
     if name == "num_train_epochs":
         LionTrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, num_train_epochs=value)
+
+
+@dataclass
+class Settings:
+    model: str
+
+
+@pytest.mark.parametrize("name, same", [("./base", True), ("base", True), ("other", False)])
+def test_a_finished_run_is_known_by_any_path_of_its_model(
+    name, same, tmp_path, monkeypatch, caplog
+):
+    """With or without a slash at its end; the model that the run began with was evaluated."""
+    monkeypatch.chdir(tmp_path)
+    run(make("run", max_steps=1), title="A run", settings=[Settings("base/")])
+    again = make("run", do_train=False, do_eval=True)
+    run(again, title="A run", settings=[Settings(name)])
+    assert f"the model is that of {'run' if same else 'the trainer'}" in caplog.text
