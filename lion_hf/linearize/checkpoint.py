@@ -1,6 +1,7 @@
 """A folder of a softmax model in, a folder of a LION model out."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from ..convert.errors import ConversionError
 from ..convert.tokenizer_files import check_processor_files, check_words
 from ..data.documents import find_files
 from ..data.fingerprints import fingerprint
-from ..data.images import HELD_OUT, visible_files
 from ..folders import check_new_folder, new_folder
 from ..hub import save_for_hub
 from ..modeling.configuration_lion import LionConfig
@@ -183,14 +183,18 @@ def _record(folder: Path, copying: Copying, distillation: Distillation) -> dict[
         if paths is not None:
             # a file that is missing is an error of the data, in its words; a dataset may be a name
             with suppress(OSError, ValueError):
-                found = find_files(paths) if isinstance(paths, list) else [paths]
-                found = _image_parts(Path(paths)) if name == "data_path" else found
-                record[f"the content of {name}"] = digest(fingerprint(found))
+                record[f"the content of {name}"] = digest(fingerprint(_data(name, paths)))
     return record
 
 
-def _image_parts(root: Path) -> list[Path]:
-    """What is read of a folder of images. The output and logs may be in it, too, and grow."""
+def _data(name: str, paths: Any) -> Sequence[str | Path]:
+    """The files and folders that are read for an option that names data."""
+    if name != "data_path":
+        return find_files(paths) if isinstance(paths, list) else [paths]
+    from ..data.images import HELD_OUT, visible_files  # with torchvision
+
+    # the output and logs may also be in the folder, and grow
+    root = Path(paths)
     folders = [root / part for part in ("train", *HELD_OUT) if (root / part).is_dir()]
     return folders or [Path(file) for file in visible_files(root, (".parquet",))]
 
