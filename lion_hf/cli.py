@@ -5,6 +5,7 @@ Nothing here imports torch before a command has something to run, so `--help` an
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import sys
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     started = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
+    if started:
+        _show_all_characters()
     parser = _parser()
     if not argv:
         parser.print_help(sys.stderr)
@@ -75,10 +78,20 @@ def run_script(name: str) -> None:
     Raises:
         SystemExit: as `main`, and with its status for an error, whose message goes to stderr.
     """
+    _show_all_characters()
     try:
         import_module(TASKS[name][0]).main()
     except (*MISTAKES, *FAILURES) as error:
         sys.exit(status_of(error))
+
+
+def _show_all_characters() -> None:
+    """Shows characters that the terminal's encoding lacks as escapes, as stderr does.
+
+    The names of classes, tasks and files may have any.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # there may be none, or another program's
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run_task(name: str, argv: list[str], started: bool) -> int:
@@ -331,13 +344,22 @@ def _publish(args: argparse.Namespace) -> int:
             " save_for_hub(..., repo_id=...) writes one that does."
         )
     if not args.yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise ValueError("there is no terminal to ask at: give --yes to upload without asking")
-        if input("Upload? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _confirmed("Upload? [y/N] "):
             print("Nothing was uploaded.")
             return FAILED
     print(publish(args.folder, args.repo_id, private=args.private, revision=args.revision))
     return 0
+
+
+def _confirmed(question: str) -> bool:
+    """Whether the user says yes; Ctrl-D means no."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
 
 
 if __name__ == "__main__":

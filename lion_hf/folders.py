@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -59,6 +60,11 @@ def check_new_folder(output: str | os.PathLike) -> Path:
         ValueError: if something is there, or nothing can be written there.
     """
     output = Path(output).resolve()
+    try:
+        os.lstat(output.with_name(f".{output.name}.{'x' * 8}"))  # as `new_folder` will call it
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"{output}: the name is too long; choose a shorter one") from error
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another output")
     place = next(parent for parent in output.parents if parent.exists())

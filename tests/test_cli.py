@@ -1,5 +1,6 @@
 """The command line: help without torch, the names of commands, and errors in one line."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from support.pages import ROOT
 from transformers import TrainingArguments
 
-from lion_hf import cli, startup
+from lion_hf import cli, hub, startup
 
 COMMANDS = ("mlm", "glue", "images", "demo", "linearize", "convert", "export", "publish")
 QUICK = (
@@ -96,6 +97,35 @@ def test_a_script_ends_with_one_line(name, error, status, monkeypatch, capsys):
     assert capsys.readouterr().err == f"error: {error}\n"
     assert cli.main([name]) == status
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_names_that_the_terminal_has_no_characters_for_are_shown(monkeypatch):
+    """A class with a Chinese name stopped a run whose output went to a file in ASCII."""
+    monkeypatch.setattr(
+        import_module(cli.TASKS["demo"][0]), "main", lambda argv=None, prog=None: print("好 ±")
+    )
+    monkeypatch.setattr(cli, "_prepare_process", lambda started: None)
+    monkeypatch.setattr(sys, "argv", ["lion-hf", "demo"])
+    for run in (cli.main, lambda: cli.run_script("demo")):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        run()
+        sys.stdout.flush()
+        assert sys.stdout.buffer.getvalue().split() == [rb"\u597d", rb"\xb1"]
+
+
+@pytest.mark.parametrize("terminal", [None, "without an answer"])
+def test_publishing_without_an_answer_uploads_nothing(terminal, monkeypatch, capsys, tmp_path):
+    """With standard input closed (`<&-`), and after Ctrl-D."""
+    monkeypatch.setattr(hub, "files_to_publish", lambda *_: None)
+    monkeypatch.setattr(hub, "public_files", lambda _: {})
+    (tmp_path / "README.md").write_text('"owner/name"')
+    end = io.StringIO()
+    end.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal and end)
+    assert cli.main(["publish", str(tmp_path), "owner/name"]) == (1 if terminal else 2)
+    printed = capsys.readouterr()
+    assert ("Nothing was uploaded." in printed.out) == bool(terminal)
+    assert ("there is no terminal to ask at" in printed.err) != bool(terminal)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,16 @@ def test_a_place_without_permission_is_refused(tmp_path, monkeypatch):
     assert check_new_folder(tmp_path / "c" / "d")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="another limit")
+def test_a_name_too_long_for_the_hidden_folder_is_refused_before_the_work(tmp_path):
+    fits = tmp_path / ("é" * 122 + "x")  # 245 bytes; the hidden folder's name has 10 more
+    with new_folder(check_new_folder(fits)) as folder:
+        folder.mkdir()
+    for more in (1, 11):
+        with pytest.raises(ValueError, match="the name is too long; choose a shorter one"):
+            check_new_folder(f"{fits}{'x' * more}")
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -13,7 +13,7 @@ import pyarrow
 from datasets.exceptions import DatasetsError
 
 from .fingerprints import fingerprint
-from .tables import check_parquet, long_fields, measure_parquet
+from .tables import check_parquet, long_fields, measure_parquet, rows_below
 from .text_files import check_text, check_unpacked, is_empty_file, open_text, text_encoding
 
 LOADERS = {
@@ -57,8 +57,9 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
 
     Raises:
         ValueError: for files of several kinds or of none, files that cannot be read, without the
-            column or without text, or that become much larger in memory than they are. Of a stream,
-            only the directories of parquet files are measured.
+            column or without text, with rows that do not fit the header, or that become much larger
+            in memory than they are. Of a stream, only the beginnings of CSV files are read, and the
+            directories of parquet files measured.
     """
     kinds = {LOADERS.get(Path(name.lower().removesuffix(".gz")).suffix) for name in files}
     if len(kinds) > 1 or None in kinds:
@@ -74,16 +75,19 @@ def read_files(files: Sequence[str], column: str, streaming: bool = False) -> Do
         if not files:
             raise ValueError("all files are empty: expected text")
         options["encoding"] = _encoding(files, kind or "")
+        for name in files if not streaming else ():
+            check_unpacked(name)
     if kind == "csv":  # text as it stands: no numbers, and "NA" and "null" are words
-        with_rows = [name for name in files if _has_rows(name, column)]  # checks every file
+        most = LOOKED_AT if streaming else None
+        with_rows = [name for name in files if _has_rows(name, column, most)]  # checks every file
         if not with_rows:
             raise ValueError(f"{' '.join(files)}: a header without rows: expected text")
         options |= {"usecols": [column], "converters": {column: str}, "na_filter": False}
         options["index_col"] = False  # else a longer row's first field would be its name
     names = [glob.escape(str(Path(name).absolute())) for name in files]
     try:
-        for name in files:
-            _check_size(name, kind or "", streaming)
+        for name in files if kind == "parquet" else ():
+            check_parquet(name) if streaming else measure_parquet(Path(name))
         # `datasets` knows a file by its time of change; the name also tells its content
         content = hashlib.sha256(json.dumps(fingerprint(files)).encode()).hexdigest()[:16]
         options |= {"name": f"{kind}-{content}", "data_files": names, "split": "train"}
@@ -151,14 +155,6 @@ def check_names(files: Sequence[str]) -> None:
             raise ValueError(f"{name}: file names must not contain {signs}; rename it")
 
 
-def _check_size(name: str, kind: str, streaming: bool) -> None:
-    """Raises ValueError for a file that would become much larger in memory."""
-    if kind == "parquet":
-        check_parquet(name) if streaming else measure_parquet(Path(name))
-    elif not streaming:
-        check_unpacked(name)
-
-
 def _holds_text(name: str) -> bool:
     """Whether a file is not empty, after a check of its beginning."""
     check_text(name, LOOKED_AT)
@@ -181,15 +177,33 @@ def _encoding(files: Sequence[str], kind: str | None) -> str:
     return encoding
 
 
-def _has_rows(name: str, column: str) -> bool:
-    """Whether a CSV file has rows, after a check of its header."""
+def _has_rows(name: str, column: str, most: int | None) -> bool:
+    """Whether a CSV file has rows, after a check of its header and rows.
+
+    The loader takes rows with more fields than the header, and would cut text at its commas.
+
+    Args:
+        name: the file.
+        column: column of the documents.
+        most: characters to look at, about; None for all.
+    """
     try:
         with open_text(name) as file, long_fields():
             reader = csv.reader(file)
             columns = next(reader, [])
-            has_rows = next(reader, None) is not None
+            _check_header(name, column, columns)
+            has_rows, read = False, 0
+            for row in rows_below(columns, reader, name):
+                has_rows, read = True, read + sum(map(len, row))
+                if most is not None and read >= most:
+                    break
     except csv.Error as error:
         raise ValueError(f"{name} cannot be read as csv: {error}") from error
+    return has_rows
+
+
+def _check_header(name: str, column: str, columns: Sequence[str]) -> None:
+    """Raises ValueError if a column is missing or not the only one of its name."""
     if column not in columns:
         listed = ", ".join(columns[:20]) or "none"
         raise NoColumn(f"{name} has no column {column!r}: it has {listed}")
@@ -197,4 +211,3 @@ def _has_rows(name: str, column: str) -> bool:
         raise ValueError(
             f"{name} has {columns.count(column)} columns {column!r}: rename the others"
         )
-    return has_rows

@@ -340,7 +340,7 @@ def read_unlabelled(root: str | os.PathLike, names: Sequence[str]) -> Images:
     """
     if not Path(root).is_dir():
         raise ValueError(f"predict_path={str(root)!r}: there is no such folder")
-    files = sorted(visible_files(root, IMG_EXTENSIONS))
+    (files,) = _image_files([Path(root)])
     if not files:
         raise ValueError(f"predict_path={str(root)!r} has no images")
     numbers = {name: number for number, name in enumerate(names)}
@@ -416,12 +416,24 @@ def check_share(reasons: Sequence[str], count: int, title: str, most: float) -> 
 
 
 def _read_classes(root: Path, names: Sequence[str]) -> Images:
-    files: list[str] = []
-    labels: list[int] = []
-    for number, name in enumerate(names):
-        found = sorted(visible_files(root / name, IMG_EXTENSIONS))
-        files, labels = files + found, labels + [number] * len(found)
+    found = _image_files([root / name for name in names])
+    files = [file for part in found for file in part]
+    labels = [number for number, part in enumerate(found) for _ in part]
     return Images(files, labels, names, files)  # nothing else there is part of the data
+
+
+def _image_files(folders: Sequence[Path]) -> list[list[str]]:
+    """The images below each folder, sorted; what ends otherwise is left out with a warning."""
+    found = [sorted(visible_files(folder, ("",))) for folder in folders]
+    others = Counter(Path(x).suffix for files in found for x in files if not _is_image(x))
+    if others:
+        kinds = ", ".join(f"{count} {kind or 'without'}" for kind, count in others.items())
+        logger.warning("%s: left out by their endings: %s", os.path.commonpath(folders), kinds)
+    return [list(filter(_is_image, files)) for files in found]
+
+
+def _is_image(file: str) -> bool:
+    return file.lower().endswith(IMG_EXTENSIONS)
 
 
 def _counts(name: str) -> bool:

@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,31 @@ def _read_csv(path: Path) -> Dataset:
     with long_fields():
         reader = csv.reader(lines, strict=True)
         try:
-            header, rows = next(reader, []), []
+            header = next(reader, [])
             if len(set(header)) < len(header):
                 raise ValueError(f"{path}: two columns have the same name: {header}")
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has"
-                        f" {len(header)}: {header}"
-                    )
-                if row:
-                    rows.append(row)
+            rows = list(rows_below(header, reader, path))
         except csv.Error as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
     return Dataset.from_dict({name: list(values) for name, values in zip(header, zip(*rows))})
+
+
+def rows_below(header: Sequence[str], reader: Any, path: str | Path) -> Iterator[list[str]]:
+    """Yields the rows of a `csv.reader` that has read the header; blank lines are left out.
+
+    Raises:
+        ValueError: for a row with more or fewer fields than the header, by its line.
+        csv.Error: as the reader.
+    """
+    for row in reader:
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {len(row)} fields, but the header has"
+                f" {len(header)}: {list(header)[:20]}; expected commas between fields, and quotes"
+                " around text with commas"
+            )
+        if row:
+            yield row
 
 
 @contextlib.contextmanager
@@ -111,7 +122,10 @@ def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place.format(error.lineno)}: {error.msg}") from error
+        raise ValueError(
+            f"{place.format(error.lineno)}: {error.msg}; expected one object per line, or a list of"
+            " objects"
+        ) from error
     except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
         raise ValueError(f"{place.format(1)}: {error}") from error
 
@@ -125,8 +139,10 @@ def _typed(values: list, name: str, path: Path) -> pyarrow.Array:
             f"{path}: column {name!r} has an integer of more than 64 bits; write it as text"
         ) from error
     except (pyarrow.ArrowException, UnicodeError, TypeError) as error:
+        kinds = sorted({type(value).__name__ for value in values if value is not None})
         raise ValueError(
-            f"{path}: column {name!r} cannot be read as values of one type: {error}"
+            f"{path}: column {name!r} cannot be read as values of one type: it holds"
+            f" {', '.join(kinds)} ({error})"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """A folder of a softmax model in, a folder of a LION model out."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +183,20 @@ def _record(folder: Path, copying: Copying, distillation: Distillation) -> dict[
         if paths is not None:
             # a file that is missing is an error of the data, in its words; a dataset may be a name
             with suppress(OSError, ValueError):
-                found = fingerprint(find_files(paths) if isinstance(paths, list) else [paths])
-                record[f"the content of {name}"] = digest(found)
+                record[f"the content of {name}"] = digest(fingerprint(_data(name, paths)))
     return record
+
+
+def _data(name: str, paths: Any) -> Sequence[str | Path]:
+    """The files and folders that are read for an option that names data."""
+    if name != "data_path":
+        return find_files(paths) if isinstance(paths, list) else [paths]
+    from ..data.images import HELD_OUT, visible_files  # with torchvision
+
+    # the output and logs may also be in the folder, and grow
+    root = Path(paths)
+    folders = [root / part for part in ("train", *HELD_OUT) if (root / part).is_dir()]
+    return folders or [Path(file) for file in visible_files(root, (".parquet",))]
 
 
 def _processor(folder: Path, config: LionConfig) -> tuple[Any, list[str]]:

@@ -133,6 +133,11 @@ def check_softmax_config(config: PreTrainedConfig, architecture: str | None) -> 
     activation = family.settings(config).get("hidden_act") or config.hidden_act
     if activation not in ACT2FN:
         raise ConversionError(f"hidden_act={activation!r}: expected one of {sorted(ACT2FN)}")
+    if any(True for _ in ACT2FN[activation].parameters()):
+        raise ConversionError(
+            f"hidden_act={activation!r}: expected an activation without weights, because none are"
+            " copied"
+        )
     if family.gelu_decoder and architecture.endswith("ForMaskedLM") and activation != "gelu":
         raise ConversionError(
             f"hidden_act={activation!r} with {architecture}: expected 'gelu', because its head has"

@@ -1,5 +1,6 @@
 """Arguments of a run of `lion-hf images`."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,9 @@ class ImageTrainingArguments(ImageRunOptions, LionTrainingArguments):
                     f" {self.num_train_epochs} epochs"
                 )
             self.warmup_steps = self.warmup_epochs / self.num_train_epochs
+        for name in ("lr", "min_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr": self.min_lr}
         self._check_patches_per_batch()

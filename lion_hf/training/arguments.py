@@ -1,5 +1,7 @@
 """Arguments of a run: those of transformers, with defaults for long runs."""
 
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +11,13 @@ from transformers import TrainingArguments
 
 from .options import RunOptions
 from .processes import use_cpu_without_accelerator
+
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+RATES = ("learning_rate", "weight_decay")
 
 
 @dataclass
@@ -42,6 +51,7 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
 
     def __post_init__(self):
         self._check_output_dir()
+        self._check_numbers()
         if self.peak_tflops is not None and not self.peak_tflops > 0:
             raise ValueError(f"peak_tflops={self.peak_tflops}: expected None or a positive number")
         if self.save_total_limit is not None and self.save_total_limit < 1:
@@ -55,17 +65,46 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
         asked = self.do_eval  # transformers sets it wherever there is an eval_strategy
         super().__post_init__()
         self.do_eval = asked
+        if self.should_save:
+            self._check_permission()
         if self.total_batch_size is not None:
             self._divide_batch()
 
+    def _check_numbers(self) -> None:
+        """Raises ValueError for numbers with which nothing or only nonsense would be learnt."""
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
+        for name in RATES:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
+        if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs}: expected a positive number, or"
+                " max_steps"
+            )
+
+    def _place(self) -> Path:
+        """The folder, or what there is of the path to it."""
+        folder = Path(self.output_dir)
+        return next((path for path in (folder, *folder.parents) if path.exists()), folder)
+
     def _check_output_dir(self) -> None:
         """Raises ValueError if the folder cannot be made because a file is in its place."""
-        folder = Path(self.output_dir)
-        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        there = self._place()
         if there.exists() and not there.is_dir():
             raise ValueError(
                 f"output_dir={self.output_dir!r}: {there} is a file; expected a folder, or a new"
                 " name"
+            )
+
+    def _check_permission(self) -> None:
+        """Raises ValueError if nothing may be written to the folder."""
+        there = self._place()
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"output_dir={self.output_dir!r}: {there} may not be written to; choose another"
+                " folder"
             )
 
     @property

@@ -1,6 +1,7 @@
 """A training run from start to end: start or continue, train, evaluate, leave a usable model."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -253,10 +254,18 @@ def _load_trained(trainer: LionTrainer, settings: Sequence[Any]) -> None:
 
 
 def _same_model(folder: Path, settings: Sequence[Any]) -> bool:
-    """Whether the run in the folder began with the model that these settings name."""
+    """Whether the run in the folder began with the model that these settings name.
+
+    A folder has several paths: with a slash at its end, relative or not.
+    """
     now, before = resolved_settings(*settings), _settings_before(folder)
     names = ("model", "model_name_or_path")
-    return all(now.get(name) == before.get(name) for name in names)
+    return all(_path(now.get(name)) == _path(before.get(name)) for name in names)
+
+
+def _path(name: str | None) -> str | None:
+    """A model's folder, or its name on the Hub, in one way of writing it."""
+    return None if name is None else os.path.abspath(name)
 
 
 def _predict(

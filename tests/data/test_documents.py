@@ -121,6 +121,13 @@ def test_an_empty_file_among_others_is_left_out(tmp_path):
         ),
         ("a.txt.gz", gzip.compress(b"", mtime=0), "all files are empty: expected text"),
         ("a.csv", "text\n", "a.csv: a header without rows: expected text"),
+        ("a.csv", "text\n\n", "a.csv: a header without rows: expected text"),
+        (
+            "a.csv",
+            'text\nplain\n\n"a, b"\nonce upon, a time\n',  # the loader would read "once upon"
+            "a.csv, line 5: 2 fields, but the header has 1",
+        ),
+        ("a.csv.gz", gzip.compress(b"n,text\n1,x\n2\n", mtime=0), "a.csv.gz, line 3: 1 fields"),
         ("a.csv", "text,text\nx,y\n", "a.csv has 2 columns 'text': rename the others"),
         ("a::b.txt", "x", "a::b.txt: file names must not contain '::'; rename it"),
         (

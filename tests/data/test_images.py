@@ -169,6 +169,20 @@ def test_images_to_predict(folder, tmp_path):
         read_unlabelled(tmp_path, ["red"])
 
 
+def test_files_with_other_endings_are_left_out_with_a_warning(folder, tmp_path, caplog):
+    root = tmp_path / "data"
+    shutil.copytree(folder, root, ignore=shutil.ignore_patterns("*.parquet"))
+    count = len(read_images(str(root))[0])
+    assert "left out" not in caplog.text
+    for name in ("red/a.gif", "red/b.heic", "green/c.HEIC", "green/d.PNG"):
+        shutil.copyfile(root / "train/red/0.png", root / "train" / name)
+    assert len(read_images(str(root))[0]) == count + 1
+    assert f"{root / 'train'}: left out by their endings: 1 .HEIC, 1 .gif, 1 .heic" in caplog.text
+    caplog.clear()
+    assert len(read_unlabelled(root / "train" / "red", ["red"])) == count / 3
+    assert f"{root / 'train' / 'red'}: left out by their endings: 1 .gif, 1 .heic" in caplog.text
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

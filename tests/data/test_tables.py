@@ -92,6 +92,13 @@ def test_parquet_of_pandas(tmp_path):
         ("a.json", '[{"text": "x"},\n{"text": ]', "a.json, line 2: Expecting value"),
         ("a.jsonl", "1\n", "a.jsonl, row 1: expected an object"),
         (
+            "a.json",
+            '{\n "data": []\n}',
+            "expected one object per line, or a list of objects",
+        ),
+        ("a.jsonl", '{"a": "x"}{"a": "y"}', "Extra data; expected one object per line, or a list"),
+        ("a.jsonl", '{"a": "x"}\n{"a": 1}\n', "values of one type: it holds int, str ("),
+        (
             "a.jsonl",
             '{"a": 1}\n{"a": "x"}\n',
             "a.jsonl: column 'a' cannot be read as values of one",

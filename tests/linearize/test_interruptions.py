@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.held_out import HeldOut
 from lion_hf.linearize.settings import Distillation
 from lion_hf.training.checkpoints import checkpoints, damage
+
+pytest_plugins = ["support.softmax_models"]  # its fixtures
 
 ROOT = Path(__file__).parents[2]
 LONG_ENOUGH = 300  # seconds for a child on a busy machine
@@ -84,6 +87,24 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_unbroken_one(
     assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
     assert made.metrics == again.metrics
     assert not (tmp_path / "lion.run").exists()
+
+
+def test_the_output_may_be_in_the_folder_of_the_images(image_source, tmp_path, monkeypatch):
+    """As with `--data_path .` and a log there: what is not read may change, what is may not."""
+    root = tmp_path / "images"
+    lessons = Distillation(data_path=str(root), batch_size=2, layer_steps=0, steps=3)
+    stop_at(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        linearize_checkpoint(image_source, root / "out", distillation=lessons)
+    monkeypatch.undo()
+    assert (root / "out.run").is_dir()
+    added = shutil.copyfile(root / "train" / "dark" / "0.png", root / "train" / "dark" / "9.png")
+    with pytest.raises(ValueError, match="the content of data_path was"):
+        linearize_checkpoint(image_source, root / "out", distillation=lessons)
+    added.unlink()
+    (root / "log.txt").write_text("a line")
+    linearize_checkpoint(image_source, root / "out", distillation=lessons)
+    assert not (root / "out.run").exists()
 
 
 @pytest.mark.parametrize(

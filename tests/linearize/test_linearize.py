@@ -283,6 +283,11 @@ class TestRefusals:
                 {"architectures": ["DistilBertForSequenceClassification"]},
                 "expected one of .*DistilBertForTokenClassification",
             ),
+            (
+                "ViTForImageClassification",
+                {"hidden_act": "xielu"},
+                "hidden_act='xielu': expected an activation without",
+            ),
             ("DistilBertForMaskedLM", {"activation": "unheard_of"}, "hidden_act='unheard_of'"),
             (
                 "Dinov2Model",

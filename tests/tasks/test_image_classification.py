@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +145,9 @@ def test_defaults_are_the_deit_recipe(tmp_path):
         output_dir=str(tmp_path), use_cpu=True, num_train_epochs=20, warmup_epochs=1
     )
     assert args.warmup_steps == 0.05
+    for name, value in (("lr", math.nan), ("min_lr", -1.0)):
+        with pytest.raises(ValueError, match=f"^{name}={value}: expected a number of at least 0"):
+            script.ImageTrainingArguments(output_dir=str(tmp_path), **{name: value})
     with pytest.raises(ValueError, match="warmup_epochs=20"):
         script.ImageTrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, num_train_epochs=20, warmup_epochs=20

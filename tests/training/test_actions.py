@@ -1,7 +1,10 @@
 """What a run is asked to do: only evaluate or predict, and never to continue with other data."""
 
 import json
+import math
+import os
 import re
+from dataclasses import dataclass
 
 import pytest
 from support.models import model, text_config
@@ -149,3 +152,52 @@ def test_a_file_is_no_output_folder(tmp_path, name):
     message = f"output_dir={str(tmp_path / name)!r}: {tmp_path / 'file'} is a file"
     with pytest.raises(ValueError, match=re.escape(message)):
         LionTrainingArguments(str(tmp_path / name), use_cpu=True)
+
+
+def test_a_folder_without_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    """Permissions do not bind root, who may run these tests: the answer is the system's."""
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    message = f"output_dir={str(tmp_path / 'a' / 'b')!r}: {tmp_path} may not be written to"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LionTrainingArguments(str(tmp_path / "a" / "b"), use_cpu=True)
+    (tmp_path / "c").mkdir()
+    LionTrainingArguments(str(tmp_path / "c" / "d"), use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("num_train_epochs", 0),
+        ("num_train_epochs", -1.0),
+        ("num_train_epochs", math.nan),
+        ("per_device_train_batch_size", 0),
+        ("per_device_eval_batch_size", -2),
+        ("gradient_accumulation_steps", 0),
+        ("learning_rate", math.inf),
+        ("learning_rate", -1.0),
+        ("weight_decay", math.nan),
+    ],
+)
+def test_numbers_with_which_nothing_is_learnt_are_refused(name, value, tmp_path):
+    """A run of -1 epochs ended well, with random weights, and an infinite rate after its steps."""
+    with pytest.raises(ValueError, match=f"^{name}={value}: expected"):
+        LionTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+    if name == "num_train_epochs":
+        LionTrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, num_train_epochs=value)
+
+
+@dataclass
+class Settings:
+    model: str
+
+
+@pytest.mark.parametrize("name, same", [("./base", True), ("base", True), ("other", False)])
+def test_a_finished_run_is_known_by_any_path_of_its_model(
+    name, same, tmp_path, monkeypatch, caplog
+):
+    """With or without a slash at its end; the model that the run began with was evaluated."""
+    monkeypatch.chdir(tmp_path)
+    run(make("run", max_steps=1), title="A run", settings=[Settings("base/")])
+    again = make("run", do_train=False, do_eval=True)
+    run(again, title="A run", settings=[Settings(name)])
+    assert f"the model is that of {'run' if same else 'the trainer'}" in caplog.text
