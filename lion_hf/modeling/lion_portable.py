@@ -97,18 +97,21 @@ def chunks_at_once(
     return output.flatten(2, 3)[:, :, :length]
 
 
-def _chunks(length: int, size: int | None) -> tuple[int, int]:
+def _chunks(length: int, chunk_size: int | None) -> tuple[int, int]:
     """How many chunks, and the tokens of each.
 
-    Neither may be 1 in a trace, which would then hold for that number alone, nor may the last chunk
-    be full. So unless the call says how many tokens, both are even and there is always some room.
+    Neither may be 1 in a trace for any length, which would then hold for that number alone, nor may
+    the last chunk be full. So unless the call says how many tokens, both are even there, all chunks
+    are about equally full, and there is always some room.
     """
-    if size is None:
-        count = 2 * (1 + length // (2 * PORTABLE_CHUNK_SIZE))
-        return count, 2 * (1 + length // (2 * count))
+    size = chunk_size or PORTABLE_CHUNK_SIZE
     count = (length + size - 1) // size
-    known = statically_known_true(count == 1) or statically_known_true(count > 1)
-    return (count if known else count + 1), size  # an empty one more
+    if statically_known_true(count == 1) or statically_known_true(count > 1):
+        return count, size
+    if chunk_size is not None:
+        return count + 1, size  # an empty one more
+    count = 2 * (1 + length // (2 * size))
+    return count, 2 * (1 + length // (2 * count))
 
 
 def _split_end(sums: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
