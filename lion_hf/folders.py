@@ -53,6 +53,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def existing_part(path: Path) -> Path:
+    """The path, or what there is of it."""
+    return next((place for place in (path, *path.parents) if place.exists()), path)
+
+
+def may_be_written_to(folder: Path) -> bool:
+    """Whether this user may make files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 def check_new_folder(output: str | os.PathLike) -> Path:
     """The absolute path of a folder to write, which does not exist yet or is empty.
 
@@ -67,8 +77,8 @@ def check_new_folder(output: str | os.PathLike) -> Path:
             raise ValueError(f"{output}: the name is too long; choose a shorter one") from error
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another output")
-    place = next(parent for parent in output.parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    place = existing_part(output.parent)
+    if not place.is_dir() or not may_be_written_to(place):
         reason = "may not be written to" if place.is_dir() else "is no folder"
         raise ValueError(
             f"{output} cannot be made, because {place} {reason}: choose another output"

@@ -220,11 +220,10 @@ def _exponential(x: torch.Tensor, record: bool) -> Features:
     slopes = None
     if record and (beyond := x.abs() > EXPONENT_LIMIT).any():
         slopes = (~beyond).to(x.dtype)
-    exponents = x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT).mul_(LOG2_E)
     both = x.new_empty(*x.shape[:-1], 2 * x.shape[-1])
     up, down = both.chunk(2, dim=-1)
-    up.copy_(exponents)
-    torch.neg(exponents, out=down)
+    torch.mul(x.clamp_(-EXPONENT_LIMIT, EXPONENT_LIMIT), LOG2_E, out=up)
+    torch.neg(up, out=down)
     return both.add_(math.log2(EXPONENTIAL_SCALE)).exp2_(), slopes
 
 

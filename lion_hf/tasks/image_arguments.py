@@ -1,6 +1,5 @@
 """Arguments of a run of `lion-hf images`."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ class ImageTrainingArguments(ImageRunOptions, LionTrainingArguments):
     """`LionTrainingArguments` with the names and defaults of the DeiT recipe (arXiv 2012.12877)."""
 
     own_options: ClassVar[type] = ImageRunOptions
+    rates: ClassVar[tuple[str, ...]] = (*LionTrainingArguments.rates, "lr", "min_lr")
 
     def __post_init__(self):
         if self.label_smoothing_factor:
@@ -26,9 +26,6 @@ class ImageTrainingArguments(ImageRunOptions, LionTrainingArguments):
                     f" {self.num_train_epochs} epochs"
                 )
             self.warmup_steps = self.warmup_epochs / self.num_train_epochs
-        for name in ("lr", "min_lr"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
         if self.lr_scheduler_type == "cosine_with_min_lr" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"min_lr": self.min_lr}
         self._check_patches_per_batch()

@@ -1,7 +1,6 @@
 """Arguments of a run: those of transformers, with defaults for long runs."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +8,7 @@ from typing import ClassVar
 import torch
 from transformers import TrainingArguments
 
+from ..folders import existing_part, may_be_written_to
 from .options import RunOptions
 from .processes import use_cpu_without_accelerator
 
@@ -17,7 +17,6 @@ COUNTS = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
-RATES = ("learning_rate", "weight_decay")
 
 
 @dataclass
@@ -37,6 +36,7 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
     """
 
     own_options: ClassVar[type] = RunOptions  # what `--help` shows
+    rates: ClassVar[tuple[str, ...]] = ("learning_rate", "weight_decay")  # at least 0, finite
 
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Not used: a loss that is not finite stops the run."}
@@ -75,7 +75,7 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected an integer of at least 1")
-        for name in RATES:
+        for name in self.rates:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number of at least 0")
         if self.max_steps <= 0 and not 0 < self.num_train_epochs < math.inf:
@@ -84,14 +84,9 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
                 " max_steps"
             )
 
-    def _place(self) -> Path:
-        """The folder, or what there is of the path to it."""
-        folder = Path(self.output_dir)
-        return next((path for path in (folder, *folder.parents) if path.exists()), folder)
-
     def _check_output_dir(self) -> None:
         """Raises ValueError if the folder cannot be made because a file is in its place."""
-        there = self._place()
+        there = existing_part(Path(self.output_dir))
         if there.exists() and not there.is_dir():
             raise ValueError(
                 f"output_dir={self.output_dir!r}: {there} is a file; expected a folder, or a new"
@@ -100,8 +95,8 @@ class LionTrainingArguments(RunOptions, TrainingArguments):
 
     def _check_permission(self) -> None:
         """Raises ValueError if nothing may be written to the folder."""
-        there = self._place()
-        if not os.access(there, os.W_OK | os.X_OK):
+        there = existing_part(Path(self.output_dir))
+        if not may_be_written_to(there):
             raise ValueError(
                 f"output_dir={self.output_dir!r}: {there} may not be written to; choose another"
                 " folder"
