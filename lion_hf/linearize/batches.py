@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from ..data.samples import SeededDataset, sample_seed
 
 TOKENS = 1024  # of a batch, if its rows are not counted
+FEWER_TOKENS = 256  # where there is time for few steps
 POOL_ROWS = 2048  # that are sorted by length together
 POOL_BATCHES = 16  # in a pool, if rows are counted
 FULL_ENOUGH = 0.6  # share of a batch's tokens from which it ends with its length
@@ -25,12 +26,13 @@ class Batches:
     Args:
         dataset: the rows.
         collate: makes a batch of rows.
-        batch_size: rows per batch, at most those of the data. None for about `TOKENS` tokens.
+        batch_size: rows per batch, at most those of the data. None for about as many `tokens`.
         seed: of the order.
         process: number of this process.
         processes: how many there are.
         documents: long documents by any index. Each is a batch; there are as many of them as of
             other batches.
+        tokens: of a batch whose rows are not counted, about.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class Batches:
         process: int = 0,
         processes: int = 1,
         documents: Dataset | None = None,
+        tokens: int = TOKENS,
     ):
-        self.dataset, self.collate, self.seed = dataset, collate, seed
+        self.dataset, self.collate, self.seed, self.tokens = dataset, collate, seed, tokens
         self.rows = max(len(dataset) // processes, 1)
         self.batch_size = None if batch_size is None else min(batch_size, self.rows)
         self.process, self.processes, self.documents = process, processes, documents
@@ -57,6 +60,10 @@ class Batches:
         batches = self._batches(pool)
         last = number + 1 == len(batches)
         return self.collate(batches[number]), (pool + 1, 0) if last else (pool, number + 1)
+
+    def resize(self, tokens: int) -> None:
+        """Makes batches of about so many tokens from now on."""
+        self.tokens, self._pool = tokens, (-1, [])
 
     def largest(self) -> Batch:
         """The batch of the first pool with the most tokens, which takes the most time and memory.
@@ -107,8 +114,8 @@ class Batches:
             length = _length(row)
             longer = batch and length > _length(batch[-1])
             used = sum(map(_length, batch))
-            too_many = length * (len(batch) + 1) > TOKENS
-            if batch and (too_many or (longer and used >= FULL_ENOUGH * TOKENS)):
+            too_many = length * (len(batch) + 1) > self.tokens
+            if batch and (too_many or (longer and used >= FULL_ENOUGH * self.tokens)):
                 yield batch
                 batch = []
             batch.append(row)

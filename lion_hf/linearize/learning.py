@@ -15,7 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from ..convert.errors import ConversionError
 from ..modeling.modeling_lion import LionPreTrainedModel
-from .batches import Batches
+from .batches import FEWER_TOKENS, TOKENS, Batches
 from .budget import (
     LAYERS_SHARE,
     Speed,
@@ -38,6 +38,10 @@ from .stage import STAGES, Learner
 from .timing import compare_speeds
 
 SAMPLES = 64  # images per step, and samples per batch that is measured
+# Where there is time for at most so many steps of the usual size, smaller ones teach more; with
+# time for 740 they were worth nothing (benchmarks/results/linearize.md).
+FEW_STEPS = 500
+MUCH_FASTER = 0.5  # of the time of a usual step: below that, smaller ones are taken
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +126,9 @@ def distil(
     texts = train, validation.dataset  # type: ignore[attr-defined]
     documents, measured = long_documents(lesson, texts, processor, settings, seed)
     lesson.to(process.device)
+    found = run.load()
+    process.wait_for_everyone()  # the first one removes this checkpoint with its next
+    state = State(bf16=_computes_in_bf16(settings, process)) if found is None else found[0]
     place = process.process_index, process.num_processes
     text = lesson.student.config.modality == "text"
     batch_size = settings.batch_size or (None if text else SAMPLES)
@@ -129,12 +136,10 @@ def distil(
         stage: Batches(train, collate, batch_size, seed + number, *place)
         for number, stage in enumerate(STAGES)
     }
+    batches["answers"].resize(state.tokens)
     batches["documents"].documents = documents
     held_out = HeldOut.of(validation, collate, batch_size or SAMPLES)
     held_out.documents = [collate([document]) for document in measured]
-    found = run.load()
-    process.wait_for_everyone()  # the first one removes this checkpoint with its next
-    state = State(bf16=_computes_in_bf16(settings, process)) if found is None else found[0]
     learner = Learner(lesson, batches, held_out, state, run, process)
     with memory_errors(settings):
         if found is None:
@@ -208,6 +213,7 @@ def _prepare(learner: Learner, settings: Distillation) -> None:
     if budget is not None:
         logger.info("timing a step of each stage, and a measurement")
         steps = {stage: _step_seconds(learner, stage) for stage in wishes.shares}
+        _choose_tokens(learner, wishes.shares["answers"] * budget, steps["answers"])
         learner.lesson.begin(STAGES[0])
         about = Speed(steps, held_out.limit(learner.lesson, budget))
         later = learner.clock.elapsed + about.measurement
@@ -246,6 +252,28 @@ def _wishes(lesson: Lesson, settings: Distillation) -> Wishes:
     text = lesson.student.config.modality == "text" and given["layers"] is None
     layers = 0.0 if text else LAYERS_SHARE
     return Wishes(given, settings.usual_rates, layers, settings.document_share)
+
+
+def _choose_tokens(learner: Learner, seconds: float, step: float) -> None:
+    """Makes the steps end to end smaller if there is time for few, and they then take less time.
+
+    Several processes exchange their gradients after every step, so theirs stay as they are.
+
+    Args:
+        learner: what takes them.
+        seconds: the time for them.
+        step: seconds of a step of the usual size.
+    """
+    batches = learner.batches["answers"]
+    counted = batches.batch_size is not None
+    if counted or learner.process.num_processes > 1 or seconds > FEW_STEPS * step:
+        return
+    batches.resize(FEWER_TOKENS)
+    if _step_seconds(learner, "answers") < MUCH_FASTER * step:
+        learner.state.tokens = FEWER_TOKENS
+        logger.info("steps of about %d tokens, because there is time for few", FEWER_TOKENS)
+    else:
+        batches.resize(TOKENS)
 
 
 def _step_seconds(learner: Learner, stage: str) -> float:

@@ -15,6 +15,7 @@ from ..folders import cannot_write, write_json
 from ..training import checkpoints
 from ..training.lock import folder_lock
 from ..training.settings import differences
+from .batches import TOKENS
 from .budget import Phase
 
 RECORD_FILE = "run.json"  # what the run depends on
@@ -30,6 +31,7 @@ class State:
 
     Args:
         bf16: whether the run computes in bfloat16.
+        tokens: of a step end to end, about, if its texts are not counted.
         clock: seconds of learning.
         phases: the plan; empty until it is made.
         phase: number of the phase that goes on; as many as there are once all are over.
@@ -49,6 +51,7 @@ class State:
     """
 
     bf16: bool = False
+    tokens: int = TOKENS
     clock: float = 0.0
     phases: list[dict[str, Any]] = field(default_factory=list)
     phase: int = 0

@@ -119,7 +119,10 @@ class Distillation:
     tau: float = field(default=1.0, metadata={"help": "Temperature of the teacher's answers."})
     batch_size: int | None = field(
         default=None,
-        metadata={"help": "Samples per step. By default 64 images, or text of about 1024 tokens."},
+        metadata={
+            "help": "Samples per step. By default 64 images, or text of about 1024 tokens,"
+            " of 256 if there is time for few steps."
+        },
     )
     max_length: int | None = field(
         default=None,

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from transformers import BertTokenizer
 
 from lion_hf.linearize import documents, learning
+from lion_hf.linearize.batches import FEWER_TOKENS
 from lion_hf.linearize.budget import Speed, Wishes, plan_by_clock
 from lion_hf.linearize.checkpoint import linearize_checkpoint
 from lion_hf.linearize.copying import linearize_model
@@ -223,6 +224,36 @@ class TestRuns:
         assert figures["steps"]["documents"] > 0
         assert {x["stage"] for x in figures["history"]} == {"answers", "documents"}
         assert figures["clock"] < 12
+
+    @pytest.mark.parametrize(
+        ("few", "much_faster", "small"), [(10**6, 100, True), (10**6, 0, False), (0, 100, False)]
+    )
+    def test_steps_are_smaller_where_there_is_time_for_few(
+        self, few, much_faster, small, encoder, tmp_path, monkeypatch
+    ):
+        """Those of text end to end, also after an interruption; not those among documents."""
+        monkeypatch.setattr(learning, "FEW_STEPS", few)
+        monkeypatch.setattr(learning, "MUCH_FASTER", much_faster)
+        read, sizes = Lesson.forward, {"answers": [], "documents": []}
+
+        def noted(lesson, **batch):
+            if "passages" not in batch:
+                sizes[lesson.stage].append(batch["input_ids"].numel())
+            return read(lesson, **batch)
+
+        lessons = Distillation(
+            train_file=str(tmp_path / "train.txt"), max_length=16, budget="8s", document_share=0.3
+        )
+        options = {"distillation": lessons, "max_position_embeddings": 80}
+        if small:
+            steps = stop_at(monkeypatch, 4)
+            with pytest.raises(KeyboardInterrupt):
+                linearize_checkpoint(encoder, tmp_path / "lion", **options)
+            assert len(steps) == 4
+        monkeypatch.setattr(Lesson, "forward", noted)
+        linearize_checkpoint(encoder, tmp_path / "lion", **options)
+        assert (sizes["answers"][-1] <= FEWER_TOKENS) == small  # before it, sizes are timed
+        assert max(sizes["documents"]) > FEWER_TOKENS
 
     def test_the_plan(self):
         rates = dict.fromkeys(("layers", "answers", "documents"), 1e-3)
