@@ -10,7 +10,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -37,15 +37,23 @@ def cannot_write(error: BaseException) -> bool:
     return isinstance(error, Exception) and any(word in str(error) for word in WRITE_ERRORS)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; what was there before stays until then."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A file to write, whole or not at all; what was there before stays until then."""
     partial = path.with_name(f".{path.name}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            yield file
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text to a file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:

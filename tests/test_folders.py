@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from lion_hf.folders import WRITER as WRITER_FILE
-from lion_hf.folders import check_new_folder, new_folder
+from lion_hf.folders import check_new_folder, new_folder, whole_file
 
 WRITER = """
 import sys, time
@@ -22,6 +22,34 @@ with new_folder(sys.argv[1]) as folder:
     print("written", flush=True)
     time.sleep(600)
 """
+
+
+HALF_A_FILE = """
+import pathlib, sys, time
+from lion_hf.folders import whole_file
+with whole_file(pathlib.Path(sys.argv[1])) as file:
+    file.write("half\\n" * 100_000)
+    print("written", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "predictions.csv"
+    with whole_file(file) as handle:
+        handle.write("before\n")
+    with pytest.raises(KeyboardInterrupt), whole_file(file) as handle:
+        handle.write("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "before\n" and [*tmp_path.iterdir()] == [file]
+    program = [sys.executable, "-c", HALF_A_FILE, str(file)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"written\n"
+        writer.kill()
+    assert file.read_text() == "before\n"
+    with whole_file(file) as handle:  # over what the killed process left
+        handle.write("after\n")
+    assert file.read_text() == "after\n" and [*tmp_path.iterdir()] == [file]
 
 
 def test_new_and_empty_folders_are_taken(tmp_path):

@@ -185,13 +185,20 @@ def build_model(
         distillation_head: whether a second head learns from a teacher.
 
     Raises:
-        ValueError: if there is no such model, or it is not one for images.
+        ValueError: if there is no such model, it is not one for images, or it has no second head.
     """
     source, labels = find_model(settings), _labels(names)
+    if distillation_head and (source.path is None or settings.softmax):
+        given = "softmax=True" if settings.softmax else f"model={settings.model!r}"
+        raise ValueError(
+            f"distillation_token=True with {given}: expected False, because only LION's models have"
+            " a head for it"
+        )
     config = read_lion_config(settings, names, distillation_head)
     if source.path is None or config is None:
         return random_model(build_timm_model(settings, labels))
     if settings.softmax:
+        _say_what_is_left_out(settings, config)
         return random_model(softmax_model(config, labels))
     if not source.weights:
         return random_model(AutoModelForImageClassification.from_config(config))
@@ -233,6 +240,15 @@ def _labels(names: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(names)),
         "label2id": {label: n for n, label in enumerate(names)},
     }
+
+
+def _say_what_is_left_out(settings: ModelSettings, config: LionConfig) -> None:
+    """Warns of options that a softmax ViT does not have, because the comparison is without them."""
+    options = {name: getattr(settings, name) for name in LION_ONLY if name != "softmax"}
+    options["drop_path"] = config.drop_path_rate
+    given = [f"{name}={value}" for name, value in options.items() if value]
+    if given:
+        logger.warning("softmax: transformers' ViT learns without %s", ", ".join(given))
 
 
 def softmax_model(config: LionConfig, labels: dict[str, Any]) -> ViTForImageClassification:

@@ -9,6 +9,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import PredictionOutput
 
 from ..data.images import UNKNOWN, Images, check_share
+from ..folders import whole_file
 
 
 def answers(
@@ -63,7 +64,7 @@ def write_predictions(output: PredictionOutput, images: Images, file: Path) -> N
     The label is empty if it is unknown, the prediction if the picture could not be read.
     """
     best, probabilities, _ = output.predictions
-    with open(file, "w", encoding="utf-8", newline="") as handle:
+    with whole_file(file) as handle:
         table = csv.writer(handle)
         table.writerow(["file", "label", "predicted", "probability"])
         for row, number in enumerate(images.labels):

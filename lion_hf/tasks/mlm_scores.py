@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ..data.samples import SeededDataset
+from ..folders import whole_file
 
 GUESSES = 5  # per masked token
 NO_TOKEN = -100
@@ -91,7 +92,7 @@ def write_guesses(
         output: predictions of `count_and_guess` for these rows.
     """
     _, tokens, scores = output.predictions
-    with path.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         found = zip(output.label_ids, tokens, scores)
         for number, (labels, guesses, shares) in enumerate(found):
             masked = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..folders import write_json
+from ..folders import whole_file, write_json, write_text
 from .glue_tasks import Task
 
 
@@ -95,7 +95,7 @@ def write_predictions(path: str | Path, predictions: Iterable, task: Task) -> No
         predictions: classes or targets (N,).
         task: STS-B's targets are cut to its range, 0 to 5, and rounded.
     """
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with whole_file(Path(path)) as file:
         lines = csv.writer(file, delimiter="\t", lineterminator="\n")  # quotes names with tabs
         lines.writerow(("index", "prediction"))
         for index, value in enumerate(predictions):
@@ -120,7 +120,7 @@ def save_summary(summary: Mapping, folder: str | Path, title: str, stem: str = "
     folder = Path(folder)
     write_json(folder / f"{stem}.json", summary)
     text = f"# {title}\n\n{table(summary, markdown=True)}\n"
-    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
+    write_text(folder / f"{stem}.md", text)
     try:
         from ..plots import plot_scores
 

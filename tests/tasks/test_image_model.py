@@ -125,6 +125,28 @@ def test_softmax_baseline(folder, tmp_path):
     assert vit.num_parameters() == lion.num_parameters()
 
 
+def test_what_a_softmax_vit_learns_without_is_named(caplog):
+    settings = {"model": "lion-d-snake-tiny-patch16-224", "softmax": True}
+    build_model(ModelSettings(**settings, mask_type="decay", chunk_size=64), ["a", "b"])
+    (line,) = (x.message for x in caplog.records if "softmax" in x.message)
+    assert line.endswith("ViT learns without mask_type=decay, chunk_size=64, drop_path=0.1")
+    caplog.clear()
+    build_model(ModelSettings(**settings, drop_path=0.0), ["a", "b"])
+    assert "softmax" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"model": "lion-lit-tiny-patch16-224", "softmax": True}, "softmax=True"),
+        ({"model": "test_vit"}, "model='test_vit'"),
+    ],
+)
+def test_a_distillation_token_for_models_that_have_none(options, given):
+    with pytest.raises(ValueError, match=f"distillation_token=True with {given}: expected False"):
+        build_model(ModelSettings(**options), ["a", "b"], distillation_head=True)
+
+
 def test_fine_tuning_at_another_resolution(folder, tmp_path):
     run(folder, tmp_path / "one", *PLAIN, "--max_steps", "25")
     first = LionForImageClassification.from_pretrained(tmp_path / "one")
