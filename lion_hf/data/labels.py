@@ -5,6 +5,7 @@ booleans and the `ClassLabel`s of Hugging Face tables are classes because their 
 column of floats is a real-valued target.
 """
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, LargeList, List, Value
 from datasets.features.features import FeatureType
+
+logger = logging.getLogger(__name__)
 
 _PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}")  # of 64 bits at most
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -78,7 +81,7 @@ class LabelColumn:
             return [self._name_of(row, value) for row, value in enumerate(self.values)]
         if self._kind == "float":
             return [self._text_of_float(row, value) for row, value in enumerate(self.values)]
-        return [None if value is None or value == "" else str(value) for value in self.values]
+        return [None if _is_missing(value) else str(value) for value in self.values]
 
     def classes(self) -> list[str]:
         """The names of the classes in the order of their numbers.
@@ -95,6 +98,7 @@ class LabelColumn:
         if isinstance(self.feature, ClassLabel):
             return list(self.feature.names)
         found = set(self._complete(self.texts()))
+        self._warn_of_spaces(found)
         if all(_PLAIN_INTEGER.fullmatch(text) for text in found):
             return sorted(found, key=int)
         return sorted(found)
@@ -178,6 +182,18 @@ class LabelColumn:
             )
         return [text for text in texts if text is not None]
 
+    def _warn_of_spaces(self, names: set[str]) -> None:
+        """Says which classes look the same: they may be one, misspelt in some rows."""
+        seen: dict[str, str] = {}
+        for name in sorted(names):
+            other = seen.setdefault(name.strip(), name)
+            if other != name:
+                logger.warning(
+                    "%s of %s holds %r and %r, which differ in the spaces around them only, and are"
+                    " two classes",
+                    *(self.name, self.source, other, name),
+                )
+
     def _refuse(self, texts: list[str], numbers: list, legal: str) -> None:
         wrong = [row for row, number in enumerate(numbers) if number is None]
         raise ValueError(
@@ -213,7 +229,9 @@ def usual_column(option: str, usual: Sequence[str], columns: Sequence[str], sour
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _number(text: str) -> float | None:

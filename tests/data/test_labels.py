@@ -36,6 +36,16 @@ def test_different_texts_are_different_classes_with_their_own_names(first, secon
     assert [classes[number] for number in labels.numbers(classes)] == [second, first, second]
 
 
+def test_classes_that_differ_in_spaces_only_are_named(caplog):
+    assert column(["pos", "neg", "pos ", "neg"]).classes() == ["neg", "pos", "pos "]
+    (line,) = caplog.messages
+    assert "label of t.csv holds 'pos' and 'pos ', which differ in the spaces" in line
+    with pytest.raises(
+        ValueError, match="label is missing in 1 of 2 rows of t.csv, first in row 2"
+    ):
+        column(["pos", "  "]).classes()
+
+
 @pytest.mark.parametrize(
     "values, feature, classes, numbers",
     [
