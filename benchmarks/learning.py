@@ -3,6 +3,7 @@
     python benchmarks/learning.py run --data DATA     # everything, for hours; skips what is done
     python benchmarks/learning.py run --data DATA --tasks mlm-128 --arms "modern LION-S" ModernBERT
     python benchmarks/learning.py run --data DATA --quick --output OUT     # in minutes, a few steps
+    python benchmarks/learning.py run --data DATA --tasks chapters --steps 1100    # longer runs
     python benchmarks/learning.py time --data DATA    # seconds per step, of all models in turns
     python benchmarks/learning.py report
 
@@ -12,8 +13,10 @@ paragraph per line; `sentiment` and `pairs` with `train.csv` and `validation.csv
 `learning.jsonl` in the output folder, so the command goes on where it was stopped. For each arm the
 learning rate is chosen on the tuning seed 0. The other seeds are paired: all arms see the same
 rows, in the same order, with the same masks. Tasks that start from pretrained weights take those of
-the same seed. `time` measures the steps of all arms beside each other, because runs of different
-days do not compare them. `report` writes `learning.md` and the curves.
+the same seed. `--steps` makes longer runs, at the learning rate of the usual ones: in the time of a
+slower model, a faster one may take more steps. `time` measures the steps of all arms beside each
+other, because runs of different days do not compare them. `report` writes `learning.md` and the
+curves.
 """
 
 import argparse
@@ -138,6 +141,8 @@ def run(args: argparse.Namespace) -> None:
             task = dataclasses.replace(
                 task, batch=4, length=min(task.length, 64), steps=3, pairs=min(task.pairs, 4)
             )
+        if args.steps is not None and args.steps <= task.steps:
+            raise ValueError(f"--steps {args.steps}: expected more than the {task.steps} of {name}")
         data = load(task, args.data, args.output)
         for arm in arms_of(task):
             if arm in args.arms:
@@ -147,7 +152,9 @@ def run(args: argparse.Namespace) -> None:
 def run_arm(args: argparse.Namespace, name: str, arm: str, task: Task, data: Data) -> None:
     """What is still to do of an arm on a task."""
     log = args.output / "learning.jsonl"
-    for rate, seed in _plan(args, name, arm, log):
+    plan = _plan(args, name, arm, task.steps, log)
+    task = dataclasses.replace(task, steps=args.steps or task.steps)
+    for rate, seed in plan:
         torch.manual_seed(seed)
         source = None
         if task.source is not None:  # the tuning seed takes the first paired seed's weights
@@ -160,7 +167,7 @@ def run_arm(args: argparse.Namespace, name: str, arm: str, task: Task, data: Dat
         model = build(arm, task.kind, task.length, data.classes, source)
         rows = QUICK_ROWS if args.quick else VALIDATION_ROWS
         result = train(model, task, data, rate, seed, rows)
-        if task.kind == "text" and seed != TUNING_SEED:
+        if task.kind == "text" and seed != TUNING_SEED and args.steps is None:
             save_model(model, str(_weights(args, name, arm, seed)))
         entry = {"task": name, "arm": arm, "rate": rate, "seed": seed, "steps": task.steps}
         with log.open("a", encoding="utf-8") as file:
@@ -172,21 +179,30 @@ def _weights(args: argparse.Namespace, task: str, arm: str, seed: int) -> Path:
     return args.output / "weights" / f"{task} {arm} {seed}.safetensors"
 
 
-def _plan(args: argparse.Namespace, task: str, arm: str, log: Path) -> Iterator[tuple[float, int]]:
-    """What is still to do: the rates on the tuning seed, then the best one on the other seeds."""
+def _plan(
+    args: argparse.Namespace, task: str, arm: str, usual: int, log: Path
+) -> Iterator[tuple[float, int]]:
+    """What is still to do: the rates on the tuning seed, then the best one on the other seeds.
 
-    def done(seed: int) -> dict[float, float]:
-        entries = read_log(log)
-        mine = [e for e in entries if (e["task"], e["arm"], e["seed"]) == (task, arm, seed)]
-        return {e["rate"]: e["loss"] for e in mine}
+    Longer runs have the rate that was best with the usual number of steps.
+    """
 
-    for rate in args.rates:
-        if rate not in done(TUNING_SEED):
+    def done(seed: int, steps: int) -> dict[float, float]:
+        run = {"task": task, "arm": arm, "seed": seed, "steps": steps}
+        return {e["rate"]: e["loss"] for e in read_log(log) if run.items() <= e.items()}
+
+    for rate in args.rates if args.steps is None else ():
+        if rate not in done(TUNING_SEED, usual):
             yield rate, TUNING_SEED
-    tried = done(TUNING_SEED)
+    tried = done(TUNING_SEED, usual)
+    if not tried:
+        raise FileNotFoundError(
+            f"--steps {args.steps}: {arm} has no runs of {usual} steps of {task} yet, which choose"
+            " the learning rate: run it without --steps first"
+        )
     best = min(tried, key=lambda rate: tried[rate])
     for seed in args.seeds:
-        if best not in done(seed):
+        if best not in done(seed, args.steps or usual):
             yield best, seed
 
 
@@ -213,6 +229,9 @@ def main(argv: list[str] | None = None) -> None:
         "--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds of the best rate"
     )
     parser.add_argument(
+        "--steps", type=int, help="steps of longer runs, at the rate of the usual ones"
+    )
+    parser.add_argument(
         "--turns", type=int, default=20, help="steps of each model that `time` measures"
     )
     parser.add_argument(
@@ -226,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--data {args.data}: expected a folder with speeches/train.txt")
     try:
         (run if args.command == "run" else time_steps)(args)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
 
 

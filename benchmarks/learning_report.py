@@ -44,12 +44,21 @@ def report(runs: Sequence[Run], times: Sequence[Run], output: Path) -> None:
     ]
     for name, task in TASKS.items():
         mine = [run for run in runs if run["task"] == name]
-        found = {arm: [run for run in mine if run["arm"] == arm] for arm in arms_of(task)}
-        found = {arm: entries for arm, entries in found.items() if entries}
-        if found:
+        if found := by_arm(task, mine):
             parts += [_table(name, found), *_differences(task, found)]
             _plot(name, found, output / f"learning-{name}.png")
     (output / "learning.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def by_arm(task: Task, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each arm; longer ones than the task's usual ones are an entry of their own."""
+    found: dict[str, list[Run]] = {}
+    usual = min((run["steps"] for run in runs), default=0)
+    for arm in arms_of(task):
+        for run in sorted((x for x in runs if x["arm"] == arm), key=lambda run: run["steps"]):
+            steps = run["steps"]
+            found.setdefault(arm if steps == usual else f"{arm}, {steps:,} steps", []).append(run)
+    return found
 
 
 def timed(run: Run, times: Sequence[Run]) -> Run:
@@ -80,6 +89,7 @@ def _table(name: str, found: dict[str, list[Run]]) -> str:
         )
         values = [run[task.measure] for run in paired(runs).values()]
         reached = f"{_mean(task, values)} ({len(values)})" if values else "not run"
+        tried = tried or "that of the shorter runs"
         seconds = min(run["cpu_seconds"] for run in runs)  # others shared the machine
         lines.append(
             f"| {arm} | {runs[0]['parameters']:,} | {tried} | {reached} | {seconds:,.0f} |"
@@ -101,19 +111,24 @@ def paired(runs: Sequence[Run]) -> dict[int, Run]:
 def _differences(task: Task, found: dict[str, list[Run]]) -> list[str]:
     """The table of LION's arms against their peers, at equal tokens and at equal time."""
     lines = []
-    for ours in [arm for arm in OURS if arm in found]:
+    for ours in [arm for arm in found if found[arm][0]["arm"] in OURS]:
         for peer in [arm for arm in PEERS if arm in found]:
             pairs = _pairs(found[ours], found[peer])
             if len(pairs) < 2:
                 continue
-            tokens = [_gain(task, a[task.measure], b[task.measure]) for a, b in pairs]
+            tokens = [
+                _gain(task, a[task.measure], b[task.measure])
+                for a, b in pairs
+                if a["steps"] == b["steps"]
+            ]
             times = [
                 _gain(task, *(at_seconds(run, task.measure, _shorter(a, b)) for run in (a, b)))
                 for a, b in pairs
             ]
             lines.append(
-                f"| {ours} | {peer} | {_mean(task, tokens)} | {verdict(task, tokens)} |"
-                f" {_mean(task, times)} | {verdict(task, times)} |"
+                f"| {ours} | {peer} |"
+                + (f" {_mean(task, tokens)} | {verdict(task, tokens)} |" if tokens else " | |")
+                + f" {_mean(task, times)} | {verdict(task, times)} |"
             )
     if not lines:
         return []

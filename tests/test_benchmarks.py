@@ -409,6 +409,13 @@ def test_learning_runs_goes_on_and_reports(module, learning_data, tmp_path, caps
         assert max(sizes) <= 1.01 * min(sizes), task
     learning.main(command)
     assert log.read_text(encoding="utf-8").splitlines() == lines
+    longer = [*command[:6], "--seeds", "1", "--tasks", "sentiment", "--arms", "modern LION-S"]
+    learning.main([*longer, "--steps", "5"])
+    added = [json.loads(x) for x in log.read_text(encoding="utf-8").splitlines()[len(lines) :]]
+    assert [(x["arm"], x["seed"], x["steps"]) for x in added] == [("modern LION-S", 1, 5)]
+    with pytest.raises(SystemExit):
+        learning.main([*longer, "--steps", "3"])
+    assert "--steps 3: expected more than the 3 of sentiment" in capsys.readouterr().err
     arms = ["--tasks", "mlm-128", "--arms", "modern LION-S", "ModernBERT", "--turns", "1"]
     learning.main(["time", *command[1:3], "--output", str(tmp_path / "out"), *arms])
     times = (tmp_path / "out" / learning.TIMES).read_text(encoding="utf-8").splitlines()
@@ -416,6 +423,7 @@ def test_learning_runs_goes_on_and_reports(module, learning_data, tmp_path, caps
     learning.main(["report", "--output", str(tmp_path / "out")])
     table = (tmp_path / "out" / "learning.md").read_text(encoding="utf-8")
     assert all(f"| {arm} |" in table for arm in [*learning.ARMS, *learning.IMAGE_ARMS])
+    assert "| modern LION-S, 5 steps |" in table and "that of the shorter runs" in table
     assert (tmp_path / "out" / "learning-mlm-128.png").stat().st_size > 10_000
     with pytest.raises(SystemExit):
         learning.main(["run", "--data", str(tmp_path / "nowhere")])
@@ -453,6 +461,11 @@ def test_learning_compares_paired_seeds_at_equal_time(module):
     timed = reports.timed(slow, steps)  # the last measurement counts
     assert timed["cpu_seconds"] == 6.0 and [point[1] for point in timed["curve"]] == [3.0, 6.0]
     assert reports.timed(slow, [steps[0] | {"arm": "BERT"}]) == slow
+    longer = {**slow, "arm": "ModernBERT", "steps": 900}
+    found = reports.by_arm(
+        module("learning_tasks").TASKS["mlm-128"], [longer, longer | {"steps": 7}]
+    )
+    assert [*found] == ["ModernBERT", "ModernBERT, 900 steps"]
     assert reports.half_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / 3**0.5, rel=1e-3)
 
 
