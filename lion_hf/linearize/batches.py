@@ -26,13 +26,12 @@ class Batches:
     Args:
         dataset: the rows.
         collate: makes a batch of rows.
-        batch_size: rows per batch, at most those of the data. None for about as many `tokens`.
+        batch_size: rows per batch, at most those of the data. None for about `TOKENS` tokens.
         seed: of the order.
         process: number of this process.
         processes: how many there are.
         documents: long documents by any index. Each is a batch; there are as many of them as of
             other batches.
-        tokens: of a batch whose rows are not counted, about.
     """
 
     def __init__(
@@ -44,9 +43,8 @@ class Batches:
         process: int = 0,
         processes: int = 1,
         documents: Dataset | None = None,
-        tokens: int = TOKENS,
     ):
-        self.dataset, self.collate, self.seed, self.tokens = dataset, collate, seed, tokens
+        self.dataset, self.collate, self.seed, self.tokens = dataset, collate, seed, TOKENS
         self.rows = max(len(dataset) // processes, 1)
         self.batch_size = None if batch_size is None else min(batch_size, self.rows)
         self.process, self.processes, self.documents = process, processes, documents

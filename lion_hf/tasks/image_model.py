@@ -34,8 +34,9 @@ from .loading import load_model, random_model
 
 logger = logging.getLogger(__name__)
 
+MIXING = ("mask_type", "order", "format", "chunk_size")
 # Settings that other models of timm do not have.
-LION_ONLY = ("mask_type", "order", "format", "chunk_size", "pos_emb", "cls_tok", "softmax")
+LION_ONLY = (*MIXING, "pos_emb", "cls_tok", "softmax")
 USUAL_SIZE = 224  # of models that take any
 
 
@@ -244,7 +245,7 @@ def _labels(names: Sequence[str]) -> dict[str, Any]:
 
 def _say_what_is_left_out(settings: ModelSettings, config: LionConfig) -> None:
     """Warns of options that a softmax ViT does not have, because the comparison is without them."""
-    options = {name: getattr(settings, name) for name in LION_ONLY if name != "softmax"}
+    options = {name: getattr(settings, name) for name in MIXING}
     options["drop_path"] = config.drop_path_rate
     given = [f"{name}={value}" for name, value in options.items() if value]
     if given:

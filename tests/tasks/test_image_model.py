@@ -127,7 +127,9 @@ def test_softmax_baseline(folder, tmp_path):
 
 def test_what_a_softmax_vit_learns_without_is_named(caplog):
     settings = {"model": "lion-d-snake-tiny-patch16-224", "softmax": True}
-    build_model(ModelSettings(**settings, mask_type="decay", chunk_size=64), ["a", "b"])
+    build_model(
+        ModelSettings(**settings, mask_type="decay", chunk_size=64, cls_tok=True), ["a", "b"]
+    )
     (line,) = (x.message for x in caplog.records if "softmax" in x.message)
     assert line.endswith("ViT learns without mask_type=decay, chunk_size=64, drop_path=0.1")
     caplog.clear()
