@@ -259,7 +259,7 @@ def test_an_interruption_before_the_first_step_after_the_trials(encoder, tmp_pat
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(stage.Learner, "_measure", interrupted)
-    lessons = options(tmp_path, layer_steps=None, steps=None, budget="12s")
+    lessons = options(tmp_path, layer_steps=None, steps=None, budget="20s")
     with pytest.raises(KeyboardInterrupt):
         linearize_checkpoint(encoder, tmp_path / "lion", distillation=lessons)
     before = _state(tmp_path / "lion.run")
