@@ -44,13 +44,13 @@ class Batches:
         processes: int = 1,
         documents: Dataset | None = None,
     ):
-        self.dataset, self.collate, self.seed, self.tokens = dataset, collate, seed, TOKENS
+        self.dataset, self.collate, self.seed = dataset, collate, seed
         self.rows = max(len(dataset) // processes, 1)
         self.batch_size = None if batch_size is None else min(batch_size, self.rows)
         self.process, self.processes, self.documents = process, processes, documents
         self.sorts = "input_ids" in dataset[0]
         self._epoch: tuple[int, list[int]] = (-1, [])
-        self._pool: tuple[int, list[list[dict[str, Any]]]] = (-1, [])
+        self.resize(TOKENS)
 
     def take(self, place: Place) -> tuple[Batch, Place]:
         """The batch at a place, and the place of the next one. The first place is (0, 0)."""
@@ -60,8 +60,9 @@ class Batches:
         return self.collate(batches[number]), (pool + 1, 0) if last else (pool, number + 1)
 
     def resize(self, tokens: int) -> None:
-        """Makes batches of about so many tokens from now on."""
-        self.tokens, self._pool = tokens, (-1, [])
+        """Makes batches of about so many tokens from now on, if rows are not counted."""
+        self.tokens = tokens
+        self._pool: tuple[int, list[list[dict[str, Any]]]] = (-1, [])
 
     def largest(self) -> Batch:
         """The batch of the first pool with the most tokens, which takes the most time and memory.

@@ -12,6 +12,8 @@ import shutil
 import zlib
 from pathlib import Path
 
+from ..folders import whole_file
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -49,12 +51,10 @@ def seal(folder: str | os.PathLike) -> None:
         str(file.relative_to(folder)): _size_and_checksum(file, sync=True)
         for file in _files(folder)
     }
-    partial = folder / f".{MANIFEST}"
-    with partial.open("w", encoding="utf-8") as handle:
+    with whole_file(folder / MANIFEST) as handle:
         json.dump(files, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(partial, folder / MANIFEST)
     (folder / UNSEALED).unlink(missing_ok=True)
 
 
